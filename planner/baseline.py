@@ -1,0 +1,361 @@
+"""The terms and the work of a training step with nothing switched on: float32, eager attention, stock loss.
+
+Without an optimisation that makes ``adapters/weights`` nothing is trained; without checkpointing every layer's
+saved tensors live at once. Each formula states what autograd keeps for one layer as transformers 5.17 to 5.23
+computes it, with the adapter forward of ``trainer/adapters.py``; they are checked against counted bytes in
+``tests/test_memory_against_counted.py``.
+"""
+
+from __future__ import annotations
+
+from planner.ledger import ALWAYS, Basis, Formula, Ledger, Phase, Resource, Term, Work
+from planner.symbols import Letters, Number, greatest
+
+SAVED = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD})
+COUNTED = "derivation in the docstring; counted by tests/test_memory_against_counted.py"
+SHAPES = "shapes of the modules in transformers"
+
+
+def bits_of_activation(x: Letters) -> Number:
+    """Bits of an element held in the compute dtype."""
+    return x.a
+
+
+def bits_of_weight(x: Letters) -> Number:
+    """Bits of a frozen weight that is not quantised."""
+    return x.w
+
+
+def float32(x: Letters) -> Number:
+    """Bits of a float32 element."""
+    return 32
+
+
+def int64(x: Letters) -> Number:
+    """Bits of a token id."""
+    return 64
+
+
+def one_byte(x: Letters) -> Number:
+    """Bits of a byte, for terms given in bytes."""
+    return 8
+
+
+def tokens(x: Letters) -> Number:
+    """Tokens in one micro-batch."""
+    return x.B * x.S
+
+
+def linear_weights(x: Letters) -> Number:
+    """Weights of the linears inside the layers."""
+    return x.L * x.P
+
+
+def embedding(x: Letters) -> Number:
+    """One row of width D for each row of the vocabulary."""
+    return x.V * x.D
+
+
+def head(x: Letters) -> Number:
+    """The output head, where it is not the embedding itself."""
+    return x.Y * x.V * x.D
+
+
+def norms_and_biases(x: Letters) -> Number:
+    """Norm weights and every bias."""
+    return x.N
+
+
+def rotary_frequencies(x: Letters) -> Number:
+    """Inverse frequencies of rotary embedding, held twice: in use, and as first computed."""
+    return x.O
+
+
+def token_ids(x: Letters) -> Number:
+    """Input ids and targets."""
+    return 2 * tokens(x)
+
+
+def rotary_tables(x: Letters) -> Number:
+    """Cosines and sines, shared by the layers and by the sequences of a batch."""
+    return 2 * x.S * x.O
+
+
+def layer_inputs(x: Letters) -> Number:
+    """Layer inputs that the first norm of a layer saves as they are.
+
+    LayerNorm saves its input. RMSNorm of transformers computes in float32 and saves its float32 copy instead
+    (term ``activations/norms``), which in float32 is the input itself: hence ``a // 32``. The first layer's input
+    comes from the frozen embedding, needs no gradient, and is not saved.
+    """
+    return (x.A - 1) * tokens(x) * x.D * (1 - x.Q + x.Q * (x.a // 32))
+
+
+def norm_copies(x: Letters) -> Number:
+    """As ``norm_copies_of_layer`` for all layers, save the copy that the first norm of the first layer needs not."""
+    return x.A * norm_copies_of_layer(x) - x.Q * (1 - x.a // 32) * tokens(x) * (x.D + 1)
+
+
+def norm_copies_of_layer(x: Letters) -> Number:
+    """Float32 tensors saved by the norms of a layer, beyond the layer's input.
+
+    Each RMSNorm of width D saves a float32 copy and one value per token; in float32 the first norm's copy is the
+    layer's input. A query/key norm saves a float32 copy of its input. LayerNorm saves mean and deviation only,
+    but the input of every norm after the first.
+    """
+    wide = x.Q * (x.n - x.a // 32) * x.D + x.Q * x.n
+    layer_norm = (1 - x.Q) * (2 * x.n + (x.n - 1) * x.D)
+    return tokens(x) * (wide + layer_norm + x.q * (x.H + x.K) * (x.E + 1))
+
+
+def norm_outputs(x: Letters) -> Number:
+    """Outputs of the norms, saved as the input of the adapters behind them."""
+    return x.A * tokens(x) * x.n * x.D
+
+
+def adapter_inner(x: Letters) -> Number:
+    """Each adapter's inner activation, of width R."""
+    return x.A * tokens(x) * x.I * x.R
+
+
+def mlp_saved(x: Letters) -> Number:
+    """Tensors of width F that the MLP saves: ``f`` of them (gated 4; plain with gelu_new 5; plain 2)."""
+    return x.A * tokens(x) * x.f * x.F
+
+
+def attention_inputs_expanded(x: Letters) -> Number:
+    """Query, and key and value repeated for every query head."""
+    return x.A * tokens(x) * 3 * x.H * x.E
+
+
+def attention_output(x: Letters) -> Number:
+    """What attention gives, saved as the input of the output projection."""
+    return x.A * tokens(x) * x.H * x.E
+
+
+def eager_scores(x: Letters) -> Number:
+    """Softmax of the scores, for every pair of tokens."""
+    return x.A * x.B * x.H * x.S**2
+
+
+def scores_bits(x: Letters) -> Number:
+    """Softmax in float32 plus its copy in the compute dtype, which in float32 is the same tensor."""
+    return 64 - x.a
+
+
+def eager_working(x: Letters) -> Number:
+    """Score-sized tensors of one layer alive while the softmax is differentiated, and the causal mask."""
+    return 2 * x.B * x.H * x.S**2 + x.S**2
+
+
+def incoming_gradient(x: Letters) -> Number:
+    """The gradient that comes into a layer from above, alive through its backward pass."""
+    return tokens(x) * x.D
+
+
+def mlp_gradients(x: Letters) -> Number:
+    """Gradients alive at the height of a layer's backward pass, in the MLP; elements of the compute dtype.
+
+    The input of the last MLP linear gets its gradient from the base weight and from the adapter; their sum makes
+    a third tensor of width F, while the linear's saved input is already gone: two more than what is saved.
+    """
+    return 2 * tokens(x) * x.F
+
+
+def backward_bytes(x: Letters) -> Number:
+    """Bytes alive at the height of the backward pass beyond what is saved and the incoming gradient.
+
+    With every layer's tensors saved there are two candidates: the MLP of the last layer, and before it the final
+    RMSNorm, whose gradient takes six float32 tensors of width D, its saved copy among them.
+    """
+    final_norm = x.Q * tokens(x) * x.D * (24 - x.a // 8)
+    return greatest(mlp_gradients(x) * x.a // 8, final_norm)
+
+
+def forward_working(x: Letters) -> Number:
+    """Tensors alive at the height of one layer run without autograd: ``g`` of width F, and two of width D."""
+    return tokens(x) * (x.g * x.F + 2 * x.D)
+
+
+def evaluation_working(x: Letters) -> Number:
+    """As the forward pass, and the layer's input, which nothing else keeps."""
+    return forward_working(x) + tokens(x) * x.D
+
+
+def forward_bytes(x: Letters) -> Number:
+    """Bytes alive at the end of the forward pass beyond what is saved.
+
+    Four float32 tensors of width D where the final norm is an RMSNorm; else the last residual sums, five tensors
+    of width D in the compute dtype.
+    """
+    return tokens(x) * x.D * (16 * x.Q + 5 * (1 - x.Q) * (x.a // 8))
+
+
+def final_hidden(x: Letters) -> Number:
+    """Output of the final norm, and its input where the norm saves it as it is."""
+    return tokens(x) * x.D * (2 - x.Q + x.Q * (x.a // 32))
+
+
+def final_norm_copy(x: Letters) -> Number:
+    """The final RMSNorm's float32 copy of its input (16-bit only), and its deviation."""
+    return x.Q * tokens(x) * (x.D * (1 - x.a // 32) + 1)
+
+
+def stock_logits(x: Letters) -> Number:
+    """Logits of every token, trained or not."""
+    return tokens(x) * x.V
+
+
+def stock_logits_bits(x: Letters) -> Number:
+    """Logits, their float32 copy, log-softmax and its gradient: three float32 tensors beside none or one 16-bit.
+
+    The float32 copy, the log-softmax and the gradient live at once; the 16-bit logits are gone by then. In
+    float32 the copy is the logits, and shifted labels avoid a second one.
+    """
+    return 96
+
+
+def workspace(x: Letters) -> Number:
+    """What cuBLAS keeps for its handle."""
+    return x.Z
+
+
+def _saved(name: str, count: Formula, bits: Formula, meaning: str) -> Term:
+    return Term(name, count, bits, SAVED, meaning, COUNTED)
+
+
+PER_LAYER: tuple[Term, ...] = (
+    _saved("activations/inputs", layer_inputs, bits_of_activation, "layer inputs saved by the first norm"),
+    _saved("activations/norms", norm_copies, float32, "float32 copies and statistics saved by norms"),
+    _saved("activations/hidden", norm_outputs, bits_of_activation, "norm outputs, the inputs of adapters"),
+    _saved("activations/adapters", adapter_inner, bits_of_activation, "inner activations of adapters"),
+    _saved("activations/mlp", mlp_saved, bits_of_activation, "gate, up, activation and product in the MLP"),
+    _saved("attention/qkv", attention_inputs_expanded, bits_of_activation, "query, key and value after rotation"),
+    _saved("attention/output", attention_output, bits_of_activation, "output of attention"),
+    _saved("attention/scores", eager_scores, scores_bits, "what attention saves beside its inputs and output"),
+)
+
+FIXED: tuple[Term, ...] = (
+    Term("weights/linear", linear_weights, bits_of_weight, ALWAYS, "linears inside the layers", SHAPES, basis=Basis.EXACT),
+    Term("weights/embedding", embedding, bits_of_weight, ALWAYS, "token embedding", SHAPES, basis=Basis.EXACT),
+    Term("weights/head", head, bits_of_weight, ALWAYS, "output head, where not tied", SHAPES, basis=Basis.EXACT),
+    Term("weights/norms", norms_and_biases, bits_of_weight, ALWAYS, "norms and biases", SHAPES, basis=Basis.EXACT),
+    Term("weights/rotary", rotary_frequencies, float32, ALWAYS, "rotary frequencies", SHAPES, basis=Basis.EXACT),
+)
+
+PASSING: tuple[Term, ...] = (
+    Term("activations/tokens", token_ids, int64, SAVED | {Phase.EVALUATE}, "token ids and targets", COUNTED),
+    Term("activations/rotary", rotary_tables, bits_of_activation, SAVED | {Phase.EVALUATE}, "rotary tables", COUNTED),
+    Term(
+        "activations/outputs",
+        incoming_gradient,
+        bits_of_activation,
+        frozenset({Phase.BACKWARD}),
+        "the gradient coming into a layer",
+        COUNTED,
+    ),
+    Term(
+        "activations/forward",
+        forward_bytes,
+        one_byte,
+        frozenset({Phase.FORWARD}),
+        "passing tensors of the forward pass",
+        COUNTED,
+    ),
+    Term(
+        "activations/backward",
+        backward_bytes,
+        one_byte,
+        frozenset({Phase.BACKWARD}),
+        "gradients at the height of a layer's backward pass",
+        COUNTED,
+    ),
+    Term(
+        "activations/evaluation",
+        evaluation_working,
+        bits_of_activation,
+        frozenset({Phase.EVALUATE}),
+        "tensors of one layer run without autograd",
+        COUNTED,
+    ),
+    Term(
+        "attention/eager",
+        eager_working,
+        float32,
+        frozenset({Phase.BACKWARD, Phase.EVALUATE}),
+        "score-sized tensors while the softmax is differentiated",
+        COUNTED,
+    ),
+    Term(
+        "loss/hidden",
+        final_hidden,
+        bits_of_activation,
+        frozenset({Phase.LOSS, Phase.EVALUATE}),
+        "last hidden states before and after the final norm",
+        COUNTED,
+    ),
+    Term("loss/norm", final_norm_copy, float32, frozenset({Phase.LOSS}), "float32 copy in the final norm", COUNTED),
+    Term(
+        "loss/logits",
+        stock_logits,
+        stock_logits_bits,
+        frozenset({Phase.LOSS, Phase.EVALUATE}),
+        "logits of every token, their float32 copies and gradient",
+        COUNTED,
+    ),
+)
+
+WORKSPACE = Term(
+    "runtime/workspace",
+    workspace,
+    one_byte,
+    ALWAYS - {Phase.LOAD},
+    "workspace that cuBLAS keeps",
+    "torch.cuda documentation, CUBLAS_WORKSPACE_CONFIG defaults",
+    basis=Basis.MEASURED,
+)
+
+
+def linear_forward_flops(x: Letters) -> Number:
+    """Two FLOPs for each weight, adapters included, and each token."""
+    return 2 * tokens(x) * x.L * (x.P + x.R * x.U)
+
+
+def linear_backward_flops(x: Letters) -> Number:
+    """Gradient of the inputs through base and adapters, and of the adapters themselves; the base is frozen."""
+    return 2 * tokens(x) * x.L * (x.P + 2 * x.R * x.U)
+
+
+def attention_forward_flops(x: Letters) -> Number:
+    """Two products over the causal half of all pairs."""
+    return 2 * x.B * x.S**2 * x.L * x.H * x.E
+
+
+def attention_backward_flops(x: Letters) -> Number:
+    """Five products over the causal half of all pairs, one of them the scores again."""
+    return 5 * x.B * x.S**2 * x.L * x.H * x.E
+
+
+def head_flops(x: Letters) -> Number:
+    """Logits and the gradient of the hidden states, for every token."""
+    return 4 * tokens(x) * x.V * x.D
+
+
+WORK: tuple[Work, ...] = (
+    Work("linear/forward", linear_forward_flops, Resource.LINEAR, Phase.FORWARD, "linears of the layers"),
+    Work("linear/backward", linear_backward_flops, Resource.LINEAR, Phase.BACKWARD, "gradients of the linears"),
+    Work("attention/forward", attention_forward_flops, Resource.ATTENTION, Phase.FORWARD, "attention"),
+    Work("attention/backward", attention_backward_flops, Resource.ATTENTION, Phase.BACKWARD, "gradient of attention"),
+    Work("head/both", head_flops, Resource.LINEAR, Phase.LOSS, "output head, forward and backward"),
+)
+
+
+def baseline() -> Ledger:
+    """The ledger with nothing switched on."""
+    return Ledger().with_terms(*FIXED, *PER_LAYER, *PASSING, WORKSPACE).with_work(*WORK)
+
+
+def per_layer_names() -> tuple[str, ...]:
+    """Names of the terms that live once for each layer whose saved tensors are alive."""
+    return tuple(term.name for term in PER_LAYER)
+

@@ -1,0 +1,59 @@
+"""Constants that no formula gives, read from ``calibration.yaml`` with their sources."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PATH = Path(__file__).with_name("calibration.yaml")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The constants, as the file gives them."""
+
+    document: dict[str, Any]
+    sha256: str
+
+    def workspace_bytes(self, capability: tuple[int, int] | None) -> int:
+        """cuBLAS workspace of a card; none on the CPU."""
+        if capability is None:
+            return 0
+        rows = self.document["workspace_bytes"]
+        return next(int(row["value"]) for row in rows if capability >= tuple(row["least_capability"]))
+
+    def reserve_bytes(self, expected: Any, kind: str) -> Any:
+        """Bound on what the allocator reserves above what it is asked for; the CPU has no such reserve."""
+        if kind == "cpu":
+            return expected * 0
+        reserve = self.document["allocator_reserve"]
+        per_thousand = round(reserve["fraction"]["value"] * 1000)
+        return expected * per_thousand // 1000 + int(reserve["bytes"]["value"])
+
+    def host_process_bytes(self, kind: str) -> int:
+        """Anonymous host memory of the training process beyond the ledger's terms."""
+        return int(self.document["host_process_bytes"][kind]["value"])
+
+    def attention_efficiency(self, kernel: str, capability: tuple[int, int] | None) -> float:
+        """Share of the peak rate that an attention kernel reaches."""
+        table = self.document["efficiency"]["attention"]
+        old = capability is not None and capability < (8, 0)
+        name = "efficient_before_80" if kernel == "efficient" and old else kernel
+        return float(table[name]["value"])
+
+    def efficiency(self, resource: str) -> float:
+        """Share of the peak rate of ``linear``, ``link`` or ``memory``."""
+        return float(self.document["efficiency"][resource]["value"])
+
+
+@cache
+def calibration() -> Calibration:
+    """The shipped constants."""
+    content = PATH.read_bytes()
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return Calibration(yaml.load(content, Loader=loader), hashlib.sha256(content).hexdigest())

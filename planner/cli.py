@@ -1,0 +1,233 @@
+"""The command `plan`: reads options, prints answers, exits 0 (fits), 1 (does not fit) or 2 (cannot tell, bad input)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from planner import __version__
+from planner.cli_check import check
+from planner.cli_lists import explain, gpus, models, optimizations, schema
+from planner.cli_output import check_target, console, print_json, write_plan
+from planner.cli_request import OPTIONS, Options, all_of, given, made, option_name, planning_options, read_request
+from planner.errors import PlanError, raise_all
+
+if TYPE_CHECKING:
+    from planner.plan import Plan
+
+FITS, DOES_NOT_FIT, CANNOT_TELL, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+EXIT_CODES = {"fits": FITS, "does-not-fit": DOES_NOT_FIT, "unknown": CANNOT_TELL}
+
+
+@click.group(
+    invoke_without_command=True,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@planning_options(*OPTIONS)
+@click.option("--out", metavar="FILE", help="Write the plan to this file (YAML).")
+@click.option("--json", "json_", is_flag=True, help="Print the plan as one JSON object instead of the report.")
+@click.option("--execute", is_flag=True, help="Train exactly what was planned; on this machine's card unless --gpu says else.")
+@click.option("--plan", "plan_", metavar="FILE", help="Take the plan from this file instead of making one.")
+@click.version_option(__version__, "--version", prog_name="tierplan", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context, **options: Any) -> int:
+    """Plan the longest context that a graphics card can fine-tune a language model on, and train it.
+
+    \b
+    plan --gpu rtx2060s                                what can an RTX 2060 SUPER do with Phi-2?
+    plan --gpu rtx4090 --model llama-3.1-8b --context 32K    does this fit?
+    plan --gpu local --out plan.yaml                   plan for the card in this machine
+    plan --plan plan.yaml --execute --data ./repo      train exactly that
+
+    Exit codes: 0 fits, 1 does not fit, 2 bad input or cannot tell.
+    """
+    if context.invoked_subcommand is not None:
+        _refuse_misplaced(context, options)
+        return FITS
+    if not any(options.values()):
+        click.echo(context.get_help())
+        return FITS
+    if options["plan_"]:
+        return _use(_from_file(options), options)
+    if not options["gpu"] and not options["execute"]:
+        raise PlanError(
+            " ".join(["plan", *given(options)]), "names no card.", "Add --gpu ID (`plan gpus` lists them), local or cpu."
+        )
+    return _use(_planned(options), options)
+
+
+cli.add_command(gpus)
+cli.add_command(models)
+cli.add_command(optimizations)
+cli.add_command(explain)
+cli.add_command(check)
+cli.add_command(schema)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code; a user never sees a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show "≥" is no reason to stop
+    try:
+        code = cli.main(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="plan", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except PlanError as error:
+        _tell(*map(str, all_of(error)))
+    except click.ClickException as error:
+        _tell(error.format_message(), hint=_hint(error))
+    except (click.Abort, KeyboardInterrupt):
+        _tell("interrupted.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _pipe_closed()
+    except SystemExit as stop:  # how click leaves when nobody reads its output any more
+        return _pipe_closed() if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
+    except OSError as error:
+        _tell(f"{error.filename or 'the system'}: {error.strerror or error}.")
+    except Exception as error:  # a mistake of ours must not read as "does not fit", which a bare traceback's code 1 is
+        _tell(f"tierplan made a mistake: {type(error).__name__}: {error}", hint=_keep_traceback())
+    return CANNOT_TELL
+
+
+def _planned(options: Options) -> Plan:
+    """The plan that the options ask for, with every mistake in them reported together."""
+    errors: list[PlanError] = []
+    if not options["gpu"]:
+        options = {**options, "gpu": _this_machine()}
+    request = read_request(options, errors)
+    errors += _output_mistakes(options, request.train.get("data"))
+    return made(request, errors)
+
+
+def _from_file(options: Options) -> Plan:
+    """The plan in a file, unchanged but for data where the file names none."""
+    from planner.plan import load_plan
+
+    errors = [
+        PlanError(f"--plan with {name}", "a plan file is complete already.", f"Drop --plan to plan anew, or {name}.")
+        for name in given(options)
+        if name != "--data"
+    ]
+    plan = None
+    try:
+        plan = load_plan(Path(options["plan_"]))
+    except PlanError as error:
+        errors += all_of(error)
+    data = options["data"]
+    if plan is not None and data and plan.train.data not in (None, data):
+        why = f"the plan trains on {plan.train.data}, and a plan file is run unchanged."
+        errors.append(PlanError(f"--data {data}", why, "Drop --data, or change train.data in the file."))
+    # Without a plan nothing is known of its data: that it lacks some is not said until the file can be read.
+    errors += _output_mistakes(options, data or (plan.train.data if plan is not None else "unknown"), plan is not None)
+    raise_all(errors)
+    assert plan is not None
+    return plan.model_copy(update={"train": plan.train.model_copy(update={"data": data})}) if data else plan
+
+
+def _output_mistakes(options: Options, data: object, data_known: bool = True) -> list[PlanError]:
+    errors = []
+    if options["out"]:
+        try:
+            check_target(Path(options["out"]))
+        except PlanError as error:
+            errors.append(error)
+    if not options["execute"]:
+        return errors
+    if options["json_"]:
+        why = "--json prints one object and nothing else, and training prints its progress."
+        errors.append(PlanError("--execute with --json", why, "The run's folder holds measurement.json."))
+    if not data:
+        errors.append(PlanError("--execute", "there is nothing to train on.", "--data PATH names a folder or a file."))
+    elif data_known and not Path(str(data)).expanduser().exists():
+        errors.append(PlanError(f"--data {data}", "there is no such file or folder."))
+    return errors
+
+
+def _use(plan: Plan, options: Options) -> int:
+    """Write, print and run a plan, as far as the options ask for it."""
+    written = Path(options["out"]) if options["out"] else None
+    if written is not None:
+        write_plan(plan, written)
+    if options["json_"]:
+        print_json(plan.to_json())
+    else:
+        from planner.report import print_report
+
+        print_report(plan, console(), written=written, closing=not options["execute"])
+    return _execute(plan) if options["execute"] else EXIT_CODES[plan.verdict]
+
+
+def _execute(plan: Plan) -> int:
+    if plan.verdict != "fits":
+        _tell(f"--execute: nothing was trained. {plan.summary}")
+        return EXIT_CODES[plan.verdict]
+    sys.stdout.flush()
+    try:
+        from trainer.run import execute
+    except ImportError as error:
+        raise PlanError(
+            "--execute", f"training needs the train extra ({error}).", "pip install 'tierplan[train]' brings it."
+        ) from error
+    return execute(plan)
+
+
+def _this_machine() -> str:
+    """``local``, or ``cpu`` with a word about why."""
+    from planner.hardware import detect_local
+
+    try:
+        detect_local()
+    except PlanError as error:
+        click.echo(f"No card to train on: {error.why} Planning for the CPU.", err=True)
+        return "cpu"
+    return "local"
+
+
+def _refuse_misplaced(context: click.Context, options: Options) -> None:
+    """An option before a subcommand would be lost without a word."""
+    misplaced = [option_name(name) for name, value in options.items() if value]
+    if misplaced:
+        asked = f"plan {misplaced[0]} … {context.invoked_subcommand}"
+        raise PlanError(asked, "options come after the subcommand.", f"`plan {context.invoked_subcommand} --help` lists them.")
+
+
+def _tell(*messages: str, hint: str = "") -> None:
+    for message in messages:
+        click.echo(f"error: {message}", err=True)
+    if hint:
+        click.echo(hint, err=True)
+
+
+def _hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"`{context.command_path if context else 'plan'} --help` lists what there is."
+
+
+def _keep_traceback() -> str:
+    """Put the traceback where a report of the mistake can quote it; call while the exception is handled."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="tierplan-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            traceback.print_exc(file=file)
+    except OSError as error:
+        return f"Its details could not be kept: {error}."
+    return f"Please report it; the details are in {file.name}."
+
+
+def _pipe_closed() -> int:
+    """Whoever read the output has stopped: no error of anybody's."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        assert error.errno == errno.EBADF or error.errno is None, error
+    return PIPE_CLOSED

@@ -1,0 +1,82 @@
+"""Where answers go: the terminal as it is, JSON as bytes, and plan files that are never half written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from planner.errors import PlanError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from planner.plan import Plan
+
+
+def console() -> Console:
+    """The terminal. Plain text where it is none, or where NO_COLOR is set (rich by itself would keep bold)."""
+    from rich.console import Console
+
+    return Console(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
+
+
+def print_json(text: str) -> None:
+    """One JSON document on standard output, in UTF-8 whatever the terminal is."""
+    click.echo(text.encode("utf-8"))
+
+
+def check_target(path: Path) -> None:
+    """See whether a plan may be written there; nothing is touched.
+
+    Raises:
+        PlanError: no such folder, not a file, or a file that is no plan of this version.
+    """
+    from planner.plan import load_plan
+
+    asked = f"--out {path}"
+    if str(path) == "-":
+        raise PlanError(asked, "is no file name here.", "--json prints the plan, and YAML readers read JSON.")
+    try:
+        if not path.parent.is_dir():
+            existing = path.parent.parent
+            folders = [each.name for each in existing.iterdir() if each.is_dir()] if existing.is_dir() else []
+            nearest = did_you_mean(path.parent.name, folders) or f"mkdir -p {path.parent} makes it."
+            raise PlanError(asked, f"there is no folder {path.parent}.", nearest)
+        if path.is_dir():
+            raise PlanError(asked, "is a folder.", f"Name a file, such as {path / 'plan.yaml'}.")
+        if not path.exists():
+            return
+        if not path.is_file():
+            raise PlanError(asked, "is not an ordinary file.", "--json prints the plan.")
+    except OSError as error:
+        raise PlanError(asked, f"cannot be looked at: {error.strerror}.") from error
+    try:
+        load_plan(path)
+    except PlanError as error:
+        why = "holds something that is no plan of this version, and is not overwritten."
+        raise PlanError(asked, why, "Name another file, or move that one away.") from error
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write the plan file, whole or not at all.
+
+    Raises:
+        PlanError: it may not be written there, or the disk does not take it.
+    """
+    check_target(path)
+    place = path.resolve()  # through a link, the file that it names is replaced and the link stays
+    half = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with half.open("x", encoding="utf-8") as file:
+                file.write(plan.to_yaml())
+                file.flush()
+                os.fsync(file.fileno())
+            half.replace(place)
+        finally:
+            half.unlink(missing_ok=True)
+    except OSError as error:
+        raise PlanError(f"--out {path}", f"cannot be written: {error.strerror or error}.") from error

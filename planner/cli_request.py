@@ -1,0 +1,164 @@
+"""The options that decide a plan: what `plan` takes, and how it becomes a request, every mistake at once."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from planner.errors import PlanError, PlanErrors, did_you_mean, raise_all
+
+if TYPE_CHECKING:
+    from planner.plan import Plan
+    from planner.planning import Request
+
+DEFAULT_MODEL = "phi-2"
+OBJECTIVES = ("context", "speed", "memory")
+Command = TypeVar("Command", bound=Callable[..., Any])
+Options = Mapping[str, Any]
+Value = TypeVar("Value")
+
+# Everything arrives as text and is read here, not by click, which stops at the first mistake.
+OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "gpu": click.option("--gpu", metavar="ID", help="Card: an id of `plan gpus`, a YAML file, local, or cpu."),
+    "model": click.option(
+        "--model", metavar="ID", help=f"Model: an id of `plan models`, a folder, a GGUF file, or a hub id. [{DEFAULT_MODEL}]"
+    ),
+    "tier": click.option("--tier", metavar="N", help="Tier 1 to 11 instead of the highest that fits."),
+    "context": click.option("--context", metavar="TOKENS", help="Length of a sequence instead of a tier, such as 24K."),
+    "objective": click.option(
+        "--objective", metavar="WHAT", help="context (longest), or at a given length speed or memory. [context]"
+    ),
+    "host_ram": click.option("--host-ram", metavar="SIZE", help="Host memory a run may take. [32GiB]"),
+    "max_step_time": click.option("--max-step-time", metavar="TIME", help="Longest bearable step, such as 10m. [24h]"),
+    "with_": click.option("--with", "with_", multiple=True, metavar="NAME", help="Insist on an optimisation; repeatable."),
+    "without": click.option("--without", multiple=True, metavar="NAME", help="Rule an optimisation out; repeatable."),
+    "set_": click.option(
+        "--set", "set_", multiple=True, metavar="KNOB=VALUE", help="Fix a knob (lora.rank=16) or setting (train.lr=1e-4)."
+    ),
+    "data": click.option("--data", metavar="PATH", help="Text, code or JSONL to train on: a folder or a file."),
+}
+
+
+def planning_options(*names: str) -> Callable[[Command], Command]:
+    """Give a command these of the options, in this order."""
+
+    def decorate(command: Command) -> Command:
+        for name in reversed(names):
+            command = OPTIONS[name](command)
+        return command
+
+    return decorate
+
+
+def given(options: Options) -> list[str]:
+    """The planning options that were given, as typed on a command line."""
+    return [option_name(name) for name in OPTIONS if options.get(name)]
+
+
+def option_name(name: str) -> str:
+    """``max_step_time`` as the user knows it: ``--max-step-time``."""
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
+def command_line(options: Options) -> str:
+    """The command that plans this again. What only says where the answer goes is left out: equal plans stay equal."""
+    words = ["plan"]
+    for name in OPTIONS:
+        value = options.get(name)
+        for one in [value] if isinstance(value, str) else value or ():
+            words += [option_name(name), one]
+    return shlex.join(words)
+
+
+def read_request(options: Options, errors: list[PlanError]) -> Request:
+    """The request; what cannot be read is added to ``errors`` and left at its default."""
+    from planner.planning import Request
+    from planner.settings import parse_settings
+    from planner.units import parse_bytes, parse_count, parse_seconds
+
+    def take(name: str, read: Callable[[str], Value], absent: Value) -> Value:
+        text = options.get(name)
+        if text is None:
+            return absent
+        try:
+            return read(text)
+        except PlanError as error:
+            errors.append(PlanError(f"{option_name(name)} {text}", _without_quantity(error, text), error.nearest))
+            return absent
+
+    try:
+        knobs, train = parse_settings(options.get("set_") or ()) if options.get("set_") else ({}, {})
+    except PlanError as error:
+        errors += all_of(error)
+        knobs, train = {}, {}
+    target = train.pop("target", None)
+    if data := options.get("data"):
+        if train.setdefault("data", data) != data:
+            errors.append(PlanError(f"--data {data} --set train.data={train['data']}", "name two places.", "Drop one."))
+    return Request(
+        gpu=options.get("gpu") or Request.gpu,
+        model=options.get("model") or DEFAULT_MODEL,
+        tier=take("tier", _tier, None),
+        total_tokens=take("context", parse_count, None),
+        target=target if isinstance(target, int) else None,
+        objective=take("objective", _objective, "context"),  # type: ignore[arg-type]
+        host_bytes=take("host_ram", parse_bytes, Request.host_bytes),
+        max_step_seconds=take("max_step_time", parse_seconds, Request.max_step_seconds),
+        required=tuple(dict.fromkeys(options.get("with_") or ())),
+        excluded=tuple(dict.fromkeys(options.get("without") or ())),
+        knobs=knobs,
+        train=train,
+        command=command_line(options),
+    )
+
+
+def made(request: Request, errors: Sequence[PlanError] = ()) -> Plan:
+    """The plan of a request.
+
+    Raises:
+        PlanError: the errors found before, and those that planning finds, together.
+    """
+    from planner.planning import make_plan
+
+    try:
+        plan = make_plan(request)
+    except PlanError as error:
+        raise_all([*errors, *all_of(error)])
+        raise AssertionError("unreachable") from error
+    raise_all(list(errors))
+    return plan
+
+
+def plan_for(options: Options) -> Plan:
+    """The plan that options without output ask for; a card has to be among them, or the default is taken."""
+    errors: list[PlanError] = []
+    return made(read_request(options, errors), errors)
+
+
+def all_of(error: PlanError) -> tuple[PlanError, ...]:
+    """The single mistakes an error tells of."""
+    return error.errors if isinstance(error, PlanErrors) else (error,)
+
+
+def _tier(text: str) -> int:
+    from planner.tiers import TIERS
+
+    last = TIERS[-1].number
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= last:
+        raise PlanError(text, f"tiers are whole numbers from 1 to {last}.", "--context takes a number of tokens.")
+    return int(text)
+
+
+def _objective(text: str) -> str:
+    if text not in OBJECTIVES:
+        nearest = did_you_mean(text, OBJECTIVES) or f"It is one of {', '.join(OBJECTIVES)}."
+        raise PlanError(text, "is no objective.", nearest)
+    return text
+
+
+def _without_quantity(error: PlanError, text: str) -> str:
+    """Why, where the quantity itself, such as an empty text, would not be seen in what was asked."""
+    return error.why if text.strip() else "is empty."

@@ -1,0 +1,135 @@
+"""Puts a set of optimisations together: is it valid, why not, and what ledger, letters and settings it gives.
+
+Validity follows from names alone: an attribute is claimed once, a claimed term must exist, a needed term must be
+made. There is no table of pairs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from planner.baseline import baseline
+from planner.ledger import Ledger
+from planner.model import ModelShape
+from planner.optimizations import all_optimizations
+from planner.optimizations.base import Knobs, Needs, Optimization, Scalar, Situation
+from planner.symbols import Letters
+
+# Tensors of width F that an activation function saves, and that live at once while it runs without autograd.
+# gelu_new is written in Python: x, 0.5·x, tanh and 1 + tanh are saved. The others are one fused operation.
+UNFUSED_ACTIVATIONS = frozenset({"gelu_new", "gelu_fast", "quick_gelu"})
+
+
+def model_letters(model: ModelShape) -> dict[str, int]:
+    """The letters a model gives values to."""
+    unfused = model.activation in UNFUSED_ACTIVATIONS
+    saved = (4 if unfused else 1) + (3 if model.gated_mlp else 1)
+    alive = max(4 if unfused else 2, 3 if model.gated_mlp else 2)
+    return {
+        "L": model.layers,
+        "D": model.width,
+        "F": model.mlp_width,
+        "H": model.heads,
+        "K": model.kv_heads,
+        "E": model.head_size,
+        "O": model.rotary_width,
+        "V": model.vocab,
+        "P": model.linear_parameters_per_layer,
+        "N": model.small_parameters,
+        "M": model.largest_linear,
+        "J": len(model.linears),
+        "n": model.norms_per_layer,
+        "Q": int(model.norm == "rmsnorm"),
+        "q": int(model.qk_norm),
+        "f": saved,
+        "g": alive,
+        "Y": int(not model.tied_head),
+        "U": model.adapted_width(),
+        "I": len(model.linears),
+    }
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A valid set of optimisations with values for their knobs, and what follows from it.
+
+    ``letters`` lacks only those of the run (B, S, T) and of the machine (Z).
+    """
+
+    ids: tuple[str, ...]
+    knobs: Mapping[str, Knobs]
+    ledger: Ledger
+    letters: Mapping[str, int]
+    settings: Mapping[str, str]
+
+    def at(self, *, batch: object, total: object, target: object, workspace: int) -> Letters:
+        """All letters for a run; numbers or numpy arrays of them."""
+        return Letters(**{**self.letters, "B": batch, "S": total, "T": target, "Z": workspace})
+
+
+def problems(ids: Iterable[str], situation: Situation) -> dict[str, tuple[str, ...]]:
+    """Why the set is not valid: for each optimisation that cannot be on, the reasons. Empty where it is valid."""
+    known = all_optimizations()
+    chosen = [known[name] for name in sorted(set(ids))]
+    existing = set(baseline().terms) | {term for choice in chosen for term in choice.makes}
+    claimed_by: dict[str, list[str]] = defaultdict(list)
+    made_by: dict[str, list[str]] = defaultdict(list)
+    for choice in chosen:
+        for claim in choice.claims:
+            claimed_by[claim].append(choice.id)
+        for term in choice.makes:
+            made_by[term].append(choice.id)
+    found: dict[str, list[str]] = defaultdict(list)
+    for choice in chosen:
+        found[choice.id] += choice.reasons(situation)
+        for claim in sorted(choice.claims):
+            others = [other for other in claimed_by[claim] if other != choice.id]
+            found[choice.id] += [f"{claim} is already claimed by {other}" for other in others]
+            term = claim.rpartition(".")[0]
+            if "/" in claim and term not in existing:
+                found[choice.id].append(f"nothing here makes {term}; {_makers(term, known)}")
+        for term in sorted(choice.makes):
+            found[choice.id] += [f"{term} is already made by {other}" for other in made_by[term] if other != choice.id]
+        for need in choice.requires:
+            if isinstance(need, Needs) and need.term not in existing:
+                found[choice.id].append(f"{need.because}, and nothing here makes {need.term}; {_makers(need.term, known)}")
+    return {name: tuple(dict.fromkeys(reasons)) for name, reasons in found.items() if reasons}
+
+
+def _makers(term: str, known: Mapping[str, Optimization]) -> str:
+    makers = [name for name, candidate in known.items() if term in candidate.makes]
+    return f"{' or '.join(makers)} does" if makers else "no optimisation does"
+
+
+def compose(ids: Iterable[str], knobs: Mapping[str, Mapping[str, Scalar]], situation: Situation) -> Configuration:
+    """The configuration of a valid set; knobs that are not given take their best choice.
+
+    Optimisations are applied makers first; beyond that the order does not matter, since nothing is claimed twice.
+    """
+    known = all_optimizations()
+    chosen = [known[name] for name in sorted(set(ids))]
+    ledger, letters = baseline(), {**model_letters(situation.model), "a": 32, "w": 32, "A": situation.model.layers}
+    settings, complete = {"dtype": "fp32", "attention": "eager"}, {}
+    made = set(ledger.terms)
+    waiting = list(chosen)
+    while waiting:
+        ready = next((c for c in waiting if {_term(claim) for claim in c.claims} - {""} <= made), None)
+        assert ready is not None, f"compose an invalid set: {[c.id for c in waiting]}"
+        waiting.remove(ready)
+        values = {
+            knob.name: knobs.get(ready.id, {}).get(knob.name, knob.choices(situation)[0]) for knob in ready.knobs
+        }
+        before = ledger
+        ledger = ready.rewrite(ledger, values, situation)
+        assert set(ledger.terms) - set(before.terms) == set(ready.makes), f"{ready.id} makes other terms than it says"
+        made = set(ledger.terms)
+        letters |= ready.letters(situation, values)
+        settings |= ready.settings(situation, values)
+        complete[ready.id] = values
+    return Configuration(tuple(choice.id for choice in chosen), complete, ledger, letters, settings)
+
+
+def _term(claim: str) -> str:
+    return claim.rpartition(".")[0] if "/" in claim else ""

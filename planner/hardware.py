@@ -1,0 +1,504 @@
+"""Cards as data: one YAML file per card, read into a frozen profile whose every number carries its source.
+
+A card is never guessed from its likes: what is not known stays unknown and says why. Reading one card by its
+id opens one file; only an alias or a printed name makes every file be read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from planner.errors import PlanError, did_you_mean, raise_all
+from planner.units import GIB, format_bytes, parse_bandwidth, parse_bytes, parse_flops, parse_watts
+
+Basis = Literal["measured", "datasheet", "derived", "assumed"]
+
+FOLDERS_VARIABLE = "TIERPLAN_HWPROFILES"
+"""Environment variable: folders of further cards, separated as in PATH, that come before the shipped ones."""
+
+SHIPPED = Path(__file__).resolve().parent.parent / "hwprofiles"
+RATES = ("fp32", "tf32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Sourced:
+    """A number with where it comes from. A value of None is unknown, and ``why`` says why."""
+
+    value: float | int | None
+    source: str
+    why: str = ""
+    basis: Basis = "datasheet"
+
+
+NOTHING_IN_USE = Sourced(0, "the whole card is taken to be free", basis="assumed")
+
+
+@dataclass(frozen=True)
+class HardwareProfile:
+    """What a plan needs to know of a card: sizes in bytes, rates in dense FLOP/s, bandwidths in bytes/s."""
+
+    id: str
+    name: str
+    vendor: str
+    aliases: tuple[str, ...]
+    kind: Literal["gpu", "cpu"]
+    architecture: str
+    compute_capability: tuple[int, int] | None
+    memory_bytes: Sourced
+    """As sold."""
+    visible_bytes: Sourced
+    """What CUDA can see of it: the lowest figure known for the card."""
+    context_bytes: Sourced
+    """Taken by the CUDA context of one training process, outside the allocator."""
+    bandwidth: Sourced
+    rates: Mapping[str, Sourced] = field(hash=False)
+    """By name: fp32, tf32, fp16, bf16; the half precisions accumulate in FP32."""
+    pcie_bytes_per_second: Sourced
+    """One way."""
+    supports_bf16: bool
+    supports_flash_attention_2: bool
+    sm_count: Sourced
+    tdp_w: Sourced
+    in_use_bytes: Sourced = NOTHING_IN_USE
+    """Held by other processes when a local card was looked at; nothing for a card only planned for."""
+    notes: tuple[str, ...] = ()
+
+    def budget_bytes(self) -> int | None:
+        """What the allocator may reserve: visible less in use less context; None if one is unknown."""
+        visible, in_use, context = (
+            f.value for f in (self.visible_bytes, self.in_use_bytes, self.context_bytes)
+        )
+        if visible is None or in_use is None or context is None:
+            return None
+        return max(0, int(visible) - int(in_use) - int(context))
+
+    def facts(self) -> dict[str, Sourced]:
+        """Every sourced number under the name it has in a profile file."""
+        return {
+            "memory": self.memory_bytes,
+            "visible_memory": self.visible_bytes,
+            "cuda_context": self.context_bytes,
+            "memory_bandwidth": self.bandwidth,
+            "pcie_bandwidth": self.pcie_bytes_per_second,
+            **{f"rates.{name}": rate for name, rate in self.rates.items()},
+            "sm_count": self.sm_count,
+            "tdp": self.tdp_w,
+        }
+
+    def missing(self) -> list[str]:
+        """The unknown facts that a plan of memory and time needs, each as ``"name: why"``."""
+        needed = ["visible_memory", "cuda_context", "memory_bandwidth"]
+        needed += ["pcie_bandwidth"] if self.kind == "gpu" else []  # a CPU reaches host memory without a bus
+        needed.append("rates.bf16" if self.supports_bf16 else "rates.fp16")
+        facts = self.facts()
+        return [f"{name}: {facts[name].why}" for name in needed if facts[name].value is None]
+
+
+def load_profile(name_or_path: str) -> HardwareProfile:
+    """The card of that id, alias or printed name (case, spaces and dashes do not matter), or of that file.
+
+    Raises PlanError for an unknown or ambiguous name and, all at once, for everything wrong in a file.
+    """
+    asked = name_or_path.strip()
+    if "/" in asked or os.sep in asked or asked.lower().endswith((".yaml", ".yml")):
+        return _read(Path(asked).expanduser())
+    for folder in _folders() if _ID.fullmatch(asked.lower()) else []:
+        if (path := folder / f"{asked.lower()}.yaml").is_file():
+            return _read(path, named_by_id=True)
+    cards = list_profiles()
+    matches = [card for card in cards if _squash(asked) in _names(card)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        ids = ", ".join(card.id for card in matches)
+        raise PlanError(asked, f"names more than one card: {ids}.", "Give one of these ids.")
+    within = [card.id for card in cards if len(asked) > 2 and asked.lower() in card.id]
+    near = did_you_mean(asked.lower(), [card.id for card in cards])
+    near = f"Did you mean {' or '.join(within)}?" if within else near
+    raise PlanError(asked or "''", "no card has this id or name.", f"{near} `plan gpus` lists them.".strip())
+
+
+def list_profiles() -> list[HardwareProfile]:
+    """Every card there is a file for, by id. Of two files with one id the first folder's wins."""
+    paths: dict[str, Path] = {}
+    for folder in _folders():
+        for path in folder.glob("*.yaml"):
+            paths.setdefault(path.stem, path)
+    cards: list[HardwareProfile] = []
+    errors: list[PlanError] = []
+    for _, path in sorted(paths.items()):
+        try:
+            cards.append(_read(path, named_by_id=True))
+        except PlanError as error:
+            errors += getattr(error, "errors", [error])
+    raise_all(errors)
+    return cards
+
+
+def detect_local() -> HardwareProfile:
+    """The card of this machine, through NVML (the package nvidia-ml-py): CUDA's first visible one.
+
+    A card is a known one only if both its printed name and its memory fit; otherwise the profile holds what
+    NVML says and its rates are unknown. Raises PlanError without the package, the driver or a card.
+    """
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        install = "Run pip install 'tierplan[gpu]', or use --gpu cpu."
+        raise _no_card("needs the package nvidia-ml-py to look at the card.", install) from None
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        raise _no_card(f"no NVIDIA driver answers here ({error}).") from None
+    try:
+        handle = _first_visible(nvml)
+        printed = nvml.nvmlDeviceGetName(handle)
+        driver = nvml.nvmlSystemGetDriverVersion()
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+        total, reserved, used = int(memory.total), int(memory.reserved), int(memory.used)
+    except nvml.NVMLError as error:
+        raise _no_card(f"the driver does not tell about the card ({error}).") from None
+    finally:
+        nvml.nvmlShutdown()
+    name, version = _text(printed), _text(driver)
+    said = f"NVML on this machine, driver {version}"
+    # Approximate: what CUDA sees is taken to be the total less what the driver reserves.
+    visible = Sourced(total - reserved, f"{said}: total less reserved", basis="measured")
+    in_use = Sourced(used, f"{said}: held by other processes when looked at", basis="measured")
+    known = [card for card in list_profiles() if _is_card(card, name, total)]
+    if known:
+        card = min(known, key=lambda each: abs(total - (each.memory_bytes.value or 0)))
+        shipped = card.visible_bytes  # the lower of the two: nothing is gained by trusting the higher
+        lower = shipped if shipped.value is not None and shipped.value < total - reserved else visible
+        return replace(card, visible_bytes=lower, in_use_bytes=in_use)
+    unknown = Sourced(None, said, f"no profile has the name {name!r} with {format_bytes(total)} of memory")
+    return HardwareProfile(
+        id=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
+        name=name,
+        vendor="NVIDIA",
+        aliases=(),
+        kind="gpu",
+        architecture="unknown",
+        compute_capability=(major, minor),
+        memory_bytes=Sourced(total, f"{said}: total", basis="measured"),
+        visible_bytes=visible,
+        context_bytes=Sourced(GIB, "above the largest found on any card, 0.62 GiB", basis="assumed"),
+        bandwidth=unknown,
+        rates=dict.fromkeys(RATES, unknown),
+        pcie_bytes_per_second=unknown,
+        # Both begin at compute capability 8.0: NVIDIA's manuals, and the flash-attention package's own list.
+        supports_bf16=major >= 8,
+        supports_flash_attention_2=major >= 8,
+        sm_count=unknown,
+        tdp_w=unknown,
+        in_use_bytes=in_use,
+    )
+
+
+def cpu_profile() -> HardwareProfile:
+    """This machine without a card: memory is what this process may use, rates are not known."""
+    memory = Sourced(host_ram_bytes(), "this machine's memory and cgroup limits", basis="measured")
+    unknown = Sourced(None, "this machine", "not measured on this machine")
+    absent = Sourced(None, "this machine", "a CPU has none")
+    return HardwareProfile(
+        id="cpu",
+        name=platform.processor() or platform.machine() or "CPU",
+        vendor="unknown",
+        aliases=(),
+        kind="cpu",
+        architecture=platform.machine(),
+        compute_capability=None,
+        memory_bytes=memory,
+        visible_bytes=memory,
+        context_bytes=Sourced(0, "no CUDA context without a card", basis="derived"),
+        bandwidth=unknown,
+        rates=dict.fromkeys(RATES, unknown),
+        pcie_bytes_per_second=absent,
+        supports_bf16=False,
+        supports_flash_attention_2=False,
+        sm_count=absent,
+        tdp_w=unknown,
+    )
+
+
+def host_ram_bytes() -> int:
+    """Bytes of host memory this process may use: what is built in, or a lower limit set by a cgroup."""
+    import psutil  # type: ignore[import-untyped]
+
+    return min([int(psutil.virtual_memory().total), *_cgroup_limits()])
+
+
+def _cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Memory limits of this process's cgroup and all above it, of version 1 and 2; none outside Linux."""
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    limits = []
+    for _, controllers, group in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if controllers == "":
+            tree, name = root, "memory.max"
+        elif "memory" in controllers.split(","):
+            tree, name = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        leaf = tree / group.lstrip("/")
+        # In a container the group's path may be the host's and not exist here: then the root is the limit.
+        for folder in [leaf, *leaf.parents][: len(leaf.parts) - len(tree.parts) + 1]:
+            try:
+                text = (folder / name).read_text(encoding="utf-8").strip()
+            except OSError:
+                continue
+            limits += [int(text)] if text.isdigit() else []  # "max" is no limit
+    return limits
+
+
+def _no_card(why: str, nearest: str = "Name a card, or use --gpu cpu.") -> PlanError:
+    return PlanError("--gpu local", why, nearest)
+
+
+def _first_visible(nvml: Any) -> Any:
+    """NVML's handle of CUDA's first visible card. Approximate: in the order of the bus."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = (visible if visible is not None else "0").split(",")[0].strip()
+    count = int(nvml.nvmlDeviceGetCount())
+    if first.startswith("GPU-"):
+        return nvml.nvmlDeviceGetHandleByUUID(first)
+    if first.isdigit() and int(first) < count:
+        return nvml.nvmlDeviceGetHandleByIndex(int(first))
+    why = f"the driver lists {count} cards"
+    why += f" and CUDA_VISIBLE_DEVICES is {visible!r}." if visible is not None else "."
+    raise _no_card(why)
+
+
+def _is_card(card: HardwareProfile, printed: str, total: int) -> bool:
+    # Older drivers left out "NVIDIA "; totals differ by 2 % between drivers, by 20 % between variants.
+    sold = card.memory_bytes.value
+    same_name = _squash(card.name).removeprefix("nvidia") == _squash(printed).removeprefix("nvidia")
+    return same_name and sold is not None and abs(total - sold) <= sold / 10
+
+
+def _text(answer: str | bytes) -> str:
+    return answer.decode() if isinstance(answer, bytes) else answer  # bytes from older nvidia-ml-py
+
+
+def _squash(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name.lower())
+
+
+def _names(card: HardwareProfile) -> set[str]:
+    printed = _squash(card.name)
+    bare = printed.removeprefix(_squash(card.vendor))
+    return {printed, bare, bare.removeprefix("geforce"), *map(_squash, (card.id, *card.aliases))}
+
+
+def _folders() -> list[Path]:
+    parts = os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep)
+    named = [Path(part).expanduser() for part in parts if part]
+    for folder in named:
+        if not folder.is_dir():
+            raise PlanError(f"{FOLDERS_VARIABLE}={folder}", "is not a folder.", "Name folders of card files.")
+    return [*named, SHIPPED]
+
+
+# --- The file ---------------------------------------------------------------------------------------------
+
+_ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
+    """YAML that refuses a key given twice, of which YAML itself silently takes the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        for index, (key, _) in enumerate(node.value):
+            if key.value in keys[:index]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} is given twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+class _Fact(BaseModel):
+    """``{value, source, basis}``, or ``{value: unknown, why}``."""
+
+    model_config = ConfigDict(extra="forbid")
+    value: Any
+    source: str = ""
+    why: str = ""
+    basis: Basis = "datasheet"
+
+    def sourced(self) -> Sourced:
+        return Sourced(self.value, self.source.strip(), self.why.strip(), self.basis)
+
+
+def _reads(read: Callable[[Any], Any], most: float | None = None) -> AfterValidator:
+    """Read the fact's value in its own unit; ``most`` is beyond any card and catches slips of the pen."""
+
+    def check(fact: _Fact) -> _Fact:
+        if fact.value == "unknown":
+            if not fact.why.strip():
+                raise PlanError("unknown", "has no reason.", "Add why: and say why it is not known.")
+            return fact.model_copy(update={"value": None})
+        if not isinstance(fact.value, (str, int, float)):
+            raise PlanError("the value", "is neither a number with its unit nor unknown.")
+        errors = []
+        if not fact.source.strip():
+            errors.append(
+                PlanError(str(fact.value), "has no source.", "Add source: and say where it comes from.")
+            )
+        try:
+            value = read(fact.value)
+            if most is not None and not 0 < value <= most:
+                raise PlanError(
+                    str(fact.value), "is no figure of a card.", f"It lies between 0 and {most:g}."
+                )
+        except PlanError as error:
+            errors.append(error)
+        raise_all(errors)
+        return fact.model_copy(update={"value": value})
+
+    return AfterValidator(check)
+
+
+def _capability(raw: Any) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,2})\.([0-9])", str(raw))
+    if match is None:
+        raise PlanError(repr(raw), "is not a compute capability.", 'Write one such as "8.6".')
+    return int(match.group(1)), int(match.group(2))
+
+
+def _exactly(kind: type, what: str) -> Callable[[Any], Any]:
+    def read(raw: Any) -> Any:
+        if type(raw) is not kind:  # not isinstance: True is an int
+            raise PlanError(repr(raw), f"is not {what}.")
+        return raw
+
+    return read
+
+
+_Bytes = Annotated[_Fact, _reads(parse_bytes, 2.0**44)]
+_Bandwidth = Annotated[_Fact, _reads(parse_bandwidth, 1e15)]
+_Flops = Annotated[_Fact, _reads(parse_flops, 1e18)]
+_Flag = Annotated[_Fact, _reads(_exactly(bool, "true or false"))]
+_Word = Annotated[str, Field(min_length=1)]
+
+
+class _Rates(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    fp32: _Flops
+    tf32: _Flops
+    fp16: _Flops
+    bf16: _Flops
+
+
+class _Card(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    id: Annotated[str, Field(pattern=rf"^{_ID.pattern}$")]
+    name: _Word
+    aliases: list[_Word] = []
+    vendor: _Word
+    architecture: _Word
+    compute_capability: Annotated[_Fact, _reads(_capability)]
+    sm_count: Annotated[_Fact, _reads(_exactly(int, "a whole number"), 1e5)]
+    tdp: Annotated[_Fact, _reads(parse_watts, 1e5)]
+    memory: _Bytes
+    visible_memory: _Bytes
+    cuda_context: _Bytes
+    memory_bandwidth: _Bandwidth
+    pcie_bandwidth: _Bandwidth
+    rates: _Rates
+    bf16: _Flag
+    flash_attention_2: _Flag
+    notes: list[str] = []
+
+
+_KEYS = [*_Card.model_fields, *_Rates.model_fields, *_Fact.model_fields]
+
+
+def _read(path: Path, named_by_id: bool = False) -> HardwareProfile:
+    """The card in a file. Raises PlanError with the file and the key, all errors of the file at once."""
+    file = str(path)
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise PlanError(file, "there is no such file.", "`plan gpus` lists the known cards.") from None
+    except OSError as error:
+        raise PlanError(file, f"cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise PlanError(file, f"is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise PlanError(file, "does not hold the keys of a card.", "See hwprofiles/README.md.")
+    try:
+        card = _Card.model_validate(data)
+    except ValidationError as failed:
+        raise_all([error for each in failed.errors() for error in _told(each, file)])
+        raise AssertionError("pydantic refused a card without saying why") from failed
+    wrong = _contradictions(card, path.stem if named_by_id else card.id)
+    raise_all([PlanError(f"{file}: {key}", why) for key, why in wrong.items()])
+    return HardwareProfile(
+        id=card.id,
+        name=card.name,
+        vendor=card.vendor,
+        aliases=tuple(card.aliases),
+        kind="gpu",
+        architecture=card.architecture,
+        compute_capability=card.compute_capability.value,
+        memory_bytes=card.memory.sourced(),
+        visible_bytes=card.visible_memory.sourced(),
+        context_bytes=card.cuda_context.sourced(),
+        bandwidth=card.memory_bandwidth.sourced(),
+        rates={name: fact.sourced() for name, fact in card.rates},
+        pcie_bytes_per_second=card.pcie_bandwidth.sourced(),
+        supports_bf16=card.bf16.value is True,  # unknown is no
+        supports_flash_attention_2=card.flash_attention_2.value is True,
+        sm_count=card.sm_count.sourced(),
+        tdp_w=card.tdp.sourced(),
+        notes=tuple(card.notes),
+    )
+
+
+def _told(problem: Any, file: str) -> list[PlanError]:
+    """One of pydantic's findings in our words."""
+    key = ".".join(map(str, problem["loc"]))
+    asked, cause = f"{file}: {key}", problem.get("ctx", {}).get("error")
+    if isinstance(cause, PlanError):
+        causes = getattr(cause, "errors", [cause])
+        return [PlanError(asked, f"{each.asked} {each.why}", each.nearest) for each in causes]
+    if problem["type"] == "extra_forbidden":
+        return [PlanError(asked, "is not a key here.", did_you_mean(key.rpartition(".")[2], _KEYS))]
+    if problem["type"] == "missing":
+        return [PlanError(asked, "is missing.", "What is not known is written {value: unknown, why: ...}.")]
+    if problem["type"] == "model_type" and key != "rates":
+        return [PlanError(asked, "is not a sourced value.", "Write {value: ..., source: ...}.")]
+    return [PlanError(asked, f"{problem['msg'].lower()}.")]
+
+
+def _contradictions(card: _Card, stem: str) -> dict[str, str]:
+    """What cannot be true together, by key."""
+    memory, visible, context = (f.value for f in (card.memory, card.visible_memory, card.cuda_context))
+    wrong = {}
+    if card.id != stem:
+        wrong["id"] = f"is {card.id!r}, but the file is named {stem!r}."
+    if card.id in ("local", "cpu"):
+        wrong["id"] = f"{card.id!r} is kept for the machine itself."
+    # A tenth is left for cards sold as "8 GB" that hold 8 GiB.
+    if memory is not None and visible is not None and visible > 1.1 * memory:
+        wrong["visible_memory"] = f"{format_bytes(visible)} is more than the memory, {format_bytes(memory)}."
+    if visible is not None and context is not None and context >= visible:
+        wrong["cuda_context"] = f"{format_bytes(context)} leaves nothing of {format_bytes(visible)}."
+    if card.bf16.value is False and card.rates.bf16.value is not None:
+        wrong["rates.bf16"] = "has a value, but bf16 is false."
+    return wrong

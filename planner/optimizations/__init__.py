@@ -1,0 +1,41 @@
+"""All optimisations: one file each, in a folder for its area. Importing the package registers them."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pkgutil import walk_packages
+
+from planner.errors import PlanError, did_you_mean
+from planner.optimizations.base import REGISTRY, Optimization
+
+ENTRY_POINTS = "planner.optimizations"
+
+
+@cache
+def _load() -> None:
+    for module in walk_packages(__path__, __name__ + "."):
+        import_module(module.name)
+    for entry in entry_points(group=ENTRY_POINTS):
+        entry.load()
+
+
+def all_optimizations() -> dict[str, Optimization]:
+    """Every registered optimisation by id, in a fixed order; further packages may add theirs by entry point."""
+    _load()
+    return {name: REGISTRY[name]() for name in sorted(REGISTRY)}
+
+
+def by_id(name: str) -> Optimization:
+    """One optimisation.
+
+    Raises:
+        PlanError: there is none of that name.
+    """
+    known = all_optimizations()
+    if name not in known:
+        raise PlanError(
+            f"optimisation '{name}'", "is not known.", did_you_mean(name, known, "plan optimizations")
+        )
+    return known[name]

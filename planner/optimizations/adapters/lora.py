@@ -1,0 +1,69 @@
+"""Train low-rank adapters beside frozen weights, on every linear of every layer (LoRA).
+
+Each adapted linear gets two small matrices, inputs × R and R × outputs, held in float32 with their gradients and
+optimiser states. Gradients keep their buffers from step to step: allocated once, they never fragment.
+"""
+
+from __future__ import annotations
+
+from planner.ledger import ALWAYS, Basis, Ledger, Phase, Term
+from planner.optimizations.base import Evidence, Knob, Knobs, Optimization, Situation
+from planner.session import Session
+from planner.symbols import Letters, Number
+
+RANKS = (8, 4, 2, 16, 32, 64)
+
+
+def adapter_parameters(x: Letters) -> Number:
+    """R × (inputs + outputs), summed over the adapted linears of all layers."""
+    return x.L * x.R * x.U
+
+
+def float32(x: Letters) -> Number:
+    """Bits of a float32 element."""
+    return 32
+
+
+def two_float32(x: Letters) -> Number:
+    """Bits of the two moments of AdamW."""
+    return 64
+
+
+def step_counters(x: Letters) -> Number:
+    """AdamW counts the steps of every matrix in a float32 of its own."""
+    return 2 * x.L * x.I
+
+
+class Lora(Optimization):
+    """LoRA adapters on every linear of every layer: what is trained, its gradients and its optimiser states."""
+
+    id = "lora"
+    title = "LoRA adapters on all linears"
+    makes = frozenset({"adapters/weights", "gradients/adapters", "optimizer/state", "optimizer/counters"})
+    claims = frozenset({"letter R"})
+    knobs = (
+        Knob("rank", "rank of the adapters", lambda situation: RANKS, letter="R", low=1, high=1024),
+        Knob("alpha", "adapters are scaled by alpha / rank; 0 means twice the rank", lambda _: (0,), low=0, high=65536),
+    )
+    evidence = (
+        Evidence("low-rank adapters", "Hu et al. 2021, arXiv 2106.09685"),
+        Evidence("23,592,960 parameters for Phi-2 at rank 16", "PEFT; tests/test_model_against_transformers.py"),
+    )
+    exact = False
+    effect = "updates are limited to the adapters' rank"
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """Adapters, their gradients and two moments."""
+        source = "PEFT's LoRA layers; torch.optim.AdamW(fused=True)"
+        after_load = ALWAYS - {Phase.LOAD}
+        return ledger.with_terms(
+            Term("adapters/weights", adapter_parameters, float32, after_load, "adapter matrices", source, basis=Basis.EXACT),
+            Term("gradients/adapters", adapter_parameters, float32, after_load, "their gradients", source, basis=Basis.EXACT),
+            Term("optimizer/state", adapter_parameters, two_float32, after_load, "two moments", source, basis=Basis.EXACT),
+            Term("optimizer/counters", step_counters, float32, after_load, "step counters", source, basis=Basis.EXACT),
+        )
+
+    def apply(self, session: Session) -> None:
+        """Put the adapters on."""
+        rank = int(session.knob("rank"))
+        session.adapt(rank=rank, alpha=int(session.knob("alpha")) or 2 * rank)

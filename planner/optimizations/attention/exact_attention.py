@@ -1,0 +1,95 @@
+"""Compute attention exactly without ever holding the scores, by the best kernel the card has.
+
+cuDNN's and the flash kernel need compute capability 8.0; the memory-efficient kernel runs from 5.0 on and is the
+one for Turing. Scores of all pairs of tokens are replaced by one float32 per query. Rows are causal from their
+first token, so no mask is needed.
+"""
+
+from __future__ import annotations
+
+from planner.ledger import Ledger
+from planner.optimizations.base import Evidence, Knob, Knobs, Optimization, Scalar, Situation
+from planner.session import Session
+from planner.symbols import Letters, Number, round_up
+
+
+def grouped_inputs(x: Letters) -> Number:
+    """Query, and key and value of their own heads: the kernel takes fewer of them as they are."""
+    return x.A * x.B * x.S * (x.H + 2 * x.K) * x.E
+
+
+def log_sum_exp(x: Letters) -> Number:
+    """One value for each query and head; kernels pad the sequence to a multiple of 32."""
+    return x.A * x.B * x.H * round_up(x.S, 32)
+
+
+def float32(x: Letters) -> Number:
+    """Bits of a float32 element."""
+    return 32
+
+
+def nothing(x: Letters) -> Number:
+    """No element."""
+    return 0
+
+
+def _kernels(situation: Situation) -> tuple[Scalar, ...]:
+    if situation.gpu.kind == "cpu":
+        return ("cpu",)
+    capability = situation.gpu.compute_capability or (0, 0)
+    if capability >= (9, 0):
+        return ("cudnn", "flash", "efficient")
+    if capability >= (8, 0):
+        return ("flash", "efficient", "cudnn")
+    return ("efficient",) if capability >= (5, 0) else ()
+
+
+class _HasKernel:
+    """Needs a card that at least one exact kernel runs on, and attention over the whole sequence."""
+
+    text = "a graphics card of compute capability ≥ 5.0, or the CPU; no sliding window"
+
+    def reasons(self, situation: Situation) -> tuple[str, ...]:
+        """Names the capability, or the window."""
+        found = []
+        if not _kernels(situation):
+            found.append(f"no exact kernel runs on {situation.gpu.name}: the oldest needs compute capability ≥ 5.0")
+        if situation.model.sliding_window is not None:
+            found.append(
+                f"{situation.model.id} attends within a window of {situation.model.sliding_window} tokens, "
+                "which this slice does not cut into bands"
+            )
+        return tuple(found)
+
+
+class ExactAttention(Optimization):
+    """Exact attention that never holds the scores: memory linear in the sequence instead of quadratic."""
+
+    id = "exact_attention"
+    title = "exact attention without stored scores"
+    numbers = (1, 10)
+    claims = frozenset(
+        {"attention/scores.count", "attention/scores.bits", "attention/eager.count", "attention/qkv.count"}
+        | {"setting attention"}
+    )
+    requires = (_HasKernel(),)
+    knobs = (Knob("kernel", "cudnn, flash, efficient or cpu", _kernels),)
+    evidence = (
+        Evidence("exact attention in linear memory", "Dao 2023, arXiv 2307.08691; Rabe and Staats 2021, arXiv 2112.05682"),
+        Evidence("which kernel runs on which card", "PyTorch 2.11 to 2.13, aten/native/transformers/cuda/sdp_utils.cpp"),
+    )
+
+    def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
+        """The kernel that attention rates are looked up by."""
+        return {"attention": str(knobs["kernel"])}
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """No scores; log-sum-exp instead; key and value repeated only where the kernel wants it."""
+        ledger = ledger.claimed("attention/scores", count=log_sum_exp, bits=float32).claimed(
+            "attention/eager", count=nothing
+        )
+        return ledger if knobs["kernel"] == "efficient" else ledger.claimed("attention/qkv", count=grouped_inputs)
+
+    def apply(self, session: Session) -> None:
+        """Use this kernel and no other."""
+        session.attend_with(str(session.knob("kernel")))

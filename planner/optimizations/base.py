@@ -1,0 +1,183 @@
+"""What an optimisation is: one class in one file, with its claims, its formulas, its needs, its evidence, its hook."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from planner.hardware import HardwareProfile
+from planner.ledger import Ledger
+from planner.model import ModelShape
+from planner.session import Session
+
+Scalar = int | float | str
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known before anything is chosen: the card, the model, and the host's memory in bytes."""
+
+    gpu: HardwareProfile
+    model: ModelShape
+    host_bytes: int
+
+
+class Requirement(Protocol):
+    """Something an optimisation needs. One method both decides and explains."""
+
+    @property
+    def text(self) -> str:
+        """The requirement in words, for `plan explain`."""
+        ...
+
+    def reasons(self, situation: Situation) -> tuple[str, ...]:
+        """Why it is not met; empty where it is."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnCard:
+    """Needs a graphics card, not the CPU."""
+
+    because: str
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return f"a graphics card: {self.because}"
+
+    def reasons(self, situation: Situation) -> tuple[str, ...]:
+        """Empty on a card."""
+        return () if situation.gpu.kind == "gpu" else (f"needs a graphics card: {self.because}",)
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Needs a CUDA compute capability of at least this."""
+
+    least: tuple[int, int]
+    because: str
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return f"compute capability ≥ {self.least[0]}.{self.least[1]}: {self.because}"
+
+    def reasons(self, situation: Situation) -> tuple[str, ...]:
+        """Names what is needed and what the card has."""
+        gpu = situation.gpu
+        if gpu.kind != "gpu":
+            return (f"needs a graphics card: {self.because}",)
+        if gpu.compute_capability is None:
+            return (f"needs compute capability ≥ {self.least[0]}.{self.least[1]}; that of {gpu.name} is unknown",)
+        if gpu.compute_capability < self.least:
+            major, minor = gpu.compute_capability
+            return (f"needs compute capability ≥ {self.least[0]}.{self.least[1]}; {gpu.name} has {major}.{minor}",)
+        return ()
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Needs a term that another optimisation makes, although it claims nothing of it."""
+
+    term: str
+    because: str
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return f"{self.term}: {self.because}"
+
+    def reasons(self, situation: Situation) -> tuple[str, ...]:
+        """Judged for a whole set, by ``planner.compose``."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A quantity of an optimisation that the plan chooses.
+
+    Attributes:
+        name: short name; on the command line ``--set <optimisation>.<name>=value``.
+        letter: the letter it gives a value to in formulas, or "" for a choice by name.
+        choices: what the solver may choose from, best first, given the situation.
+        low, high: bounds of what a user may set (numbers), or None where only ``choices`` will do.
+    """
+
+    name: str
+    meaning: str
+    choices: Callable[[Situation], tuple[Scalar, ...]]
+    letter: str = ""
+    low: int | None = None
+    high: int | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Where a statement comes from: a paper, a line of a library, or a record in this repository."""
+
+    statement: str
+    source: str
+
+
+Knobs = Mapping[str, Scalar]
+REGISTRY: dict[str, type[Optimization]] = {}
+
+
+class Optimization(ABC):
+    """One optimisation. A concrete subclass registers itself by its ``id``.
+
+    Class attributes:
+        id: name in plan files and on the command line.
+        title: a few words for people.
+        numbers: which of the 44 claimed optimisations it realises.
+        claims: what it replaces: ``term.attribute`` (attribute: count, bits, device, phases) or ``letter X``
+            or ``setting name``. Within one configuration each may be claimed once.
+        makes: names of the terms it adds.
+        requires: what it needs of card, model and host.
+        knobs: what the plan chooses for it.
+        evidence: where its formulas come from.
+        exact: whether the trained result is the same function as without it.
+        effect: what it does to the result where it is not exact, in a few words.
+    """
+
+    id: ClassVar[str]
+    title: ClassVar[str]
+    numbers: ClassVar[tuple[int, ...]] = ()
+    claims: ClassVar[frozenset[str]] = frozenset()
+    makes: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[tuple[Requirement, ...]] = ()
+    knobs: ClassVar[tuple[Knob, ...]] = ()
+    evidence: ClassVar[tuple[Evidence, ...]]
+    exact: ClassVar[bool] = True
+    effect: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        known = REGISTRY.get(cls.id)
+        assert known is None or known.__module__ == cls.__module__, f"{cls.id} is defined twice"
+        assert cls.__doc__ and cls.evidence, f"{cls.id}: a docstring and evidence are part of an optimisation"
+        assert cls.exact or cls.effect, f"{cls.id}: say what it does to the result"
+        REGISTRY[cls.id] = cls
+
+    def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
+        """Values of the letters it claims or that its knobs set."""
+        return {knob.letter: int(knobs[knob.name]) for knob in self.knobs if knob.letter}
+
+    def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
+        """Values of the settings it claims (``dtype``, ``attention``)."""
+        return {}
+
+    @abstractmethod
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """The ledger with this optimisation switched on."""
+
+    @abstractmethod
+    def apply(self, session: Session) -> None:
+        """Switch it on in a run that is being put together."""
+
+    def reasons(self, situation: Situation) -> tuple[str, ...]:
+        """Why it cannot be used here; empty where it can."""
+        return tuple(reason for requirement in self.requires for reason in requirement.reasons(situation))

@@ -1,0 +1,92 @@
+"""Keep only each layer's input and recompute the layer in the backward pass.
+
+The saved tensors of one layer live at a time instead of those of all; the price is one more forward pass of every
+layer. One checkpoint per layer is the best spacing as long as all of them lie on the card.
+"""
+
+from __future__ import annotations
+
+from planner.baseline import (
+    attention_forward_flops,
+    bits_of_activation,
+    forward_working,
+    incoming_gradient,
+    linear_forward_flops,
+    mlp_gradients,
+    norm_copies_of_layer,
+    per_layer_names,
+)
+from planner.ledger import STEP, Ledger, Phase, Resource, Term, Work
+from planner.optimizations.base import Evidence, Knobs, Optimization, Situation
+from planner.session import Session
+from planner.symbols import Letters, Number
+
+LIVE = frozenset({Phase.BACKWARD})
+
+
+def checkpoints(x: Letters) -> Number:
+    """One hidden state of width D for each layer and token."""
+    return x.L * x.B * x.S * x.D
+
+
+def gradient_and_output(x: Letters) -> Number:
+    """The gradient coming into a layer, and the output of its recomputed forward pass."""
+    return 2 * incoming_gradient(x)
+
+
+def nothing(x: Letters) -> Number:
+    """No element: the layer's input is its checkpoint."""
+    return 0
+
+
+class GradientCheckpointing(Optimization):
+    """Layer inputs are kept and layers recomputed: activations of one layer at a time."""
+
+    id = "gradient_checkpointing"
+    title = "recompute each layer in the backward pass"
+    numbers = (4,)
+    claims = frozenset(
+        {"letter A", "activations/inputs.count", "activations/norms.count", "activations/outputs.count"}
+        | {"activations/forward.count", "activations/forward.bits"}
+        | {"activations/backward.count", "activations/backward.bits"}
+        | {f"{name}.phases" for name in per_layer_names()}
+    )
+    makes = frozenset({"activations/checkpoints"})
+    evidence = (
+        Evidence("one more forward pass for one layer's memory", "Chen et al. 2016, arXiv 1604.06174"),
+        Evidence("a checkpoint per layer is the best spacing on the card", "docs/decisions.md, spacing of checkpoints"),
+    )
+
+    def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
+        """The saved tensors of one layer live at once."""
+        return {"A": 1}
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """Checkpoints instead of saved tensors, and a second forward pass."""
+        for name in per_layer_names():
+            ledger = ledger.claimed(name, phases=LIVE)
+        return (
+            ledger.claimed("activations/inputs", count=nothing)
+            .claimed("activations/norms", count=norm_copies_of_layer)
+            .claimed("activations/outputs", count=gradient_and_output)
+            .claimed("activations/forward", count=forward_working, bits=bits_of_activation)
+            .claimed("activations/backward", count=mlp_gradients, bits=bits_of_activation)
+            .with_terms(
+                Term(
+                    "activations/checkpoints",
+                    checkpoints,
+                    bits_of_activation,
+                    STEP - {Phase.OPTIMIZER},
+                    "inputs of the layers",
+                    "trainer/checkpointing.py",
+                ),
+            )
+            .with_work(
+                Work("linear/recompute", linear_forward_flops, Resource.LINEAR, Phase.BACKWARD, "linears again"),
+                Work("attention/recompute", attention_forward_flops, Resource.ATTENTION, Phase.BACKWARD, "attention again"),
+            )
+        )
+
+    def apply(self, session: Session) -> None:
+        """Checkpoint every layer."""
+        session.checkpoint_layers()

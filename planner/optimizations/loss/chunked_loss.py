@@ -1,0 +1,73 @@
+"""Compute loss and gradient for a few trained tokens at a time, so that the full logits never exist.
+
+Only target tokens have logits. The gradient of the hidden states is written during the forward pass and kept
+instead of the logits. Costs nothing in arithmetic; a small slice uses the matrix units less well.
+"""
+
+from __future__ import annotations
+
+from planner.baseline import bits_of_activation
+from planner.ledger import Ledger, Phase, Resource, Term, Work
+from planner.optimizations.base import Evidence, Knob, Knobs, Optimization, Situation
+from planner.session import Session
+from planner.symbols import Letters, Number, least
+
+
+def slice_of_logits(x: Letters) -> Number:
+    """Rows alive at once, never more than there are."""
+    return least(x.C, x.B * x.T) * x.V
+
+
+def logits_bits(x: Letters) -> Number:
+    """Logits in the compute dtype and a float32 copy, which in float32 is the same tensor."""
+    return 64 - x.a
+
+
+def gradient_rows(x: Letters) -> Number:
+    """Gradient of the trained tokens' hidden states, and their own copy where not every token is trained."""
+    return x.B * x.T * x.D + least(x.B * (x.S - x.T), 1) * x.B * x.T * x.D
+
+
+def head_flops(x: Letters) -> Number:
+    """Logits and the gradient of the hidden states, for trained tokens alone."""
+    return 4 * x.B * x.T * x.V * x.D
+
+
+class ChunkedLoss(Optimization):
+    """Loss by slices of trained tokens: the full logits never exist."""
+
+    id = "chunked_loss"
+    title = "loss by slices, trained tokens only"
+    numbers = (41,)
+    claims = frozenset({"loss/logits.count", "loss/logits.bits", "letter C"})
+    makes = frozenset({"loss/gradient"})
+    knobs = (
+        Knob("rows", "trained tokens per slice", lambda _: (1024, 2048, 512, 256), letter="C", low=1, high=1 << 20),
+    )
+    evidence = (
+        Evidence("the gradient can be written in the forward pass", "Hsu et al. 2024, arXiv 2410.10989"),
+        Evidence("loss and gradients equal the unsliced loss", "tests/test_trainer_loss.py"),
+    )
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """A slice of logits, and the gradient of the hidden states."""
+        return (
+            ledger.claimed("loss/logits", count=slice_of_logits, bits=logits_bits)
+            .with_terms(
+                Term(
+                    "loss/gradient",
+                    gradient_rows,
+                    bits_of_activation,
+                    frozenset({Phase.LOSS, Phase.EVALUATE}),
+                    "gradient of the hidden states, kept from the forward pass",
+                    "trainer/loss.py",
+                )
+            )
+            .with_work(
+                Work("head/both", head_flops, Resource.LINEAR, Phase.LOSS, "output head for trained tokens, both ways")
+            )
+        )
+
+    def apply(self, session: Session) -> None:
+        """Compute the loss by slices."""
+        session.chunk_loss(rows=int(session.knob("rows")))

@@ -1,0 +1,118 @@
+"""Hold the weights of the layers' linears in four bits (NF4) with doubly quantised constants.
+
+A block of 64 weights shares one scale; the scales themselves are held in eight bits, 256 of them sharing one
+float32. Each use dequantises one matrix into a passing buffer. Costs: the weights are rounded once, and every
+pass reads four bits and writes sixteen.
+"""
+
+from __future__ import annotations
+
+from planner.ledger import ALWAYS, Basis, Ledger, Phase, Resource, Term, Work
+from planner.optimizations.base import Capability, Evidence, Knobs, Needs, Optimization, Situation
+from planner.session import Session
+from planner.symbols import Letters, Number, ceil_div, greatest
+
+BLOCK, NESTED_BLOCK = 64, 256
+TABLE_BYTES = 16 * 4 + 256 * 4 + 4  # NF4 code, code of the nested scales, offset: kept by every linear
+
+
+def four_bits(x: Letters) -> Number:
+    """Bits of one weight."""
+    return 4
+
+
+def constants(x: Letters) -> Number:
+    """Scales of 64 weights in a byte, scales of 256 scales in float32, and the tables of every linear."""
+    scales = ceil_div(x.L * x.P, BLOCK)
+    return scales + 4 * ceil_div(scales, NESTED_BLOCK) + x.L * x.J * TABLE_BYTES
+
+
+def dequantised(x: Letters) -> Number:
+    """The largest matrix in 16 bits, as far as it stands above the gradients that follow it.
+
+    It is alive beside one gradient of width F fewer than at the height of the backward pass
+    (``activations/backward``), so for more than M/F tokens the gradients hide it.
+    """
+    return greatest(x.M - x.B * x.S * x.F, 0)
+
+
+def dequantised_alone(x: Letters) -> Number:
+    """The largest matrix in 16 bits."""
+    return x.M
+
+
+def loading(x: Letters) -> Number:
+    """The matrix being quantised in 16 bits, and its scales before they are quantised themselves."""
+    return 2 * x.M + 4 * ceil_div(x.M, BLOCK)
+
+
+def dequantised_bytes(x: Letters) -> Number:
+    """Half a byte read and two written for each weight: forward, backward."""
+    return 2 * x.L * x.P * 5 // 2
+
+
+class Nf4Weights(Optimization):
+    """NF4 weights with double quantisation (QLoRA): 0.516 bytes a weight instead of two."""
+
+    id = "nf4_weights"
+    title = "4-bit NF4 weights, double quantisation"
+    numbers = (6, 11)
+    claims = frozenset({"weights/linear.bits"})
+    makes = frozenset({"weights/constants", "buffers/dequantised", "buffers/dequantised_evaluation", "buffers/loading"})
+    requires = (
+        Capability((6, 0), "bitsandbytes builds its 4-bit kernels for it"),
+        Needs("adapters/weights", "4-bit weights cannot be trained themselves"),
+        Needs("adapters/casts", "4-bit weights are dequantised to 16 bits, so the rest computes in 16 bits"),
+    )
+    evidence = (
+        Evidence("NF4 and double quantisation", "Dettmers et al. 2023, arXiv 2305.14314"),
+        Evidence("1,824,899,584 bytes for Phi-2, the rest in 16 bits", "reported by a GPU; tests/test_static_bytes.py"),
+    )
+    exact = False
+    effect = "weights are rounded to four bits"
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """Four bits a weight, plus constants and buffers."""
+        source = "bitsandbytes 0.50, functional.quantize_4bit and autograd MatMul4Bit"
+        return (
+            ledger.claimed("weights/linear", bits=four_bits)
+            .with_terms(
+                Term("weights/constants", constants, eight, ALWAYS, "scales and tables of NF4", source, basis=Basis.EXACT),
+                Term(
+                    "buffers/dequantised",
+                    dequantised,
+                    sixteen,
+                    frozenset({Phase.BACKWARD}),
+                    "a matrix in 16 bits, where the gradients do not hide it",
+                    source,
+                ),
+                Term(
+                    "buffers/dequantised_evaluation",
+                    dequantised_alone,
+                    sixteen,
+                    frozenset({Phase.FORWARD, Phase.EVALUATE}),
+                    "a matrix in 16 bits",
+                    source,
+                ),
+                Term(
+                    "buffers/loading", loading, eight, frozenset({Phase.LOAD}), "a matrix while it is quantised", source
+                ),
+            )
+            .with_work(
+                Work("memory/dequantise", dequantised_bytes, Resource.MEMORY, Phase.FORWARD, "dequantised weights")
+            )
+        )
+
+    def apply(self, session: Session) -> None:
+        """Load the linears of the layers as NF4."""
+        session.store_weights("nf4", double_quantization=True)
+
+
+def eight(x: Letters) -> Number:
+    """Bits of a byte."""
+    return 8
+
+
+def sixteen(x: Letters) -> Number:
+    """Bits of a dequantised weight."""
+    return 16

@@ -1,0 +1,253 @@
+"""The plan file: the one configuration of a run, complete, ordered for people, and strict.
+
+``plan.yaml`` and ``--json`` are the same document. Every default is written out, a key that is not known is
+refused, and equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from planner.errors import PlanError, did_you_mean, raise_all
+
+SCHEMA = "tierplan/1"
+MAX_FILE_BYTES = 4 * 2**20
+
+Verdict = Literal["fits", "does-not-fit", "unknown"]
+Scalar = int | float | str | bool | None
+
+
+class Strict(BaseModel):
+    """A part of the plan: immutable, and without room for keys nobody reads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Gpu(Strict):
+    """The card that was planned for, as its profile gives it."""
+
+    id: str
+    name: str
+    kind: Literal["gpu", "cpu"]
+    compute_capability: str | None
+    visible_bytes: int = Field(ge=0)
+    context_bytes: int = Field(ge=0)
+    context_basis: str
+
+
+class Model(Strict):
+    """The model that was planned for. ``source`` is what the trainer loads: a folder, a file or a hub id."""
+
+    id: str
+    source: str
+    architecture: str
+    parameters: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    native_context: int = Field(gt=0)
+
+
+class Choice(Strict):
+    """An optimisation that is on, and why."""
+
+    id: str
+    reason: str
+    knobs: dict[str, Scalar] = {}
+
+
+class Rejection(Strict):
+    """An optimisation that is off, and why."""
+
+    id: str
+    reasons: list[str] = Field(min_length=1)
+
+
+class Peak(Strict):
+    """Peak bytes: the exact terms alone, what the allocator will hold, and the bound on what it reserves."""
+
+    low: int = Field(ge=0)
+    expected: int = Field(ge=0)
+    high: int = Field(ge=0)
+
+
+class GpuMemory(Strict):
+    """Memory of the card: its budget, its peak, and every term alive in every phase."""
+
+    budget_bytes: int
+    peak_bytes: Peak
+    peak_phase: str
+    phases: dict[str, dict[str, int]]
+
+
+class HostMemory(Strict):
+    """Memory of the host: pinned and anonymous together."""
+
+    budget_bytes: int = Field(ge=0)
+    peak_bytes: int = Field(ge=0)
+    pinned_bytes: int = Field(ge=0)
+    terms: dict[str, int]
+
+
+class Memory(Strict):
+    """Memory by device."""
+
+    gpu: GpuMemory
+    host: HostMemory
+
+
+class Seconds(Strict):
+    """A lower bound from peak rates, and an estimate; None where the card's rates are unknown."""
+
+    bound: float | None
+    estimate: float | None
+
+
+class Time(Strict):
+    """Time of one optimiser step."""
+
+    step_seconds: Seconds
+    limit_seconds: float
+    basis: str
+
+
+class Longest(Strict):
+    """The longest sequence the same settings can train, with the tier's target and with every token trained."""
+
+    with_target: int | None
+    all_trained: int | None
+
+
+class Train(Strict):
+    """Everything a run needs that is not memory."""
+
+    data: str | None = None
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float = Field(default=1.0, gt=0)
+    batch: int = Field(default=1, ge=1)
+    lr: float = Field(default=2e-4, gt=0)
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    accumulation: int = Field(default=1, ge=1)
+    seed: int = Field(default=0, ge=0)
+    validation: float = Field(default=0.1, ge=0, lt=1)
+    evaluation_rows: int = Field(default=64, ge=1)
+    out: str = "run"
+
+
+class Provenance(Strict):
+    """What the plan was made from, so that it can be made again and a change noticed."""
+
+    tierplan: str
+    command: str
+    profile_sha256: str
+    model_sha256: str
+    calibration_sha256: str
+
+
+class Plan(Strict):
+    """A whole plan; see the module's docstring."""
+
+    schema_: Literal["tierplan/1"] = Field(default=SCHEMA, alias="schema")
+    verdict: Verdict
+    summary: str
+    gpu: Gpu
+    model: Model
+    executor: Literal["resident"] = "resident"
+    objective: Literal["context", "speed", "memory"]
+    tier: int | None
+    context: int = Field(ge=0)
+    target: int = Field(ge=1)
+    total_tokens: int = Field(ge=1)
+    lora_rank: int = Field(ge=1)
+    longest: Longest
+    choices: list[Choice]
+    rejected: list[Rejection]
+    memory: Memory
+    time: Time
+    train: Train
+    nearest: list[str] = []
+    warnings: list[str] = []
+    not_modelled: list[str] = []
+    provenance: Provenance
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Plan:
+        if self.context + self.target != self.total_tokens:
+            raise ValueError(f"context {self.context} + target {self.target} is not total_tokens {self.total_tokens}")
+        return self
+
+    def knobs(self, choice: str) -> dict[str, Scalar]:
+        """The knobs of one choice, by short name; empty where the choice is off or has none."""
+        return next((dict(made.knobs) for made in self.choices if made.id == choice), {})
+
+    def document(self) -> dict[str, Any]:
+        """The plan as plain data, in reading order."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_json(self) -> str:
+        """The plan as one JSON object."""
+        return json.dumps(self.document(), indent=2, ensure_ascii=False)
+
+    def to_yaml(self) -> str:
+        """The plan as YAML; equal plans give equal bytes."""
+        return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True, width=110)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the plan file and of ``--json``."""
+    return Plan.model_json_schema(by_alias=True, mode="serialization")
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan file, YAML or JSON.
+
+    Raises:
+        PlanError: the file cannot be read, is no YAML, or is no plan; all mistakes together.
+    """
+    asked = f"plan file {path}"
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise PlanError(asked, f"is larger than {MAX_FILE_BYTES // 2**20} MiB, so it is no plan file.")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise PlanError(asked, f"cannot be read: {reason}.", "`plan --gpu … --out plan.yaml` writes one.") from error
+    try:
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise PlanError(asked, f"is not valid YAML: {where}{getattr(error, 'problem', None) or first}.") from error
+    if not isinstance(document, dict):
+        raise PlanError(asked, "holds no plan (a mapping was expected).")
+    if document.get("schema") != SCHEMA:
+        raise PlanError(asked, f"has schema {document.get('schema')!r}; this version reads {SCHEMA!r}.")
+    try:
+        return Plan.model_validate_json(json.dumps(document))
+    except (ValidationError, TypeError, ValueError) as error:
+        if not isinstance(error, ValidationError):
+            raise PlanError(asked, f"cannot be read as a plan: {error}.") from error
+        raise_all([_mistake(asked, item) for item in error.errors()])
+        raise AssertionError("unreachable") from error
+
+
+def _mistake(asked: str, item: Any) -> PlanError:
+    place = ".".join(str(part) for part in item["loc"]) or "the whole file"
+    nearest = ""
+    if item["type"] == "extra_forbidden":
+        nearest = did_you_mean(str(item["loc"][-1]), _all_keys())
+    return PlanError(f"{asked}, {place}", item["msg"][0].lower() + item["msg"][1:] + ".", nearest)
+
+
+def _all_keys() -> list[str]:
+    models = [Plan, *Strict.__subclasses__()]
+    return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})

@@ -1,0 +1,321 @@
+"""From a request to a plan: reads card and model, searches, explains, and writes everything down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from planner import __version__
+from planner.calibration import calibration
+from planner.errors import PlanError, raise_all
+from planner.explanations import reasons_for_choices, reasons_for_rejections, suggestions
+from planner.hardware import HardwareProfile, cpu_profile, detect_local, load_profile
+from planner.ledger import Device
+from planner.model import ModelShape, load_model
+from planner.optimizations.base import Scalar, Situation
+from planner.plan import (
+    Choice,
+    Gpu,
+    GpuMemory,
+    HostMemory,
+    Longest,
+    Memory,
+    Model,
+    Peak,
+    Plan,
+    Provenance,
+    Rejection,
+    Seconds,
+    Time,
+    Train,
+)
+from planner.settings import check_sets
+from planner.solver import COARSEST, Limits, Objective, Search, Wanted, search
+from planner.tiers import TIERS
+from planner.units import GIB, format_bytes, format_count, format_seconds
+
+NOT_MODELLED = (
+    "merging the adapter into the weights",
+    "several cards",
+    "what other programs take of the card while it trains",
+)
+TIME_BASIS = "bound: peak rates of the card; estimate: shares of them from planner/calibration.yaml"
+TIME_UNKNOWN = "the card's rates are unknown, so no time is given"
+NO_TIER_RANK = 8  # rank where not even tier 1 fits, as long as the user sets none
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for; see the help of `plan`."""
+
+    gpu: str = "rtx2060s"
+    model: str = "phi-2"
+    tier: int | None = None
+    total_tokens: int | None = None
+    target: int | None = None
+    objective: Objective = "context"
+    host_bytes: int = 32 * GIB
+    max_step_seconds: float = 86_400.0
+    required: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    knobs: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+    train: Mapping[str, Scalar] = field(default_factory=dict)
+    command: str = ""
+
+
+def make_plan(request: Request) -> Plan:
+    """Plan a run.
+
+    Raises:
+        PlanError: the request names something unknown, contradicts itself, or the card lacks a fact that is needed.
+    """
+    errors = _contradictions(request)
+    gpu, model = _read(errors, _gpu, request.gpu), _read(errors, _model, request.model)
+    raise_all(errors)
+    assert isinstance(gpu, HardwareProfile) and isinstance(model, ModelShape)
+    situation = Situation(gpu, model, request.host_bytes)
+    raise_all(check_sets(request.required, request.excluded, request.knobs, situation))
+    if model.quantized not in (None, "gguf"):
+        raise PlanError(
+            f"model {request.model}",
+            f"its weights are already quantised ({model.quantized}).",
+            "Give the original 16-bit weights: nf4_weights quantises them while loading.",
+        )
+    budget = gpu.budget_bytes()
+    if budget is None:
+        raise PlanError(f"card {gpu.id}", f"what a plan needs is unknown: {'; '.join(gpu.missing())}.")
+    if gpu.kind == "cpu":
+        # The card's memory and the host's are one: the smaller of what there is and what may be used.
+        budget = min(budget, request.host_bytes) if request.host_bytes != Request.host_bytes else budget
+        request = replace(request, host_bytes=budget)
+    limits = Limits(budget, request.host_bytes, request.max_step_seconds)
+    constants = calibration()
+
+    def find(wanted: list[Wanted]) -> Search:
+        return search(
+            situation,
+            limits,
+            constants,
+            wanted,
+            objective=request.objective,
+            required=request.required,
+            excluded=request.excluded,
+            knobs=request.knobs,
+            batch=int(request.train.get("batch", 1)),
+        )
+
+    found = find(_wanted(request))
+    open_length = request.tier is None and request.total_tokens is None
+    if open_length and not found.best.fits(limits)[found.index]:
+        # Not even tier 1: the longest sequence that fits at a smaller rank, every token trained.
+        rank = int(request.knobs.get("lora", {}).get("rank", NO_TIER_RANK))
+        small = find([Wanted(None, COARSEST, COARSEST, rank)])
+        if small.longest_all_trained:
+            found = find([Wanted(None, small.longest_all_trained, small.longest_all_trained, rank)])
+    return _write(request, situation, limits, found)
+
+
+def _contradictions(request: Request) -> list[PlanError]:
+    errors = []
+    both = sorted(set(request.required) & set(request.excluded))
+    errors += [PlanError(f"--with {name} --without {name}", "asks for both.", "Drop one.") for name in both]
+    if request.tier is not None and request.total_tokens is not None:
+        errors.append(PlanError("--tier with --context", "each sets the length.", "Give one of them."))
+    if request.tier is not None and not 1 <= request.tier <= len(TIERS):
+        errors.append(PlanError(f"--tier {request.tier}", f"tiers go from 1 to {len(TIERS)}."))
+    if request.total_tokens is not None and not 2 <= request.total_tokens <= 2**26:
+        asked = format_count(request.total_tokens)
+        errors.append(PlanError(f"--context {asked}", "must be from 2 to 67,108,864 tokens.", "Try --context 8K."))
+    if request.target is not None and request.total_tokens is not None and request.target > request.total_tokens:
+        asked = f"--set train.target={request.target}"
+        errors.append(PlanError(asked, f"is more than the {format_count(request.total_tokens)} tokens of --context."))
+    if request.objective != "context" and request.tier is None and request.total_tokens is None:
+        errors.append(
+            PlanError(f"--objective {request.objective}", "needs a length.", "Add --context 8K or --tier 1, say.")
+        )
+    return errors
+
+
+def _read(errors: list[PlanError], reader: Any, name: str) -> Any:
+    try:
+        return reader(name)
+    except PlanError as error:
+        errors.append(error)
+        return None
+
+
+def _gpu(name: str) -> HardwareProfile:
+    return {"local": detect_local, "cpu": cpu_profile}[name]() if name in ("local", "cpu") else load_profile(name)
+
+
+def _model(name: str) -> ModelShape:
+    return load_model(name.removeprefix("random:"))
+
+
+def _wanted(request: Request) -> list[Wanted]:
+    """The lengths to look at, the best last."""
+    rank = request.knobs.get("lora", {}).get("rank")
+    if request.total_tokens is not None:
+        total = request.total_tokens
+        return [Wanted(None, total, request.target or total, int(rank or NO_TIER_RANK))]
+    return [
+        Wanted(tier.number, tier.total, min(request.target or tier.target, tier.total), int(rank or tier.rank))
+        for tier in TIERS
+        if request.tier in (None, tier.number)
+    ]
+
+
+def _write(request: Request, situation: Situation, limits: Limits, found: Search) -> Plan:
+    gpu, model, best, index = situation.gpu, situation.model, found.best, found.index
+    want = found.wanted[index]
+    fits = bool(best.fits(limits)[index])
+    knobs = {name: dict(values) for name, values in best.configuration.knobs.items()}
+    if "lora" in knobs:
+        knobs["lora"]["rank"] = want.rank
+    chosen = reasons_for_choices(found, limits, request.objective, request.required)
+    rejected = reasons_for_rejections(found, limits, request.objective, request.excluded)
+    return Plan(
+        verdict="fits" if fits else "does-not-fit",
+        summary=_summary(situation, limits, fits, want),
+        gpu=_gpu_facts(gpu),
+        model=Model(
+            id=model.id,
+            source=_source(request.model),
+            architecture=model.architecture,
+            parameters=model.parameters,
+            layers=model.layers,
+            native_context=model.native_context,
+        ),
+        objective=request.objective,
+        tier=want.tier,
+        context=want.total - want.target,
+        target=want.target,
+        total_tokens=want.total,
+        lora_rank=want.rank,
+        longest=Longest(with_target=found.longest_with_target, all_trained=found.longest_all_trained),
+        choices=[Choice(id=name, reason=chosen[name], knobs=knobs[name]) for name in best.configuration.ids],
+        rejected=[Rejection(id=name, reasons=list(reasons)) for name, reasons in rejected.items()],
+        memory=Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits)),
+        time=Time(
+            step_seconds=Seconds(bound=_at(best.time.bound, index), estimate=_at(best.time.estimate, index)),
+            limit_seconds=request.max_step_seconds,
+            basis=TIME_BASIS if best.time.estimate is not None else TIME_UNKNOWN,
+        ),
+        train=_train(request, f"runs/{_slug(model.id)}-{want.total}"),
+        nearest=[] if fits else suggestions(found, limits, request.required, request.excluded),
+        warnings=_warnings(situation, want.total),
+        not_modelled=list(NOT_MODELLED),
+        provenance=Provenance(
+            tierplan=__version__,
+            command=request.command,
+            profile_sha256=_digest(asdict(gpu)),
+            model_sha256=_digest(asdict(model)),
+            calibration_sha256=found.constants.sha256,
+        ),
+    )
+
+
+def _gpu_facts(gpu: HardwareProfile) -> Gpu:
+    return Gpu(
+        id=gpu.id,
+        name=gpu.name,
+        kind=gpu.kind,
+        compute_capability=".".join(map(str, gpu.compute_capability)) if gpu.compute_capability else None,
+        visible_bytes=int(gpu.visible_bytes.value or 0),
+        context_bytes=int(gpu.context_bytes.value or 0),
+        context_basis=gpu.context_bytes.basis,
+    )
+
+
+def _train(request: Request, out: str) -> Train:
+    given = {name: value for name, value in request.train.items() if name != "target"}
+    try:
+        return Train.model_validate({"out": out, **given})
+    except ValidationError as error:
+        raise_all([PlanError(f"train.{item['loc'][0]}", item["msg"] + ".") for item in error.errors()])
+        raise AssertionError("unreachable") from error
+
+
+def _at(values: Any, index: int) -> float | None:
+    return None if values is None else float(f"{float(values[index]):.6g}")
+
+
+def _source(name: str) -> str:
+    """What the trainer loads: paths made absolute, so that a plan can be run from anywhere."""
+    bare = name.removeprefix("random:")
+    path = Path(bare)
+    if path.exists():
+        bare = str(path.resolve())
+    return ("random:" if name.startswith("random:") else "") + bare
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _gpu_memory(found: Search, limits: Limits) -> GpuMemory:
+    best, index = found.best, found.index
+    by_phase = found.phases((Device.GPU,))
+    totals = {phase: sum(terms.values()) for phase, terms in by_phase.items()}
+    return GpuMemory(
+        budget_bytes=limits.gpu_bytes,
+        peak_bytes=Peak(low=int(best.low[index]), expected=int(best.expected[index]), high=int(best.high[index])),
+        peak_phase=max(totals, key=lambda phase: totals[phase]).value,
+        phases={phase.value: terms for phase, terms in by_phase.items() if terms},
+    )
+
+
+def _host_memory(found: Search, limits: Limits) -> HostMemory:
+    largest: dict[str, int] = {}
+    for terms in found.phases((Device.HOST, Device.PINNED)).values():
+        for name, size in terms.items():
+            largest[name] = max(size, largest.get(name, 0))
+    largest["runtime/process"] = found.constants.host_process_bytes(found.situation.gpu.kind)
+    return HostMemory(
+        budget_bytes=limits.host_bytes,
+        peak_bytes=int(found.best.host[found.index]),
+        pinned_bytes=int(found.best.pinned[found.index]),
+        terms=largest,
+    )
+
+
+def _summary(situation: Situation, limits: Limits, fits: bool, want: Wanted) -> str:
+    tokens = f"{format_count(want.total)} tokens"
+    what = f"tier {want.tier}, {tokens}" if want.tier else tokens
+    conditions = (
+        f"with {format_bytes(limits.host_bytes)} host RAM, no disk offload, "
+        f"at most {format_seconds(limits.step_seconds)} a step"
+    )
+    verb = "trains" if fits else "does not fit"
+    return f"{situation.model.id} on {situation.gpu.name} {verb} {what}, {conditions}."
+
+
+def _warnings(situation: Situation, total: int) -> list[str]:
+    gpu, model = situation.gpu, situation.model
+    warnings = []
+    if gpu.kind == "gpu":
+        warnings.append(
+            f"No run on {gpu.name} is recorded: the bound rests on runs elsewhere (docs/validation.md)."
+        )
+    if gpu.context_bytes.basis == "assumed":
+        size = format_bytes(int(gpu.context_bytes.value or 0))
+        warnings.append(f"The CUDA context of {gpu.name} is assumed to be {size}, not measured.")
+    if total > model.native_context:
+        warnings.append(
+            f"{model.id} was made for {format_count(model.native_context)} tokens. Longer sequences train without "
+            "error, but positions beyond are new to it: context trained is not context used."
+        )
+    rates = [f"{rate:g}" for rate in (model.residual_dropout, model.attention_dropout, model.embedding_dropout) if rate]
+    if rates:
+        warnings.append(f"The model's own dropout ({', '.join(rates)}) is off while training, so recomputing is exact.")
+    return warnings

@@ -1,0 +1,272 @@
+"""A plan told to a person: the verdict first, then what it costs, why, and what to type next.
+
+Everything is laid out for 80 columns and uses more where there are more. Nothing is computed here but sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from shlex import quote
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from planner.ledger import GROUPS, Phase
+from planner.plan import Plan, Scalar
+from planner.units import GIB, MIB, format_bytes, format_seconds
+
+WIDEST = 120  # lines longer than this are hard to read
+BAR_WIDEST = 96
+TITLES: Mapping[str, tuple[str, str]] = {
+    "fits": ("FITS", "bold green"),
+    "does-not-fit": ("DOES NOT FIT", "bold red"),
+    "unknown": ("UNKNOWN", "bold yellow"),
+}
+HEADINGS: Mapping[str, str] = {"optimizer": "optim.", "evaluate": "eval."}
+KV_CACHE = "kv cache"
+# Blocks for low, expected, high, free and the end of the budget; the second row where the output is not UTF-8.
+BLOCKS, LETTERS = "█▓░·│", "#+-.|"
+
+
+def print_report(plan: Plan, console: Console, *, written: Path | None = None, closing: bool = True) -> None:
+    """Print the report of a plan.
+
+    Args:
+        written: where the plan was written, if it was.
+        closing: whether to end with the next command to type.
+    """
+    with console.capture() as captured:
+        for part in report(plan, console, written=written, closing=closing):
+            console.print(part, highlight=False)
+    text = captured.get()
+    if console.color_system is None:  # cells are padded with spaces, which nobody wants in a file
+        text = "".join(line.rstrip() + "\n" for line in text.splitlines())
+    console.file.write(text)
+
+
+def report(plan: Plan, console: Console, *, written: Path | None = None, closing: bool = True) -> Iterator[RenderableType]:
+    """The parts of the report, in reading order."""
+    width = min(console.width, WIDEST)
+    title, style = TITLES[plan.verdict]
+    yield _hanging([(Text(title, style=style), Text(printable(plan.summary), style="bold"))])
+    if plan.nearest:
+        yield _section("The nearest that works", _bullets(plan.nearest))
+    if plan.warnings:
+        yield Text()
+        yield _hanging((Text("warning", style="yellow"), printable(warning)) for warning in plan.warnings)
+    yield _section("In short", facts(plan))
+    yield _section(f"{_device(plan)} memory against its budget", budget_bar(plan, width - 2, _plain(console)))
+    yield _section(f"{_device(plan)} memory by phase, in {_unit(plan)[0]}", phase_table(plan))
+    if plan.choices:
+        made = ((choice.id, [choice.reason, *_knobs(choice.knobs)]) for choice in plan.choices)
+        yield _section("Switched on, and why", _named(made))
+    if plan.rejected:
+        yield _section("Left off, and why", _named((each.id, each.reasons) for each in plan.rejected))
+    if plan.not_modelled:
+        yield _section("Not modelled", _bullets(plan.not_modelled))
+    if written is not None:
+        yield _section("Written", Text(str(written)))
+    if closing:
+        yield _section("Next", _bullets(next_commands(plan, written), mark=" "))
+
+
+def facts(plan: Plan) -> RenderableType:
+    """Card, model, sequence, longest, time and host in one line each."""
+    return _hanging((Text(name, style="bold"), printable(told)) for name, told in _facts(plan))
+
+
+def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    gpu, host, seconds = plan.gpu, plan.memory.host, plan.time.step_seconds
+    usable = format_bytes(plan.memory.gpu.budget_bytes)
+    if gpu.kind == "gpu":
+        shown = f"{_size(gpu.visible_bytes)} less {_size(gpu.context_bytes)} of CUDA context"
+        yield "Card", f"{gpu.name}: {usable} to use ({shown}, {gpu.context_basis})"
+    else:
+        yield "Machine", f"{gpu.name}, no card: {usable} of memory to use"
+    many = f"{plan.model.parameters / 1e9:.2f} billion" if plan.model.parameters >= 1e9 else f"{plan.model.parameters / 1e6:.0f} million"
+    yield "Model", f"{plan.model.id}: {many} parameters, {plan.model.layers} layers, made for {plan.model.native_context:,} tokens"
+    tier = f"tier {plan.tier}: " if plan.tier is not None else ""
+    parts = f"{plan.context:,} of context + {plan.target:,} to train = {plan.total_tokens:,} tokens"
+    if plan.context == 0:
+        parts = f"{plan.total_tokens:,} tokens, all of them trained"
+    yield "Sequence", f"{tier}{parts}, LoRA rank {plan.lora_rank}"
+    yield "Longest", longest(plan)
+    yield "Step", _step(seconds.bound, seconds.estimate, plan.time.limit_seconds, plan.time.basis)
+    pinned = f", {format_bytes(host.pinned_bytes)} of it pinned" if host.pinned_bytes else ""
+    yield "Host RAM", f"{format_bytes(host.peak_bytes)} of {_size(host.budget_bytes)}{pinned}"
+
+
+def longest(plan: Plan) -> str:
+    """The longest sequence with the same settings."""
+    with_target, every = plan.longest.with_target, plan.longest.all_trained
+    if with_target is None and every is None:
+        return "no sequence fits with these settings"
+    told = [f"{with_target:,} tokens if {plan.target:,} are trained"] if with_target is not None and plan.context else []
+    told += [f"{every:,} if all are" if told else f"{every:,} tokens, all trained"] if every is not None else []
+    return ", ".join(told) + "; same settings" if told else "no sequence fits with every token trained"
+
+
+def _step(bound: float | None, estimate: float | None, limit: float, basis: str) -> str:
+    if estimate is None:
+        return f"unknown: {basis}"
+    floor = f", never less than {format_seconds(bound)}" if bound is not None else ""
+    return f"about {format_seconds(estimate)}{floor}; limit {format_seconds(limit)} ({basis})"
+
+
+def budget_bar(plan: Plan, width: int, plain: bool = False) -> RenderableType:
+    """Low, expected and high as one bar against the budget, and the same in words."""
+    peak, budget = plan.memory.gpu.peak_bytes, plan.memory.gpu.budget_bytes
+    cells, scale = max(10, min(width, BAR_WIDEST) - 1), max(budget, peak.high, 1)
+    signs = LETTERS if plain else BLOCKS
+    bar, edge = Text(), min(cells, round(cells * budget / scale))
+    for cell in range(cells + 1):
+        if cell == edge:
+            bar.append(signs[4], style="bold")
+            continue
+        place = (cell - (cell > edge) + 0.5) * scale / cells
+        level = next((i for i, end in enumerate((peak.low, peak.expected, peak.high)) if place < end), 3)
+        bar.append(signs[level], style="red" if cell > edge else ("green", "cyan", "yellow", "dim")[level])
+    rest = budget - peak.high
+    left = f"{_size(rest)} free" if rest >= 0 else f"{_size(-rest)} too much"
+    words = Table.grid(padding=(0, 1))
+    for _ in range(3):
+        words.add_column()
+    rows = (
+        (0, "low", peak.low, "the exactly known part alone"),
+        (1, "expected", peak.expected, f"what tensors take at the highest moment ({plan.memory.gpu.peak_phase})"),
+        (2, "high", peak.high, f"bound on what is reserved; {left}"),
+        (4, "budget", budget, "a plan fits when high is within it"),
+    )
+    for sign, name, size, meaning in rows:
+        words.add_row(f"{signs[sign]} {name}", Text(format_bytes(size), justify="right"), Text(meaning, style="dim"))
+    return Group(bar, words)
+
+
+def phase_table(plan: Plan) -> RenderableType:
+    """Every term in every phase, by group; small ones of a group share a line."""
+    phases = [name for name in _shown_phases(plan)]
+    name, unit = _unit(plan)
+    grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
+    grid.add_column("", no_wrap=True, overflow="ellipsis", ratio=1, max_width=28)
+    for phase in phases:
+        high = phase == plan.memory.gpu.peak_phase
+        grid.add_column(HEADINGS.get(phase, phase), justify="right", no_wrap=True, style="bold" if high else "")
+    sizes = plan.memory.gpu.phases
+
+    def row(label: str, terms: Iterable[str], style: str) -> None:
+        wanted = list(terms)
+        cells = [sum(sizes[phase].get(term, 0) for term in wanted) for phase in phases]
+        grid.add_row(printable(label), *(_cell(size, unit) for size in cells), style=style)
+
+    for group in _groups(plan):
+        if group == KV_CACHE:
+            grid.add_row(KV_CACHE, *("0" for _ in phases), style="bold")
+            continue
+        terms = _terms(plan, group)
+        row(group, terms, "bold")
+        large = [term for term in terms if _most(plan, term) >= unit / 200]
+        small = [term for term in terms if term not in large]
+        if len(terms) == 1 or not large:
+            continue
+        for term in large:
+            row("  " + term.partition("/")[2], [term], "")
+        if small:
+            row(f"  {small[0].partition('/')[2]}" if len(small) == 1 else f"  {len(small)} small ones", small, "")
+    every = {term for phase in phases for term in sizes[phase]}
+    row("sum", every, "bold reverse")
+    notes = "Training keeps no key/value cache; keys and values of the moment are under attention."
+    return Group(grid, Text(notes, style="dim"))
+
+
+def _groups(plan: Plan) -> list[str]:
+    present = {term.partition("/")[0] for phase in plan.memory.gpu.phases.values() for term in phase}
+    known = [group for group in GROUPS if group in present]
+    known += sorted(present - set(known))
+    after = known.index("attention") + 1 if "attention" in known else len(known)
+    return [*known[:after], KV_CACHE, *known[after:]]
+
+
+def _terms(plan: Plan, group: str) -> list[str]:
+    """Terms of a group that are ever more than nothing, the largest first."""
+    names = {term for phase in plan.memory.gpu.phases.values() for term in phase if term.partition("/")[0] == group}
+    return sorted((name for name in names if _most(plan, name)), key=lambda name: (-_most(plan, name), name))
+
+
+def _most(plan: Plan, term: str) -> int:
+    return max(phase.get(term, 0) for phase in plan.memory.gpu.phases.values())
+
+
+def _shown_phases(plan: Plan) -> list[str]:
+    """The phases of a run; merging is shown only where it needs the most, since no run merges by itself."""
+    gpu = plan.memory.gpu
+    names = [*(phase for phase in Phase if phase in gpu.phases), *(phase for phase in gpu.phases if phase not in list(Phase))]
+    return [name for name in names if name != Phase.MERGE or gpu.peak_phase == name]
+
+
+def next_commands(plan: Plan, written: Path | None) -> list[str]:
+    """What to type next, as the verdict has it."""
+    command = plan.provenance.command or f"plan --gpu {quote(plan.gpu.id)}"
+    if plan.verdict != "fits":
+        return ["plan optimizations", "plan explain NAME"]
+    data = "" if plan.train.data else " --data FOLDER"
+    if written is None:
+        return [f"{command} --execute{data}", f"{command} --out plan.yaml"]
+    return [f"plan --plan {quote(str(written))} --execute{data}", f"plan check {quote(str(written))}"]
+
+
+def _device(plan: Plan) -> str:
+    return "GPU" if plan.gpu.kind == "gpu" else "Machine"
+
+
+def _unit(plan: Plan) -> tuple[str, int]:
+    return ("GiB", GIB) if plan.memory.gpu.peak_bytes.high >= GIB else ("MiB", MIB)
+
+
+def _cell(size: int, unit: int) -> str:
+    if size == 0:
+        return "–"
+    return f"{size / unit:,.2f}" if size >= unit / 200 else "<0.01"
+
+
+def _size(count: int) -> str:
+    """Bytes for a sentence: "32 GiB", not "32.00 GiB"."""
+    return format_bytes(count).replace(".00 ", " ")
+
+
+def _knobs(knobs: Mapping[str, Scalar]) -> list[str]:
+    told = (f"{name} = {value:,}" if type(value) is int else f"{name} = {value}" for name, value in knobs.items())
+    return [", ".join(told)] if knobs else []
+
+
+def _named(rows: Iterable[tuple[str, Iterable[str]]]) -> RenderableType:
+    return _hanging((Text(printable(name), style="bold"), "\n".join(map(printable, lines))) for name, lines in rows)
+
+
+def _bullets(lines: Iterable[str], mark: str = "-") -> RenderableType:
+    return _hanging(((Text(mark), printable(line)) for line in lines), gap=1)
+
+
+def _hanging(rows: Iterable[tuple[Text, str | Text]], gap: int = 2) -> RenderableType:
+    """A narrow column and a wide one whose lines wrap below themselves."""
+    grid = Table.grid(padding=(0, gap))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for label, told in rows:
+        grid.add_row(label, Text(told) if isinstance(told, str) else told)
+    return grid
+
+
+def _section(title: str, content: RenderableType) -> RenderableType:
+    return Group(Text(), Text(title, style="bold underline"), Padding(content, (0, 0, 0, 2)))
+
+
+def _plain(console: Console) -> bool:
+    return not console.encoding.lower().startswith("utf")
+
+
+def printable(text: str) -> str:
+    """The text without control characters, which a plan file from elsewhere might carry to the terminal."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)

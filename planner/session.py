@@ -1,0 +1,49 @@
+"""What an optimisation's hook may ask of a training run, before the run is built.
+
+The trainer implements this protocol; the planner only declares it, so a slice can say in one file what it costs
+and how it is switched on, and planning still needs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+
+class Session(Protocol):
+    """A run that is being put together. Each method may be called once."""
+
+    def knob(self, name: str) -> int | float | str:
+        """The value the plan gives to a knob of the optimisation being applied, by its short name."""
+        ...
+
+    def store_weights(self, form: Literal["nf4"], *, double_quantization: bool) -> None:
+        """Hold the weights of the layers' linears in this form."""
+        ...
+
+    def compute_in(self, dtype: Literal["bfloat16", "float16"], *, scale_loss: bool) -> None:
+        """Hold frozen weights and activations in this dtype; adapters stay in float32."""
+        ...
+
+    def attend_with(self, kernel: str) -> None:
+        """Compute attention with this exact kernel, and with no other."""
+        ...
+
+    def adapt(self, *, rank: int, alpha: int) -> None:
+        """Put LoRA adapters on every linear of every layer."""
+        ...
+
+    def checkpoint_layers(self) -> None:
+        """Keep each layer's input alone, and recompute the layer in the backward pass."""
+        ...
+
+    def offload_checkpoints(self) -> None:
+        """Hold the kept layer inputs in pinned host memory."""
+        ...
+
+    def chunk_loss(self, *, rows: int) -> None:
+        """Compute loss and its gradient for this many trained tokens at a time."""
+        ...
+
+    def optimize_with(self, name: Literal["adamw", "adamw_8bit"]) -> None:
+        """Update the adapters with this optimiser."""
+        ...

@@ -1,0 +1,163 @@
+"""Reads and checks what the user pins: ``--with``, ``--without`` and ``--set``; all mistakes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import NoneType
+from typing import Literal, get_args, get_origin
+
+from pydantic import ValidationError
+
+from planner.compose import problems
+from planner.errors import PlanError, did_you_mean, raise_all
+from planner.optimizations import all_optimizations
+from planner.optimizations.base import Knob, Scalar, Situation
+from planner.plan import Train
+from planner.units import format_count, parse_count
+
+Pinned = tuple[dict[str, dict[str, Scalar]], dict[str, Scalar]]
+TRAIN_KEYS = (*Train.model_fields, "target")
+
+
+def parse_settings(assignments: Sequence[str]) -> Pinned:
+    """Read ``lora.rank=16`` and ``train.lr=1e-4`` into knobs by optimisation, and training settings.
+
+    Raises:
+        PlanError: an assignment is malformed, names nothing known, or has a value of the wrong kind.
+    """
+    knobs: dict[str, dict[str, Scalar]] = {}
+    train: dict[str, Scalar] = {}
+    errors: list[PlanError] = []
+    for assignment in assignments:
+        try:
+            owner, name, text = _split(assignment)
+            if owner == "train":
+                train[name] = _train_value(assignment, name, text)
+            else:
+                knobs.setdefault(owner, {})[name] = _knob_value(assignment, owner, name, text)
+        except PlanError as error:
+            errors.append(error)
+    raise_all(errors)
+    return knobs, train
+
+
+def _split(assignment: str) -> tuple[str, str, str]:
+    place, equals, text = assignment.partition("=")
+    owner, dot, name = place.strip().partition(".")
+    if not (equals and dot and name and text.strip()):
+        asked = f"--set {assignment}"
+        raise PlanError(asked, "is not of the form <optimisation>.<knob>=<value>.", "For example --set lora.rank=16.")
+    return owner, name.strip(), text.strip()
+
+
+def _knob_value(assignment: str, owner: str, name: str, text: str) -> Scalar:
+    asked, known = f"--set {assignment}", all_optimizations()
+    if owner not in known:
+        raise PlanError(asked, f"no optimisation is called '{owner}'.", did_you_mean(owner, [*known, "train"], "plan optimizations"))
+    knobs = {knob.name: knob for knob in known[owner].knobs}
+    if name not in knobs:
+        has = f"It has {', '.join(knobs)}." if knobs else "It has none."
+        raise PlanError(asked, f"{owner} has no knob '{name}'.", did_you_mean(name, knobs) or has)
+    knob = knobs[name]
+    if knob.low is None:
+        return text
+    value = _count(asked, text)
+    if not knob.low <= value <= (knob.high or value):
+        raise PlanError(asked, f"must be from {knob.low} to {format_count(knob.high or value)}.")
+    return value
+
+
+def _count(asked: str, text: str) -> int:
+    try:
+        return parse_count(text)
+    except PlanError as error:
+        raise PlanError(asked, f"'{text}' is not a whole number.") from error
+
+
+def _train_value(assignment: str, name: str, text: str) -> Scalar:
+    asked = f"--set {assignment}"
+    if name not in TRAIN_KEYS:
+        raise PlanError(asked, f"there is no training setting '{name}'.", did_you_mean(name, TRAIN_KEYS) or _train_list())
+    if name == "target":
+        value: Scalar = _count(asked, text)
+        if int(value) < 1:
+            raise PlanError(asked, "at least one token must be trained.")
+        return value
+    kinds = _kinds(name)
+    try:
+        value = parse_count(text) if int in kinds else float(text) if float in kinds else text
+    except ValueError as error:
+        kind = "whole number" if int in kinds else "number"
+        raise PlanError(asked, f"'{text}' is not a {kind}.") from error
+    try:
+        Train(**{name: value})
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise PlanError(asked, message[0].lower() + message[1:] + ".") from error
+    return value
+
+
+def _train_list() -> str:
+    return f"There are {', '.join(TRAIN_KEYS)}."
+
+
+def _kinds(name: str) -> tuple[object, ...]:
+    annotation = Train.model_fields[name].annotation
+    if get_origin(annotation) is Literal:
+        return (str,)
+    return tuple(kind for kind in get_args(annotation) if kind is not NoneType) or (annotation,)
+
+
+def check_sets(
+    required: Sequence[str], excluded: Sequence[str], knobs: Mapping[str, Mapping[str, Scalar]], situation: Situation
+) -> list[PlanError]:
+    """What is wrong with what the user pins, given card and model; empty where nothing is."""
+    known = all_optimizations()
+    errors = [
+        PlanError(f"{option} {name}", "no optimisation has that name.", did_you_mean(name, known, "plan optimizations"))
+        for option, names in (("--with", required), ("--without", excluded))
+        for name in names
+        if name not in known
+    ]
+    if errors:
+        return errors
+    for name in required:
+        errors += [PlanError(f"--with {name}", reason + ".") for reason in known[name].reasons(situation)]
+    if not errors:
+        errors += _clashes(required)
+    for owner, values in knobs.items():
+        if owner in excluded:
+            errors.append(PlanError(f"--set {owner}.…", f"{owner} is switched off by --without.", "Drop one of them."))
+        errors += [
+            error
+            for knob in known[owner].knobs
+            if knob.name in values and (error := _not_offered(owner, knob, values[knob.name], situation))
+        ]
+    return errors
+
+
+def _clashes(required: Sequence[str]) -> list[PlanError]:
+    """Pinned optimisations that claim the same thing; what one of them lacks, the search adds."""
+    claims: dict[str, str] = {}
+    errors = []
+    known = all_optimizations()
+    for name in sorted(set(required)):
+        for claim in sorted(known[name].claims):
+            if claim in claims:
+                asked = f"--with {claims[claim]} --with {name}"
+                errors.append(PlanError(asked, f"both claim {claim}.", "Keep one of them."))
+            claims.setdefault(claim, name)
+    return errors
+
+
+def _not_offered(owner: str, knob: Knob, value: Scalar, situation: Situation) -> PlanError | None:
+    choices = knob.choices(situation)
+    if knob.low is not None or value in choices or known_unusable(owner, situation):
+        return None
+    offered = f"It can be {' or '.join(map(str, choices))}." if choices else ""
+    return PlanError(f"--set {owner}.{knob.name}={value}", f"is not to be had on {situation.gpu.name}.", offered)
+
+
+def known_unusable(owner: str, situation: Situation) -> bool:
+    """Whether an optimisation cannot be used here at all, so that its knobs do not matter."""
+    return owner in problems([owner], situation) and bool(all_optimizations()[owner].reasons(situation))

@@ -1,0 +1,291 @@
+"""Complete search: every valid set of optimisations at every candidate, evaluated with numpy, none left out.
+
+Sets are few (claims prune them), candidates are arrays, and a configuration's formulas are evaluated once for all
+of its candidates; so the search needs no heuristic and can say of every loser why it lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations
+from typing import Any, Literal
+
+import numpy as np
+
+from planner.calibration import Calibration
+from planner.compose import Configuration, compose, problems
+from planner.errors import PlanError
+from planner.ledger import Basis, Device, Phase
+from planner.optimizations import all_optimizations
+from planner.optimizations.base import Scalar, Situation
+from planner.timecost import StepTime, step_time
+
+Array = np.ndarray[Any, np.dtype[np.int64]]
+Objective = Literal["context", "speed", "memory"]
+COARSEST, FINEST = 64, 64  # tokens: the least sequence that is looked at, and the step of the longest
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Runs to evaluate together: arrays of the same length."""
+
+    total: Array
+    target: Array
+    rank: Array
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What must hold for a plan to fit; bytes and seconds."""
+
+    gpu_bytes: int
+    host_bytes: int
+    step_seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One configuration at all candidates. Arrays are indexed by candidate."""
+
+    configuration: Configuration
+    low: Array
+    expected: Array
+    high: Array
+    host: Array
+    pinned: Array
+    time: StepTime
+
+    def fits(self, limits: Limits) -> Any:
+        """For each candidate, whether card, host and time allow it."""
+        ok = (self.high <= limits.gpu_bytes) & (self.host <= limits.host_bytes)
+        return ok if self.time.estimate is None else ok & (self.time.estimate <= limits.step_seconds)
+
+
+def valid_sets(
+    situation: Situation, required: Sequence[str], excluded: Sequence[str]
+) -> Iterator[tuple[str, ...]]:
+    """Every valid set that trains something, holds what is required and lacks what is excluded."""
+    known = all_optimizations()
+    usable = [
+        name for name in known if name not in excluded and not known[name].reasons(situation)
+    ]
+    free = [name for name in usable if name not in required]
+    for extra in chain.from_iterable(combinations(free, size) for size in range(len(free) + 1)):
+        ids = tuple(sorted({*required, *extra}))
+        if any("adapters/weights" in known[name].makes for name in ids) and not problems(ids, situation):
+            yield ids
+
+
+def configurations(
+    ids: tuple[str, ...], knobs: Mapping[str, Mapping[str, Scalar]], situation: Situation
+) -> Iterator[Configuration]:
+    """The configurations of a valid set: one for each combination of the knobs that bound memory at a price."""
+    known = all_optimizations()
+    options: list[tuple[str, str, tuple[Scalar, ...]]] = [
+        (name, knob.name, knob.choices(situation))
+        for name in ids
+        for knob in known[name].knobs
+        if knob.letter and knob.letter != "R" and knob.name not in knobs.get(name, {})
+    ]
+    combos: list[dict[str, dict[str, Scalar]]] = [{}]
+    for name, knob_name, choices in options:
+        combos = [{**combo, name: {**combo.get(name, {}), knob_name: value}} for combo in combos for value in choices]
+    for combo in combos:
+        merged = {name: {**combo.get(name, {}), **knobs.get(name, {})} for name in {*combo, *knobs}}
+        yield compose(ids, merged, situation)
+
+
+def evaluate(
+    configuration: Configuration, candidates: Candidates, situation: Situation, constants: Calibration
+) -> Outcome:
+    """Bytes and seconds of one configuration at all candidates."""
+    gpu = situation.gpu
+    workspace = constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
+    letters = configuration.at(
+        batch=candidates.batch, total=candidates.total, target=candidates.target, workspace=workspace
+    )
+    letters.R = candidates.rank
+    zero = np.zeros_like(candidates.total)
+    peak, exact, host, pinned = zero, zero, zero, zero
+    sizes = configuration.ledger.bytes(letters)
+    for phase in Phase:
+        alive = [(name, term) for name, term in configuration.ledger.terms.items() if phase in term.phases]
+        on_card = [(name, term) for name, term in alive if term.device is Device.GPU]
+        peak = np.maximum(peak, sum((sizes[name] for name, _ in on_card), zero))
+        known = (sizes[name] for name, term in on_card if term.basis is Basis.EXACT)
+        exact = np.maximum(exact, sum(known, zero))
+        pinned = np.maximum(pinned, sum((sizes[n] for n, t in alive if t.device is Device.PINNED), zero))
+        host = np.maximum(
+            host, sum((sizes[n] for n, t in alive if t.device in (Device.PINNED, Device.HOST)), zero)
+        )
+    process = constants.host_process_bytes(gpu.kind)
+    high = peak + constants.reserve_bytes(peak, gpu.kind)
+    # With the CPU alone there is one memory: what the card would hold lies in the host too.
+    host = host + process + (high if gpu.kind == "cpu" else 0)
+    time = step_time(configuration, letters, gpu, constants)
+    return Outcome(configuration, exact, peak, high, host, pinned, time)
+
+
+def cost(outcome: Outcome, index: int, objective: Objective) -> tuple[float, ...]:
+    """What to choose by among configurations that fit, smallest first.
+
+    Time first (three digits of it), then how many optimisations change the result, then memory; for the objective
+    ``memory`` memory comes before all.
+    """
+    known = all_optimizations()
+    ids = outcome.configuration.ids
+    seconds = float(f"{float(outcome.time.rank[index]):.3g}")
+    rounding = sum(not known[name].exact for name in ids)
+    memory = float(outcome.high[index])
+    return (memory, seconds, rounding) if objective == "memory" else (seconds, rounding, memory)
+
+
+def longest(
+    found: Sequence[Configuration],
+    situation: Situation,
+    limits: Limits,
+    constants: Calibration,
+    *,
+    rank: int,
+    target: int | None,
+    batch: int = 1,
+) -> int | None:
+    """The longest sequence any of the configurations can train; None where not even the least fits.
+
+    Memory and time grow with the sequence, so the answer is bracketed on a grid that is refined around it.
+
+    Args:
+        target: trained tokens, or None where every token is trained.
+    """
+    low, high = COARSEST, 2**24
+    best: int | None = None
+    while True:
+        grid = np.unique(np.geomspace(low, high, 33).astype(np.int64) // FINEST * FINEST)
+        grid = grid[grid >= COARSEST]
+        targets = grid if target is None else np.minimum(grid, target)
+        candidates = Candidates(grid, targets, np.full_like(grid, rank), batch)
+        fits = np.zeros(grid.shape, dtype=bool)
+        for configuration in found:
+            fits |= evaluate(configuration, candidates, situation, constants).fits(limits)
+        if not fits.any():
+            return best
+        last = int(np.flatnonzero(fits)[-1])
+        best = int(grid[last])
+        if last == len(grid) - 1 or grid[last + 1] - grid[last] <= FINEST:
+            return best
+        low, high = best, int(grid[last + 1])
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One length that a plan is wanted for; ``tier`` is None where it is no tier."""
+
+    tier: int | None
+    total: int
+    target: int
+    rank: int
+
+
+@dataclass(frozen=True)
+class Search:
+    """Everything a search found: each configuration at each wanted length, and the one chosen.
+
+    ``best`` at ``index`` fits, unless nothing fits at any wanted length; then it is what comes nearest there.
+    """
+
+    wanted: tuple[Wanted, ...]
+    candidates: Candidates
+    outcomes: tuple[Outcome, ...]
+    best: Outcome
+    index: int
+    longest_with_target: int | None
+    longest_all_trained: int | None
+    situation: Situation
+    constants: Calibration
+
+    def phases(self, devices: Sequence[Device]) -> dict[Phase, dict[str, int]]:
+        """Bytes of the chosen configuration: each term alive in each phase on the devices, none that is empty."""
+        gpu = self.situation.gpu
+        wanted = self.wanted[self.index]
+        letters = self.best.configuration.at(
+            batch=self.candidates.batch,
+            total=wanted.total,
+            target=wanted.target,
+            workspace=self.constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None),
+        )
+        letters.R = wanted.rank
+        found = self.best.configuration.ledger.by_phase(letters, devices)
+        return {phase: {name: int(size) for name, size in terms.items() if size} for phase, terms in found.items()}
+
+    def best_among(self, limits: Limits, objective: Objective, wants: Callable[[Outcome], bool], index: int) -> Outcome | None:
+        """The best configuration that fits one wanted length and meets a wish; None where there is none."""
+        fitting = [o for o in self.outcomes if wants(o) and bool(o.fits(limits)[index])]
+        return min(fitting, key=lambda outcome: cost(outcome, index, objective), default=None)
+
+
+def search(
+    situation: Situation,
+    limits: Limits,
+    constants: Calibration,
+    wanted: Sequence[Wanted],
+    *,
+    objective: Objective,
+    required: Sequence[str] = (),
+    excluded: Sequence[str] = (),
+    knobs: Mapping[str, Mapping[str, Scalar]] | None = None,
+    batch: int = 1,
+) -> Search:
+    """Search every valid set at every wanted length; the last length that fits wins.
+
+    Raises:
+        PlanError: no valid set holds what is required and lacks what is excluded.
+    """
+    candidates = Candidates(
+        np.array([want.total for want in wanted]),
+        np.array([want.target for want in wanted]),
+        np.array([want.rank for want in wanted]),
+        batch,
+    )
+    found = [
+        configuration
+        for ids in valid_sets(situation, required, excluded)
+        for configuration in configurations(ids, knobs or {}, situation)
+    ]
+    if not found:
+        asked = " ".join([*(f"--with {name}" for name in required), *(f"--without {name}" for name in excluded)])
+        raise PlanError(
+            asked or "a plan", "no valid set of optimisations is left.", "`plan optimizations` says what each needs."
+        )
+    outcomes = tuple(evaluate(configuration, candidates, situation, constants) for configuration in found)
+    best, index = None, 0
+    for index in reversed(range(len(wanted))):
+        fitting = [outcome for outcome in outcomes if bool(outcome.fits(limits)[index])]
+        if fitting:
+            best = min(fitting, key=lambda outcome: cost(outcome, index, objective))
+            break
+    if best is None:
+        index = 0
+        best = min(outcomes, key=lambda outcome: _excess(outcome, limits, 0))
+    want = wanted[index]
+    arguments: dict[str, Any] = {"rank": want.rank, "batch": batch}
+    return Search(
+        wanted=tuple(wanted),
+        candidates=candidates,
+        outcomes=outcomes,
+        best=best,
+        index=index,
+        longest_with_target=longest(found, situation, limits, constants, target=want.target, **arguments),
+        longest_all_trained=longest(found, situation, limits, constants, target=None, **arguments),
+        situation=situation,
+        constants=constants,
+    )
+
+
+def _excess(outcome: Outcome, limits: Limits, index: int) -> float:
+    """By how much a configuration misses the limits, as the largest share of any of them."""
+    shares = [outcome.high[index] / limits.gpu_bytes, outcome.host[index] / limits.host_bytes]
+    if outcome.time.estimate is not None:
+        shares.append(outcome.time.estimate[index] / limits.step_seconds)
+    return float(max(shares))

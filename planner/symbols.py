@@ -1,0 +1,132 @@
+"""Every letter that a formula may use, once: its meaning, its unit, and the words config and CLI call it by.
+
+Formulas are plain functions of a namespace of letters (``lambda x: x.B * x.S * x.D``). Called with numbers or
+numpy arrays they give bytes; called with ``symbolic_letters()`` the very same functions give sympy expressions,
+for `plan explain`, LaTeX and the property tests. So there is one truth and nothing to compile at start-up.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Letter:
+    """One letter: how formulas write it, what it means, its unit, its word in config, its least value."""
+
+    symbol: str
+    meaning: str
+    unit: str
+    word: str = ""
+    least: int = 1
+
+
+LETTERS: tuple[Letter, ...] = (
+    # The run
+    Letter("B", "sequences in one micro-batch", "sequences", "batch"),
+    Letter("S", "tokens of one sequence: context plus target", "tokens", "total_tokens"),
+    Letter("T", "trained tokens of one sequence, that is rows of logits", "tokens", "target"),
+    # The model
+    Letter("L", "decoder layers", "layers", "layers"),
+    Letter("D", "width of the model (hidden size)", "elements", "width"),
+    Letter("F", "width of the MLP (intermediate size)", "elements", "mlp_width"),
+    Letter("H", "query heads", "heads", "heads"),
+    Letter("K", "key and value heads", "heads", "kv_heads"),
+    Letter("E", "width of one head", "elements", "head_size"),
+    Letter("O", "dimensions of a head that rotary embedding turns", "elements", "rotary_width"),
+    Letter("V", "rows of the vocabulary", "rows", "vocab"),
+    Letter("P", "weights in the linears of one layer, biases left out", "elements"),
+    Letter("N", "norm weights and biases of the whole model", "elements"),
+    Letter("M", "weights in the largest linear of a layer", "elements"),
+    Letter("J", "linears in one layer", "linears"),
+    Letter("n", "norms of width D in one layer", "norms"),
+    Letter("Q", "1 where the norms are RMSNorm, which transformers computes in float32, 0 for LayerNorm", "flag", least=0),
+    Letter("q", "1 where query and key have a norm of their own", "flag", least=0),
+    Letter("f", "tensors of width F that the MLP of a layer saves for its backward pass", "tensors"),
+    Letter("g", "tensors of width F alive at once while the MLP runs without autograd", "tensors"),
+    Letter("Y", "1 where the output head has a weight of its own, 0 where it is the embedding", "flag", least=0),
+    # The adapters
+    Letter("R", "rank of the adapters", "ranks", "lora.rank"),
+    Letter("U", "inputs plus outputs, summed over the adapted linears of one layer", "elements"),
+    Letter("I", "adapted linears in one layer", "linears"),
+    # Widths of elements
+    Letter("a", "bits of one activation element", "bits"),
+    Letter("w", "bits of one frozen weight that is not quantised", "bits"),
+    # Choices of an optimisation
+    Letter("A", "layers whose saved tensors live at once", "layers"),
+    Letter("C", "rows of logits alive at once in the chunked loss", "rows", "chunked_loss.rows"),
+    # The machine
+    Letter("Z", "workspace that cuBLAS keeps for one handle and stream", "bytes", least=0),
+)
+
+BY_SYMBOL: dict[str, Letter] = {letter.symbol: letter for letter in LETTERS}
+assert len(BY_SYMBOL) == len(LETTERS), "a letter is defined twice"
+
+Letters = SimpleNamespace
+Number = Any  # an int, a numpy array of int64, or a sympy expression: formulas take and give all three
+
+
+@cache
+def symbolic_letters() -> Letters:
+    """The letters as sympy symbols (imports sympy, about a third of a second, so only on demand)."""
+    import sympy
+
+    return Letters(
+        **{
+            letter.symbol: sympy.Symbol(letter.symbol, integer=True, nonnegative=True, positive=letter.least > 0 or None)
+            for letter in LETTERS
+        }
+    )
+
+
+def _symbolic(*values: Number) -> bool:
+    sympy = sys.modules.get("sympy")
+    return sympy is not None and any(isinstance(value, sympy.Basic) for value in values)
+
+
+def _array(*values: Number) -> bool:
+    return any(hasattr(value, "shape") for value in values)
+
+
+def ceil_div(count: Number, unit: Number) -> Number:
+    """The least whole number of units that hold ``count``; both are whole and not negative."""
+    if _symbolic(count, unit):
+        import sympy
+
+        return sympy.ceiling(sympy.sympify(count) / unit)
+    return -(-count // unit)
+
+
+def round_up(count: Number, unit: Number) -> Number:
+    """``count`` rounded up to a multiple of ``unit``."""
+    return ceil_div(count, unit) * unit
+
+
+def least(first: Number, second: Number) -> Number:
+    """The smaller of two."""
+    if _symbolic(first, second):
+        import sympy
+
+        return sympy.Min(first, second)
+    if _array(first, second):
+        import numpy
+
+        return numpy.minimum(first, second)
+    return min(first, second)
+
+
+def greatest(first: Number, second: Number) -> Number:
+    """The larger of two."""
+    if _symbolic(first, second):
+        import sympy
+
+        return sympy.Max(first, second)
+    if _array(first, second):
+        import numpy
+
+        return numpy.maximum(first, second)
+    return max(first, second)

@@ -1,0 +1,459 @@
+"""Cards as data: every shipped number has a source, every mistake in a file is told, no card is guessed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from planner import hardware
+from planner.errors import PlanError, PlanErrors
+from planner.hardware import (
+    FOLDERS_VARIABLE,
+    SHIPPED,
+    Sourced,
+    cpu_profile,
+    detect_local,
+    host_ram_bytes,
+    list_profiles,
+    load_profile,
+)
+
+MIB = 2**20
+IDS = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _only_shipped_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDERS_VARIABLE, raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def card_data(**changes: Any) -> dict[str, Any]:
+    """A whole card file as data; a change to ``None`` drops the key."""
+    data = yaml.safe_load((SHIPPED / "rtx2060s.yaml").read_text(encoding="utf-8"))
+    data |= {"id": "mine", "name": "NVIDIA Mine", "aliases": ["own-card"]} | changes
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def write(folder: Path, data: Any, name: str = "mine.yaml") -> Path:
+    path = folder / name
+    path.write_text(data if isinstance(data, str) else yaml.safe_dump(data), encoding="utf-8")
+    return path
+
+
+def refusal(folder: Path, data: Any) -> str:
+    with pytest.raises(PlanError) as caught:
+        load_profile(str(write(folder, data)))
+    return str(caught.value)
+
+
+# --- the shipped cards
+
+
+def test_the_shipped_cards() -> None:
+    assert [card.id for card in list_profiles()] == IDS
+    assert {"a100-80gb-sxm", "h200-sxm", "rtx2060s", "rtx3060-12gb", "rtx3090", "rtx4090"} <= set(IDS)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_every_shipped_number_has_a_source_or_a_reason(name: str) -> None:
+    card = load_profile(name)
+    assert card.missing() == []
+    for fact in card.facts().values():
+        assert fact.why if fact.value is None else len(fact.source) > 10
+    visible, context, memory = card.visible_bytes.value, card.context_bytes.value, card.memory_bytes.value
+    assert visible is not None and context is not None and memory is not None
+    assert context < visible < memory
+    assert card.budget_bytes() == visible - context
+    assert set(card.rates) == {"fp32", "tf32", "fp16", "bf16"}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_capabilities_agree_with_each_other(name: str) -> None:
+    card = load_profile(name)
+    assert card.compute_capability is not None
+    newer = card.compute_capability >= (8, 0)
+    assert card.supports_bf16 == card.supports_flash_attention_2 == newer
+    assert (card.rates["bf16"].value is not None) == newer
+    fp16, fp32 = card.rates["fp16"].value, card.rates["fp32"].value
+    assert fp16 is not None and fp32 is not None and 1.9 < fp16 / fp32 < 17
+
+
+def test_the_reference_card() -> None:
+    card = load_profile("rtx2060s")
+    assert card.memory_bytes.value == 8 * 2**30
+    assert card.visible_bytes.value == 7974 * MIB
+    assert card.rates["fp16"].value == 28.7e12  # with FP32 accumulation, not the 57.4 without
+    assert "Turing" in card.rates["bf16"].why
+    assert card.bandwidth.value == 448e9
+    assert card.pcie_bytes_per_second.value == 15.75e9
+    assert card.context_bytes.basis == "assumed"
+    assert "Not measured on this card" in card.context_bytes.source
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_a_context_not_measured_on_the_card_says_so(name: str) -> None:
+    context = load_profile(name).context_bytes
+    assert context.basis in ("measured", "assumed")
+    assert ("Not measured on this card" in context.source) == (context.basis == "assumed")
+
+
+def test_derived_rates_follow_from_their_source() -> None:
+    for card in list_profiles():
+        for rate in card.rates.values():
+            words = rate.source.replace(",", "").split()
+            if rate.basis == "derived" and rate.value is not None:
+                sms, per_clock, megahertz = (
+                    int(words[words.index(word) - 1]) for word in ("SMs", "FLOP", "MHz")
+                )
+                assert sms == card.sm_count.value
+                assert rate.value == pytest.approx(sms * per_clock * megahertz * 1e6, rel=5e-3)
+
+
+# --- finding a card
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rtx2060s", "RTX2060S", " rtx-2060-super ", "RTX 2060 Super", "NVIDIA GeForce RTX 2060 SUPER", "2060s"],
+)
+def test_a_card_answers_to_id_alias_and_printed_name(name: str) -> None:
+    assert load_profile(name).id == "rtx2060s"
+
+
+def test_an_id_opens_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    read = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, **how: opened.append(path.name) or read(path, **how))
+    load_profile("rtx4090")
+    assert opened == ["rtx4090.yaml"]
+
+
+def test_an_unknown_name_is_told_the_nearest() -> None:
+    with pytest.raises(PlanError, match=r"Did you mean rtx2060s .*`plan gpus` lists them"):
+        load_profile("rtx2060x")
+    with pytest.raises(PlanError, match=r"Did you mean a100-80gb-sxm\?"):
+        load_profile("a100")
+    for nothing_like_it in ("", "voodoo"):
+        with pytest.raises(PlanError, match="`plan gpus` lists them"):
+            load_profile(nothing_like_it)
+
+
+@pytest.mark.parametrize("other", ["NVIDIA GeForce RTX 3060 Laptop GPU", "NVIDIA H200 NVL", "RTX 3090 Ti"])
+def test_a_card_with_a_longer_name_is_another_card(other: str) -> None:
+    with pytest.raises(PlanError):
+        load_profile(other)
+
+
+def test_a_dropped_file_is_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, card_data())
+    assert load_profile(str(path)).name == "NVIDIA Mine"
+    with pytest.raises(PlanError):
+        load_profile("mine")
+    monkeypatch.setenv(FOLDERS_VARIABLE, os.pathsep.join(["", str(tmp_path)]))
+    assert load_profile("mine").id == load_profile("Own Card").id == "mine"
+    assert [card.id for card in list_profiles()] == sorted([*IDS, "mine"])
+
+
+def test_a_folder_of_ones_own_comes_before_the_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, card_data(id="rtx3090", name="Corrected"), "rtx3090.yaml")
+    monkeypatch.setenv(FOLDERS_VARIABLE, str(tmp_path))
+    assert load_profile("rtx3090").name == "Corrected"
+    assert [card.name for card in list_profiles() if card.id == "rtx3090"] == ["Corrected"]
+
+
+def test_a_name_of_two_cards_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, card_data(id="rtx3060-8gb", name="NVIDIA GeForce RTX 3060"), "rtx3060-8gb.yaml")
+    monkeypatch.setenv(FOLDERS_VARIABLE, str(tmp_path))
+    with pytest.raises(PlanError, match="rtx3060-12gb, rtx3060-8gb"):
+        load_profile("NVIDIA GeForce RTX 3060")
+
+
+def test_folders_and_files_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PlanError, match="no such file"):
+        load_profile(str(tmp_path / "absent.yaml"))
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(PlanError, match="cannot be read"):
+        load_profile(str(tmp_path / "folder.yaml"))
+    monkeypatch.setenv(FOLDERS_VARIABLE, str(tmp_path / "absent"))
+    with pytest.raises(PlanError, match=f"{FOLDERS_VARIABLE}=.*absent: is not a folder"):
+        list_profiles()
+
+
+# --- mistakes in a file
+
+
+@pytest.mark.parametrize(("written", "size"), [("8GB", 8 * 10**9), ("8 GiB", 2**33), (2**33, 2**33)])
+def test_both_gigabytes_are_read_as_written(tmp_path: Path, written: str | int, size: int) -> None:
+    path = write(tmp_path, card_data(memory={"value": written, "source": "box"}))
+    assert load_profile(str(path)).memory_bytes == Sourced(size, "box")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"memory": {"value": "8G", "source": "box"}}, r"memory: 8G could be 8 GB .* or 8 GiB"),
+        ({"memory": {"value": "8 GiB"}}, "memory: 8 GiB has no source"),
+        ({"memory": {"value": "8 GiB", "source": "  "}}, "memory: 8 GiB has no source"),
+        ({"memory": {"value": "unknown", "source": "box"}}, "memory: unknown has no reason"),
+        ({"memory": "8 GiB"}, "memory: is not a sourced value"),
+        ({"memory": {"value": ["8 GiB"], "source": "box"}}, "memory: the value is neither a number"),
+        ({"memory": {"value": "-8 GiB", "source": "box"}}, "memory: -8 GiB is negative"),
+        ({"memory": {"value": "0 GiB", "source": "box"}}, "memory: 0 GiB is no figure of a card"),
+        ({"memory": {"value": "64 TiB", "source": "box"}}, "memory: 64 TiB is no figure of a card"),
+        (
+            {"memory": {"value": "8 GiB", "sorce": "box"}},
+            r"memory.sorce: is not a key here. Did you mean source\?",
+        ),
+        ({"memory": {"value": "8 GiB", "source": "box", "basis": "guess"}}, "memory.basis: input should be"),
+        ({"memory_bandwith": {"value": "1 GB/s", "source": "box"}}, r"Did you mean memory_bandwidth"),
+        ({"memory_bandwidth": {"value": "448 GB", "source": "box"}}, "memory_bandwidth: 448 GB has the unit"),
+        ({"memory_bandwidth": {"value": 448, "source": "box"}}, "memory_bandwidth: 448 is not a bandwidth"),
+        ({"memory_bandwidth": {"value": "448e9 GB/s", "source": "box"}}, "memory_bandwidth: 448e9"),
+        ({"sm_count": {"value": 34.5, "source": "box"}}, "sm_count: 34.5 is not a whole number"),
+        ({"sm_count": {"value": True, "source": "box"}}, "sm_count: True is not a whole number"),
+        ({"bf16": {"value": "no", "source": "box"}}, "bf16: 'no' is not true or false"),
+        ({"compute_capability": {"value": "seven", "source": "box"}}, "compute_capability: 'seven' is not"),
+        ({"rates": {"fp16": {"value": "28.7 TFLOP/s", "source": "box"}}}, "rates.fp32: is missing"),
+        ({"tdp": None}, "tdp: is missing"),
+        ({"id": "../mine"}, "id: string should match"),
+        ({"id": "cpu"}, "id: 'cpu' is kept for the machine itself"),
+        ({"name": ""}, "name: string should have at least 1 character"),
+        ({"aliases": [2060]}, "aliases.0: input should be a valid string"),
+        ({"visible_memory": {"value": "9 GiB", "source": "box"}}, "visible_memory: 9.00 GiB is more than"),
+        ({"cuda_context": {"value": "8 GiB", "source": "box"}}, "cuda_context: 8.00 GiB leaves nothing"),
+    ],
+)
+def test_a_mistake_names_file_and_key(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    message = refusal(tmp_path, card_data(**changes))
+    assert str(tmp_path / "mine.yaml") in message
+    assert re.search(told, message), message
+
+
+def test_a_rate_of_bf16_on_a_card_without_it_is_refused(tmp_path: Path) -> None:
+    data = card_data()
+    data["rates"]["bf16"] = {"value": "28.7 TFLOP/s", "source": "box"}
+    assert "rates.bf16: has a value, but bf16 is false" in refusal(tmp_path, data)
+
+
+def test_all_mistakes_of_a_file_come_at_once(tmp_path: Path) -> None:
+    data = card_data(
+        memory={"value": "8G"}, tdp={"value": "175", "source": "box"}, colour="green", vendor=None
+    )
+    with pytest.raises(PlanErrors) as caught:
+        load_profile(str(write(tmp_path, data)))
+    keys = sorted(error.asked.rpartition(" ")[2] for error in caught.value.errors)
+    assert keys == ["colour", "memory", "memory", "tdp", "vendor"]  # memory: ambiguous, and without a source
+
+
+def test_all_broken_files_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, card_data(id="one", tdp=None), "one.yaml")
+    write(tmp_path, card_data(id="two"), "three.yaml")
+    monkeypatch.setenv(FOLDERS_VARIABLE, str(tmp_path))
+    with pytest.raises(PlanErrors) as caught:
+        list_profiles()
+    assert "one.yaml: tdp" in str(caught.value)
+    assert "the file is named 'three'" in str(caught.value)
+    assert (
+        load_profile("rtx3090").id == "rtx3090"
+    )  # another's mistake does not stop a card that is asked by id
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("id: [1, 2", "is not YAML"),
+        ("id: a\nid: b", "'id' is given twice"),
+        ("id: a\nmemory: {value: 8 GiB, value: 9 GiB}", "'value' is given twice"),
+        ("x: !!python/object/apply:os.system [true]", "is not YAML"),
+        ("x: " + "[" * 5000, "is not YAML"),
+        ("x: " + "9" * 5000, "is not YAML"),
+        ('!!int ""', "is not YAML"),
+        ("", "does not hold the keys of a card"),
+        ("- id: a", "does not hold the keys of a card"),
+    ],
+)
+def test_what_is_no_yaml_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    assert told in refusal(tmp_path, text)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00id")
+    with pytest.raises(PlanError, match="is not YAML"):
+        load_profile(str(tmp_path / "mine.yaml"))
+
+
+def test_unknown_facts_are_named_with_their_reason(tmp_path: Path) -> None:
+    nobody = {"value": "unknown", "why": "nobody measured it"}
+    card = load_profile(str(write(tmp_path, card_data(cuda_context=nobody, memory_bandwidth=nobody))))
+    assert card.budget_bytes() is None
+    assert card.missing() == ["cuda_context: nobody measured it", "memory_bandwidth: nobody measured it"]
+
+
+# --- this machine
+
+
+class FakeError(Exception):
+    pass
+
+
+def fake_nvml(
+    monkeypatch: pytest.MonkeyPatch, *cards: tuple[Any, int, int, int], fail: str = ""
+) -> list[str]:
+    """Stand in for pynvml: cards of (name, total, reserved, used) in MiB; ``fail`` names the failing call."""
+    calls: list[str] = []
+
+    def call(name: str, answer: Any) -> Any:
+        def called(*args: Any, **named: Any) -> Any:
+            calls.append(name)
+            if name == fail:
+                raise FakeError("as asked")
+            return answer(*args, **named)
+
+        return called
+
+    def memory(index: int, version: int) -> SimpleNamespace:
+        _, total, reserved, used = cards[index]
+        return SimpleNamespace(total=total * MIB, reserved=reserved * MIB, used=used * MIB)
+
+    answers = {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: len(cards),
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetHandleByUUID": lambda uuid: int(uuid.removeprefix("GPU-")),
+        "nvmlDeviceGetName": lambda index: cards[index][0],
+        "nvmlSystemGetDriverVersion": lambda: "580.1",
+        "nvmlDeviceGetCudaComputeCapability": lambda index: (7, 5),
+        "nvmlDeviceGetMemoryInfo": memory,
+    }
+    functions = {name: call(name, answer) for name, answer in answers.items()}
+    nvml = SimpleNamespace(NVMLError=FakeError, nvmlMemory_v2=2, **functions)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
+    return calls
+
+
+@pytest.mark.parametrize(
+    "name", ["NVIDIA GeForce RTX 2060 SUPER", "GeForce RTX 2060 SUPER", b"GeForce RTX 2060 SUPER"]
+)
+def test_a_known_local_card_with_this_drivers_memory(
+    monkeypatch: pytest.MonkeyPatch, name: str | bytes
+) -> None:
+    calls = fake_nvml(monkeypatch, (name, 8192, 440, 300))
+    card, shipped = detect_local(), load_profile("rtx2060s")
+    assert (card.id, card.rates, card.context_bytes) == ("rtx2060s", shipped.rates, shipped.context_bytes)
+    assert card.visible_bytes.value == (8192 - 440) * MIB
+    assert card.visible_bytes.basis == "measured" and "580.1" in card.visible_bytes.source
+    assert card.in_use_bytes.value == 300 * MIB
+    assert card.budget_bytes() == (8192 - 440 - 300 - 621) * MIB
+    assert calls[-1] == "nvmlShutdown"
+
+
+def test_a_driver_that_shows_more_than_the_profile_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvml(monkeypatch, ("NVIDIA GeForce RTX 2060 SUPER", 8192, 0, 0))
+    assert detect_local().visible_bytes == load_profile("rtx2060s").visible_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "total"), [("NVIDIA GeForce RTX 3060", 8192), ("NVIDIA GeForce RTX 3060 Laptop GPU", 12288)]
+)
+def test_an_unknown_local_card_gets_nobody_elses_numbers(
+    monkeypatch: pytest.MonkeyPatch, name: str, total: int
+) -> None:
+    fake_nvml(monkeypatch, (name, total, 200, 0))
+    card = detect_local()
+    assert card.id not in IDS and card.name == name
+    assert card.memory_bytes.value == total * MIB
+    assert card.compute_capability == (7, 5) and not card.supports_bf16
+    assert all(rate.value is None for rate in card.rates.values())
+    assert card.bandwidth.value is None and name in card.bandwidth.why
+    assert card.context_bytes.basis == "assumed"
+    assert card.budget_bytes() == (total - 200 - 1024) * MIB
+    assert [line.partition(":")[0] for line in card.missing()] == [
+        "memory_bandwidth",
+        "pcie_bandwidth",
+        "rates.fp16",
+    ]
+
+
+def test_cuda_visible_devices_chooses_the_local_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvml(
+        monkeypatch, ("NVIDIA GeForce RTX 3090", 24576, 450, 0), ("NVIDIA GeForce RTX 4090", 24564, 350, 0)
+    )
+    assert detect_local().id == "rtx3090"
+    for chosen in ("1", "1,0", "GPU-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+        assert detect_local().id == "rtx4090"
+    for nothing in ("", "-1", "2"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
+        with pytest.raises(PlanError, match="lists 2 cards and CUDA_VISIBLE_DEVICES"):
+            detect_local()
+
+
+def test_no_package_no_driver_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(PlanError, match=r"pip install 'tierplan\[gpu\]', or use --gpu cpu"):
+        detect_local()
+    fake_nvml(monkeypatch, fail="nvmlInit")
+    with pytest.raises(PlanError, match="no NVIDIA driver answers here"):
+        detect_local()
+    fake_nvml(monkeypatch)
+    with pytest.raises(PlanError, match=r"the driver lists 0 cards.*--gpu cpu"):
+        detect_local()
+    calls = fake_nvml(monkeypatch, ("NVIDIA H200", 143771, 615, 0), fail="nvmlDeviceGetMemoryInfo")
+    with pytest.raises(PlanError, match="does not tell about the card"):
+        detect_local()
+    assert calls[-1] == "nvmlShutdown"
+
+
+def test_the_cpu_has_memory_and_unknown_rates() -> None:
+    cpu = cpu_profile()
+    assert (cpu.kind, cpu.compute_capability, cpu.supports_bf16) == ("cpu", None, False)
+    assert cpu.budget_bytes() == host_ram_bytes() > 0
+    assert all(rate.value is None and rate.why for rate in cpu.rates.values())
+    assert not any(line.startswith("pcie") for line in cpu.missing())
+
+
+def cgroups(folder: Path, own: str, files: dict[str, str]) -> list[int]:
+    for name, text in files.items():
+        path = folder / "fs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+    write(folder, own, "own")
+    return hardware._cgroup_limits(folder / "fs", folder / "own")
+
+
+def test_cgroup_limits_of_both_versions(tmp_path: Path) -> None:
+    second = {"a/b/memory.max": "max", "a/memory.max": "2000", "memory.max": "3000", "c/memory.max": "1"}
+    assert sorted(cgroups(tmp_path, "0::/a/b\n", second)) == [2000, 3000]
+    first = {"memory/a/memory.limit_in_bytes": "4000", "memory/memory.limit_in_bytes": str(2**63 - 4096)}
+    own = "5:cpu,memory:/a/gone\n4:cpuset:/a\n0::/nowhere\n"
+    assert sorted(cgroups(tmp_path, own, first)) == [3000, 4000, 2**63 - 4096]
+    assert hardware._cgroup_limits(tmp_path, tmp_path / "absent") == []
+
+
+def test_a_cgroup_lowers_host_memory_and_never_raises_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=32 * 2**30))
+    for limits, expected in (([], 32), ([16 * 2**30], 16), ([2**63 - 4096, 8 * 2**30], 8), ([2**40], 32)):
+        monkeypatch.setattr(hardware, "_cgroup_limits", lambda limits=limits: limits)
+        assert host_ram_bytes() == expected * 2**30
+    assert cpu_profile().memory_bytes.value == 32 * 2**30
+
+
+def test_reading_a_card_imports_neither_torch_nor_nvml() -> None:
+    code = (
+        "import sys; from planner.hardware import load_profile; load_profile('rtx2060s');"
+        "print([name for name in ('torch', 'pynvml', 'psutil', 'sympy') if name in sys.modules])"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

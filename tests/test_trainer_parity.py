@@ -1,0 +1,185 @@
+"""A training step gives the loss and the gradients of stock transformers and PEFT, to the last digits of float64.
+
+transformers' norms and its loss compute in float32 whatever they are given, which would hide what is compared
+here. So in these tests both sides get norms that stay in float64, and the stock side the cross-entropy of its
+float64 logits.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from trainer_tiny import CONFIGS, VOCAB, save_model
+from transformers import AutoModelForCausalLM
+
+from trainer.adapters import make_lean
+from trainer.attention import register
+from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
+from trainer.data import NOT_TRAINED, Batch, Row, collate
+from trainer.host_store import HostStore
+from trainer.loading import find_source, load_config, load_model
+from trainer.step import make_loss, nothing
+
+CPU = torch.device("cpu")
+LAYERS = 3
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("models")
+    for family in CONFIGS:
+        save_model(family, place / family, torch.float64)
+    return {family: place / family for family in CONFIGS}
+
+
+def _wide_norms(model: torch.nn.Module) -> None:
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+
+            def forward(hidden: Tensor, module: torch.nn.Module = module) -> Tensor:
+                spread = hidden.pow(2).mean(-1, keepdim=True)
+                return module.weight * hidden * torch.rsqrt(spread + module.variance_epsilon)
+
+            module.forward = forward
+
+
+def _adapted(model: torch.nn.Module) -> PeftModel:
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks for an attribute that transformers has renamed
+        adapted = get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:  # B too, which PEFT starts at zero
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return adapted.train()
+
+
+def _gradients(model: PeftModel) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+
+
+def _stock(folder: Path, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """What plain transformers and PEFT give, with transformers' own default attention."""
+    dropouts = {"attention_dropout": 0.0} | (
+        {"resid_pdrop": 0.0, "embd_pdrop": 0.0} if folder.name == "phi" else {}
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa", **dropouts)
+    _wide_norms(model)
+    adapted = _adapted(model)
+    logits = adapted(input_ids=batch.inputs, use_cache=False).logits
+    assert logits.dtype == torch.float64
+    loss = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=NOT_TRAINED)
+    loss.backward()
+    return loss.detach(), _gradients(adapted)
+
+
+def _ours(
+    folder: Path, batch: Batch, *, kernel: str | None, store: Store | None, rows: int | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    source = find_source(str(folder))
+    model = load_model(
+        source,
+        load_config(source),
+        dtype=torch.float64,
+        attention=register(kernel) if kernel else "sdpa",
+        device=CPU,
+        four_bit=None,
+        seed=0,
+    )
+    _wide_norms(model)
+    adapted = _adapted(model)
+    assert make_lean(adapted) == LAYERS * (6 if folder.name == "phi" else 7)
+    if store is not None:
+        checkpoint_layers(model.get_decoder().layers, store)
+    loss = make_loss(model, rows)(batch, torch.tensor(float(batch.trained), dtype=torch.float64), nothing)
+    loss.backward()
+    return loss.detach(), _gradients(adapted)
+
+
+def _assert_same(ours: tuple[Tensor, dict[str, Tensor]], stock: tuple[Tensor, dict[str, Tensor]]) -> None:
+    assert abs(ours[0] / stock[0] - 1) <= 1e-10
+    assert ours[1].keys() == stock[1].keys() and len(ours[1]) > 0
+    for name, wanted in stock[1].items():
+        assert wanted.norm() > 0, name
+        error = (ours[1][name] - wanted).norm() / wanted.norm()
+        assert error <= 1e-10, f"{name}: relative error {error:.1e}"
+
+
+def _batch(*lengths: int, trained: int | None = None) -> Batch:
+    generator = torch.Generator().manual_seed(11)
+    rows = [torch.randint(VOCAB, (length + 1,), generator=generator) for length in lengths]
+    return collate([Row(row, min(trained or 10**6, len(row) - 1)) for row in rows])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("lengths", [(17,), (32, 32), (31, 19)], ids=str)
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+def test_step_equals_stock_step(
+    folders: dict[str, Path], family: str, lengths: tuple[int, ...], checkpointed: bool, rows: int
+) -> None:
+    batch, store = _batch(*lengths), DeviceStore() if checkpointed else None
+    ours = _ours(folders[family], batch, kernel="cpu", store=store, rows=rows)
+    _assert_same(ours, _stock(folders[family], batch))
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_only_the_target_is_trained(folders: dict[str, Path], family: str) -> None:
+    batch = _batch(23, 9, trained=5)
+    assert batch.trained == 10
+    ours = _ours(folders[family], batch, kernel="cpu", store=DeviceStore(), rows=4)
+    _assert_same(ours, _stock(folders[family], batch))
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_layer_inputs_in_host_memory_change_nothing(folders: dict[str, Path], family: str) -> None:
+    store, batch = HostStore(LAYERS, (2, 32, 64), torch.float64, CPU), _batch(31, 19)
+    ours = _ours(folders[family], batch, kernel="cpu", store=store, rows=8)
+    _assert_same(ours, _stock(folders[family], batch))
+    store.close()
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("rows", [None, 5])
+def test_loss_is_what_transformers_returns_for_labels(folders: dict[str, Path], family: str, rows: int | None) -> None:
+    """Given a row whole, transformers shifts the labels itself; here inputs and targets come shifted."""
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randint(VOCAB, (2, 19), generator=generator)
+    model = load_model(
+        find_source(str(folders[family])),
+        load_config(find_source(str(folders[family]))),
+        dtype=torch.float64,
+        attention="sdpa",
+        device=CPU,
+        four_bit=None,
+        seed=0,
+    ).requires_grad_(False)
+    batch = collate([Row(row, 18) for row in tokens])
+    stock = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+    ours = make_loss(model, rows)(batch, torch.tensor(36.0), nothing)
+    torch.testing.assert_close(ours.double(), stock.double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_padding_on_the_right_is_harmless(folders: dict[str, Path], family: str) -> None:
+    """A batch of unequal rows has the loss and gradients of its rows, each alone, weighted by tokens."""
+    options = {"kernel": "cpu", "store": DeviceStore(), "rows": 8}
+    together = _ours(folders[family], _batch(29, 12), **options)
+    generator = torch.Generator().manual_seed(11)
+    loss, gradients = torch.zeros((), dtype=torch.float64), {}
+    for length in (29, 12):
+        alone = collate([Row(torch.randint(VOCAB, (length + 1,), generator=generator), length)])
+        part, grads = _ours(folders[family], alone, **options)
+        loss += part * length / 41
+        for name, value in grads.items():
+            gradients[name] = gradients.get(name, 0) + value * length / 41
+    _assert_same(together, (loss, gradients))

@@ -1,0 +1,161 @@
+"""Tiny models, a tiny tokenizer and a whole plan for the trainer's tests. Everything is made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PhiConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from planner.plan import Plan
+
+VOCAB = 320
+
+_SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
+
+CONFIGS = {
+    "phi": lambda: PhiConfig(**_SIZES, resid_pdrop=0.1, embd_pdrop=0.1, attention_dropout=0.1),
+    "llama": lambda: LlamaConfig(**_SIZES, num_key_value_heads=2, tie_word_embeddings=True),
+    "qwen2": lambda: Qwen2Config(**_SIZES, num_key_value_heads=4),
+    "qwen3": lambda: Qwen3Config(**_SIZES, num_key_value_heads=1, head_dim=32),
+    "mistral": lambda: MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=None),
+}
+"""By family: grouped, single and full key/value heads, tied and untied output heads."""
+
+ARCHITECTURES = {
+    "phi": "PhiForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mistral": "MistralForCausalLM",
+}
+
+TEXT = """def add(first, second):
+    return first + second
+
+
+class Counter:
+    def __init__(self, start=0):
+        self.value = start
+
+    def step(self, by=1):
+        self.value = add(self.value, by)
+        return self.value
+"""
+
+
+def save_model(family: str, folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A random model of a family in a folder, with a tokenizer; norms are off one so that they matter."""
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family](), dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return model
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A byte-level BPE tokenizer with one control token, learned from a few lines."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT] * 4, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+
+
+def write_sources(folder: Path, files: int = 8) -> Path:
+    """A folder of small source files, no two alike."""
+    folder.mkdir()
+    for index in range(files):
+        (folder / f"module_{index}.py").write_text(TEXT.replace("add", f"add_{index}") * (1 + index % 3))
+    return folder
+
+
+def make_plan(source: str | Path, *, family: str = "llama", choices: dict[str, dict[str, Any]] | None = None, **given: Any) -> Plan:
+    """A plan with generous bounds; ``given`` are keys of ``train`` or of the plan itself."""
+    total = given.pop("total_tokens", 32)
+    target = given.pop("target", total)
+    high = given.pop("high", 2**33)
+    phases = {"forward": {"weights/linear": 1000}, "backward": {"weights/linear": 1000, "activations/mlp": 500}}
+    train = {name: given.pop(name) for name in list(given) if name not in Plan.model_fields}
+    document: dict[str, Any] = {
+        "schema": "tierplan/1",
+        "verdict": "fits",
+        "summary": "made by hand",
+        "gpu": {
+            "id": "cpu",
+            "name": "CPU",
+            "kind": "cpu",
+            "compute_capability": None,
+            "visible_bytes": 2**34,
+            "context_bytes": 0,
+            "context_basis": "none",
+        },
+        "model": {
+            "id": f"tiny-{family}",
+            "source": str(source),
+            "architecture": ARCHITECTURES[family],
+            "parameters": 1,
+            "layers": 3,
+            "native_context": 256,
+        },
+        "objective": "context",
+        "tier": None,
+        "context": total - target,
+        "target": target,
+        "total_tokens": total,
+        "lora_rank": 4,
+        "longest": {"with_target": None, "all_trained": None},
+        "choices": [
+            {"id": name, "reason": "by hand", "knobs": knobs}
+            for name, knobs in ({"lora": {"rank": 4, "alpha": 8}} if choices is None else choices).items()
+        ],
+        "rejected": [],
+        "memory": {
+            "gpu": {
+                "budget_bytes": 2**34,
+                "peak_bytes": {"low": 1, "expected": 2, "high": high},
+                "peak_phase": "backward",
+                "phases": phases,
+            },
+            "host": {"budget_bytes": 2**34, "peak_bytes": 0, "pinned_bytes": 0, "terms": {}},
+        },
+        "time": {"step_seconds": {"bound": None, "estimate": None}, "limit_seconds": 86400.0, "basis": "none"},
+        "train": train,
+        "provenance": {
+            "tierplan": "0",
+            "command": "by hand",
+            "profile_sha256": "0",
+            "model_sha256": "0",
+            "calibration_sha256": "0",
+        },
+    }
+    return Plan.model_validate(document | given)

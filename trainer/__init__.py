@@ -1,0 +1,1 @@
+"""Trains what the planner planned. Imports planner, never the reverse."""

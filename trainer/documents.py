@@ -1,0 +1,138 @@
+"""Documents from a folder of source code, a JSONL file or one text file, in an order that does not depend on luck."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner.errors import PlanError
+
+LARGEST_FILE = 10 * 10**6
+"""Bytes of a file in a folder; a larger one is generated data far more often than source code."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, and the name it is known by in messages."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read, and the names of what was left out, by reason."""
+
+    documents: tuple[Document, ...]
+    skipped: Mapping[str, tuple[str, ...]]
+
+
+def read_documents(path: Path) -> Reading:
+    """Read a folder (every text file in it), a ``.jsonl`` file (field ``text``) or one text file.
+
+    Raises:
+        PlanError: there is no such path, it cannot be read, a row is malformed, or nothing in it is text.
+    """
+    if path.is_dir():
+        reading = _folder(path)
+    elif not path.exists():
+        raise PlanError(f"data {path}", "does not exist.", "Name a folder, a .jsonl file or a text file.")
+    else:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise PlanError(f"data {path}", f"cannot be read: {error.strerror}.") from error
+        reading = _jsonl(path, content) if path.suffix in (".jsonl", ".ndjson") else _text(path, content)
+    if not reading.documents:
+        told = "; ".join(f"{len(names)} {reason}" for reason, names in reading.skipped.items())
+        raise PlanError(f"data {path}", f"holds no text to train on{f' ({told})' if told else ''}.")
+    return reading
+
+
+def _folder(folder: Path) -> Reading:
+    documents: list[Document] = []
+    skipped: dict[str, list[str]] = {}
+    for file in _files(folder):
+        name = file.relative_to(folder).as_posix()
+        reason, text = _read(file)
+        if reason:
+            skipped.setdefault(reason, []).append(name)
+        else:
+            documents.append(Document(name, text))
+    return Reading(tuple(documents), {reason: tuple(names) for reason, names in sorted(skipped.items())})
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Regular files below the folder that are not hidden, sorted; links are not followed, so none comes twice."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in files if not name.startswith(".")]
+    yield from sorted((file for file in found if file.is_file() and not file.is_symlink()), key=Path.as_posix)
+
+
+def _read(file: Path) -> tuple[str, str]:
+    """The reason to leave a file out (empty: none), and its text."""
+    try:
+        if file.stat().st_size > LARGEST_FILE:
+            return f"larger than {LARGEST_FILE // 10**6} MB", ""
+        content = file.read_bytes()
+    except OSError as error:
+        return f"unreadable ({error.strerror})", ""
+    if b"\0" in content:
+        return "binary", ""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        return "not UTF-8", ""
+    return ("", text) if text.strip() else ("empty", "")
+
+
+def _text(path: Path, content: bytes) -> Reading:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        why = f"is not UTF-8 text (byte {error.start})."
+        raise PlanError(f"data {path}", why, "Name a folder, a .jsonl file or a text file.") from error
+    return Reading((Document(path.name, text),) if text.strip() else (), {})
+
+
+def _jsonl(path: Path, content: bytes) -> Reading:
+    documents, empty = [], []
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        asked = f"data {path}, line {number}"
+        try:
+            row = json.loads(line)
+        except UnicodeDecodeError as error:
+            raise PlanError(asked, f"is not UTF-8 text (byte {error.start}).") from error
+        except json.JSONDecodeError as error:
+            raise PlanError(asked, f"is not JSON: {error.msg} at column {error.colno}.") from error
+        except (RecursionError, ValueError) as error:
+            raise PlanError(asked, f"is not JSON that can be read: {error}.") from error
+        text = _field(row, asked)
+        if text.strip():
+            documents.append(Document(f"line {number}", text))
+        else:
+            empty.append(f"line {number}")
+    return Reading(tuple(documents), {"empty": tuple(empty)} if empty else {})
+
+
+def _field(row: object, asked: str) -> str:
+    if not isinstance(row, dict):
+        raise PlanError(asked, f"holds {type(row).__name__}, not an object with a text field.")
+    if "text" not in row:
+        there = ", ".join(list(map(str, row))[:8]) or "nothing"
+        raise PlanError(asked, f"has no field text; it has {there}.", 'A row is {"text": "…"}.')
+    text = row["text"]
+    if not isinstance(text, str):
+        raise PlanError(asked, f"has a field text that is {type(text).__name__}, not a string.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PlanError(asked, f"has text that is no Unicode: half a surrogate pair at {error.start}.") from error
+    return text

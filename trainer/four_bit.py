@@ -1,0 +1,65 @@
+"""NF4 weights through bitsandbytes, for models that transformers cannot quantise while it loads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class FourBit:
+    """How the linears of the layers are held: NF4, its scales in 8 bits where they are quantised as well."""
+
+    double_quantization: bool
+
+    def config(self, dtype: torch.dtype) -> BitsAndBytesConfig:
+        """The same for ``from_pretrained``; the output head stays as it is, which is its default."""
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=self.double_quantization,
+            bnb_4bit_compute_dtype=dtype,
+        )
+
+
+def quantised(linear: nn.Linear, four_bit: FourBit, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """A linear's NF4 counterpart on the device; its own weight can go afterwards."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    made = Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=dtype,
+        compress_statistics=four_bit.double_quantization,
+        quant_type="nf4",
+        device="meta",
+    )
+    made.weight = Params4bit(
+        linear.weight.data,
+        requires_grad=False,
+        compress_statistics=four_bit.double_quantization,
+        quant_type="nf4",
+        module=made,
+    )
+    if linear.bias is not None:
+        made.bias = nn.Parameter(linear.bias.data.to(dtype), requires_grad=False)
+    return made.to(device)  # quantises on the way
+
+
+def quantise_linears(model: PreTrainedModel, four_bit: FourBit, dtype: torch.dtype, device: torch.device) -> None:
+    """Quantise every linear of the layers, one after the other, each on the device."""
+    layers = model.get_decoder().layers
+    for path, module in list(layers.named_modules()):
+        if isinstance(module, nn.Linear):
+            layers.set_submodule(path, quantised(module, four_bit, dtype, device))
+    mark_as_four_bit(model)
+
+
+def mark_as_four_bit(model: Any) -> None:
+    """Say it where PEFT looks for it, so that it puts the adapters for four-bit linears on."""
+    model.is_loaded_in_4bit = True

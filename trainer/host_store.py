@@ -1,0 +1,137 @@
+"""Layer inputs in pinned host memory between the forward and the backward pass.
+
+On the card one layer input more than the running layer's own is alive in forward (the one being copied out), and
+two in backward (the one in use and the one being copied in). Copies run on a stream of their own, beside the
+computation.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.errors import PlanError
+from planner.units import format_bytes
+
+
+class HostStore:
+    """A `trainer.checkpointing.Store` with one exactly sized host buffer per layer, used again by every step.
+
+    torch's own pinned memory is rounded up to a power of two, so each buffer is mapped as ordinary memory and then
+    registered with the driver. On the CPU (tests) nothing is registered and copies are plain.
+
+    Args:
+        layers: layer inputs held at once.
+        shape: the largest layer input, ``[B, S, D]``.
+        dtype: its elements.
+        device: where the layers run.
+
+    Raises:
+        PlanError: the host cannot give or pin that much memory.
+    """
+
+    def __init__(self, layers: int, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        self._device, self._dtype = device, dtype
+        self._size = math.prod(shape) * dtype.itemsize
+        self._buffers: list[Tensor] = []
+        self._registered: list[int] = []
+        self._depth = 0
+        self._leaving: tuple[int, Tensor, Any] | None = None  # slot, tensor on the card, event of its copy
+        self._coming: tuple[int, Tensor, Any] | None = None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        for layer in range(layers):
+            try:
+                self._buffers.append(self._pinned())
+            except PlanError as error:
+                self.close()
+                asked = f"{format_bytes(layers * self._size)} of pinned host memory ({layers * self._size:,} bytes)"
+                why = f"layer {layer + 1} of {layers} got none: {error.why}"
+                raise PlanError(asked, why, "A shorter context or more free host memory would do.") from error
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Host bytes held, every one of them pinned where there is a card."""
+        return len(self._buffers) * self._size
+
+    def keep(self, hidden: Tensor) -> int:
+        """Start copying a layer's input out; the card's memory of it is free again after the next ``keep``."""
+        slot = self._depth
+        assert slot < len(self._buffers), f"more than {len(self._buffers)} layer inputs were kept"
+        self._depth += 1
+        self._let_go()
+        with self._beside():
+            self._on_host(slot, hidden.shape).copy_(hidden, non_blocking=True)
+        self._leaving = (slot, hidden, self._event())
+        return slot
+
+    def fetch(self, ticket: int) -> Tensor:
+        """Give the input of the last layer not yet fetched, and start copying the one before it in."""
+        assert ticket == self._depth - 1, f"layer input {ticket} was fetched out of turn"
+        self._depth = ticket
+        if self._leaving and self._leaving[0] == ticket:
+            hidden = self._leaving[1]  # the last one out never had to leave the card
+            shape = hidden.shape
+            self._let_go()
+        else:
+            assert self._coming and self._coming[0] == ticket
+            hidden, event = self._coming[1:]
+            shape = hidden.shape
+            self._wait(event)
+        self._coming = None
+        if ticket > 0:
+            # Taken from the compute stream's memory, so the copy has to wait for what used that memory before.
+            before = torch.empty(shape, dtype=self._dtype, device=self._device)
+            with self._beside():
+                before.copy_(self._on_host(ticket - 1, shape), non_blocking=True)
+            self._coming = (ticket - 1, before, self._event())
+        return hidden
+
+    def close(self) -> None:
+        """Give the host memory back; the store is of no use afterwards."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        self._leaving = self._coming = None
+        for address in self._registered:
+            code = int(torch.cuda.cudart().cudaHostUnregister(address))
+            assert code == 0, f"cudaHostUnregister gave {code}"
+        self._registered, self._buffers = [], []
+
+    def _pinned(self) -> Tensor:
+        try:
+            # Private pages of its own: two buffers never share a page, which could be registered only once.
+            pages = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, ValueError, OverflowError) as error:
+            raise PlanError("host memory", f"the system refused to map it ({error}).") from error
+        buffer = torch.frombuffer(pages, dtype=self._dtype)  # holds the pages as long as it lives
+        if self._stream is not None:
+            code = int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), self._size, 0))
+            if code != 0:
+                raise PlanError("host memory", f"the driver refused to pin it (CUDA error {code}).")
+            self._registered.append(buffer.data_ptr())
+        return buffer
+
+    def _on_host(self, slot: int, shape: torch.Size) -> Tensor:
+        return self._buffers[slot][: shape.numel()].view(shape)
+
+    def _beside(self) -> Any:
+        """The side stream, once it has seen everything enqueued on the compute stream so far."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        return torch.cuda.stream(self._stream)  # does nothing where there is no stream
+
+    def _event(self) -> Any:
+        return None if self._stream is None else self._stream.record_event()
+
+    def _wait(self, event: Any) -> None:
+        if event is not None:
+            torch.cuda.current_stream(self._device).wait_event(event)
+
+    def _let_go(self) -> None:
+        """Let the compute stream wait for the copy out; only then may it use that memory for something else."""
+        if self._leaving:
+            self._wait(self._leaving[2])
+            self._leaving = None

@@ -1,0 +1,218 @@
+"""Model and tokenizer from a folder, a GGUF file, the hub, or random weights of a model's shape; LoRA on top.
+
+Only safetensors and GGUF are read, and no code out of a model repository is ever run.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+from planner.errors import PlanError
+from planner.model_hub import HUB_ID
+from trainer.adapters import make_lean, trainable_to_float32
+from trainer.four_bit import FourBit, quantise_linears
+from trainer.random_weights import random_model
+
+RANDOM = "random:"
+"""Before a folder with a config.json: weights of that shape made by chance, to measure what has no weights here."""
+
+_DROPOUT = re.compile(r"dropout|pdrop$")
+_LOADING = (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: the folder or hub id, and the GGUF file in it if it is one."""
+
+    asked: str
+    place: str
+    gguf: str | None = None
+    random: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments that every ``from_pretrained`` gets."""
+        return {"trust_remote_code": False} | ({"gguf_file": self.gguf} if self.gguf else {})
+
+
+def find_source(source: str) -> Source:
+    """Tell what kind of source it is.
+
+    Raises:
+        PlanError: there is nothing to load there, more than one thing, or only pickled weights.
+    """
+    if source.startswith(RANDOM):
+        return Source(source, source.removeprefix(RANDOM), random=True)
+    path = Path(source)
+    asked = f"model {source}"
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise PlanError(asked, "is a file, but no GGUF file.", "Name the folder that holds config.json.")
+        return Source(source, str(path.parent), path.name)
+    if not path.is_dir():
+        if HUB_ID.fullmatch(source):
+            return Source(source, source)
+        raise PlanError(asked, "is neither a folder, nor a GGUF file, nor a hub id (org/name).")
+    ggufs = sorted(file.name for file in path.glob("*.gguf"))
+    if any(path.glob("*.safetensors")):
+        return Source(source, str(path))
+    if len(ggufs) == 1:
+        return Source(source, str(path), ggufs[0])
+    if ggufs:
+        raise PlanError(asked, f"holds {len(ggufs)} GGUF files: {', '.join(ggufs)}.", "Name one of them.")
+    if any(path.glob("*.bin")):
+        why = "holds pickled weights (.bin), which can run code when they are read, and no safetensors."
+        raise PlanError(asked, why, "Convert them with safetensors' own converter, or take a revision that has them.")
+    nearest = f"{RANDOM}{source} trains random weights of its shape." if (path / "config.json").is_file() else ""
+    raise PlanError(asked, "holds no weights (*.safetensors or one *.gguf).", nearest)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The tokenizer; None for random weights whose folder has none.
+
+    Raises:
+        PlanError: there is none, or it cannot be read.
+    """
+    if source.random and not any(Path(source.place).glob("tokenizer*")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(source.place, **source.options)
+    except _LOADING as error:
+        raise _unreadable(source, "its tokenizer", error) from error
+
+
+def tokenise_bytes(texts: Sequence[str]) -> list[list[int]]:
+    """UTF-8 bytes for tokens, where random weights have no tokenizer."""
+    return [list(text.encode("utf-8")) for text in texts]
+
+
+def load_config(source: Source) -> PretrainedConfig:
+    """The model's config, without cache and with every dropout at zero.
+
+    Recomputing a layer has to give the same values, and dropout would not.
+
+    Raises:
+        PlanError: it cannot be read, needs remote code, is quantised already, or has pickled weights.
+    """
+    try:
+        raw, _ = PretrainedConfig.get_config_dict(source.place, **source.options)
+        kind = raw.get("model_type")
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            code = "; its own code (auto_map) is refused" if raw.get("auto_map") else ""
+            why = f"transformers has no causal language model of type {kind!r}{code}."
+            raise PlanError(f"model {source.asked}", why)
+        config = AutoConfig.from_pretrained(source.place, **source.options)
+    except PlanError:
+        raise
+    except _LOADING as error:
+        raise _unreadable(source, "its config", error) from error
+    quantised = getattr(config, "quantization_config", None)
+    if quantised and not source.gguf:
+        method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"
+        why = f"its weights are quantised already ({method})."
+        raise PlanError(f"model {source.asked}", why, "Take the model's 16-bit weights; NF4 is made while loading.")
+    for name, value in config.to_dict().items():
+        if _DROPOUT.search(name) and isinstance(value, int | float):
+            setattr(config, name, 0.0)
+    config.use_cache = False
+    return config
+
+
+def load_model(
+    source: Source,
+    config: PretrainedConfig,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device,
+    four_bit: FourBit | None,
+    seed: int,
+) -> PreTrainedModel:
+    """The base model on the device, frozen weights in ``dtype`` or NF4, attention by its registered name.
+
+    Raises:
+        PlanError: the weights cannot be read, or some are missing.
+    """
+    if source.random:
+        return random_model(
+            config, dtype=dtype, attention=attention, device=device, four_bit=four_bit, seed=seed, name=source.place
+        )
+    options: dict[str, Any] = {
+        **source.options,
+        "config": config,
+        "dtype": dtype,
+        "attn_implementation": attention,
+        "use_safetensors": True,
+        "output_loading_info": True,
+    }
+    on_the_way = four_bit is not None and source.gguf is None
+    if on_the_way:
+        options["quantization_config"] = four_bit.config(dtype)
+    if source.gguf is None and device.type == "cuda":
+        options["device_map"] = {"": device.index or 0}
+    logging.disable_progress_bar()
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(source.place, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except _LOADING as error:
+        raise _unreadable(source, "its weights", error) from error
+    wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if wrong:
+        why = f"{len(wrong)} of its weights are missing or of another shape, such as {wrong[0]}."
+        raise PlanError(f"model {source.asked}", why, "Fetch the files again; nothing is trained on made-up weights.")
+    if source.gguf:
+        # The weights are plain tensors from here on, so nothing may take the model for a quantised one.
+        model.hf_quantizer = None
+        for holder in (model.config, model):
+            for name in ("quantization_config", "is_quantized", "quantization_method"):
+                if name in vars(holder):
+                    delattr(holder, name)
+    if four_bit is not None and not on_the_way:
+        quantise_linears(model, four_bit, dtype, device)
+    return model.to(device) if not on_the_way else model
+
+
+def add_adapters(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> PeftModel:
+    """LoRA in float32 on every linear of every layer; the same seed gives the same adapters."""
+    layers = model.get_decoder().layers
+    names = {path.rpartition(".")[2] for path, module in layers.named_modules() if isinstance(module, nn.Linear)}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=sorted(names),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        # PEFT asks for an attribute that transformers has renamed.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        adapted = get_peft_model(model, config)
+    assert isinstance(adapted, PeftModel)
+    trainable_to_float32(adapted)
+    make_lean(adapted)
+    return adapted.train()
+
+
+def _unreadable(source: Source, what: str, error: Exception) -> PlanError:
+    """What transformers said, in one line."""
+    lines = str(error).strip().splitlines()
+    told = lines[0].rstrip(". ") if lines else type(error).__name__
+    hub = source.gguf is None and not Path(source.place).is_dir()
+    nearest = "A folder with the model's files works without network." if hub else ""
+    return PlanError(f"model {source.asked}", f"{what} cannot be read: {told}.", nearest)

@@ -1,0 +1,77 @@
+"""Cross-entropy over trained tokens only, a slice of the rows at a time, its gradient written in the forward pass.
+
+Without it the loss keeps the logits of every token in several copies, the largest tensors of the whole step.
+Here `rows` rows of logits live at once. The gradient of the hidden states is kept before it is normalised and
+scaled, so that in float16 it neither underflows nor depends on the loss scale.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _slice_loss_and_gradient(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """Summed loss of some rows (float32 scalar); overwrites ``hidden`` ``[C, D]`` with its own gradient."""
+    logits = hidden @ weight.t() if bias is None else torch.addmm(bias, hidden, weight.t())
+    # In place from here on: at most the logits in compute dtype and one wide copy live at once.
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    del logits
+    wide.sub_(wide.amax(dim=-1, keepdim=True))
+    chosen = wide.gather(1, targets[:, None]).squeeze(1)
+    wide.exp_()
+    total = wide.sum(dim=-1, keepdim=True)
+    loss = (total.squeeze(1).log() - chosen).sum()
+    wide.div_(total)
+    wide.scatter_add_(1, targets[:, None], torch.full_like(targets[:, None], -1, dtype=wide.dtype))
+    gradient = wide.to(hidden.dtype)
+    del wide
+    torch.mm(gradient, weight, out=hidden)
+    return loss
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int, divisor: Tensor
+    ) -> Tensor:
+        gradient = hidden.detach().clone() if hidden.requires_grad else None
+        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        for start in range(0, hidden.shape[0], rows):
+            part = slice(start, start + rows)
+            work = gradient[part] if gradient is not None else hidden[part].clone()
+            total += _slice_loss_and_gradient(work, weight, bias, targets[part])
+        if gradient is not None:
+            ctx.save_for_backward(gradient, divisor)
+        return total / divisor
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, divisor = ctx.saved_tensors
+        # The factor holds the loss scale: apply it in one multiplication in float32, then round once.
+        return gradient.mul_(outputs[0] / divisor), None, None, None, None, None
+
+
+def chunked_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, rows: int, divisor: Tensor
+) -> Tensor:
+    """Cross-entropy of the rows, summed and divided by ``divisor``, with ``rows`` rows of logits alive at once.
+
+    Args:
+        hidden: ``[T, D]`` final hidden states of the trained tokens.
+        weight: ``[V, D]`` frozen output head.
+        bias: ``[V]`` or None.
+        targets: ``[T]`` token ids.
+        rows: rows of logits computed at a time.
+        divisor: scalar, usually the number of trained tokens in the whole optimiser step.
+
+    Raises:
+        ValueError: the head is trainable (its gradient is not computed here) or ``rows`` is not positive.
+    """
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        raise ValueError("chunked loss: the output head is trainable, and its gradient is not computed here")
+    if rows < 1:
+        raise ValueError(f"chunked loss: rows must be at least 1, not {rows}")
+    return _ChunkedLoss.apply(hidden, weight, bias, targets, rows, divisor)

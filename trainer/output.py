@@ -1,0 +1,120 @@
+"""The folder of a run: refused if it is in use, checked for room, and written so that no file is ever half there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from planner.errors import PlanError
+from planner.plan import Plan
+from planner.units import MIB, format_bytes
+from trainer.record import predicted_groups
+from trainer.session import BuiltRun
+
+_LOGS = 64 * MIB  # tokenizer, logs and records, generously
+
+
+class RunFolder:
+    """``plan.yaml``, ``metrics.jsonl``, ``measurement.json``, ``tensorboard/`` and ``adapter/`` of one run.
+
+    Raises:
+        PlanError: the folder holds something already, cannot be written, or lies on a disk without room.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.path = Path(plan.train.out)
+        asked = f"output folder {self.path}"
+        nearest = f"--set train.out={self.path}-2 names another."
+        if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
+            raise PlanError(asked, "is something else than a folder.", nearest)
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise PlanError(asked, "is not empty, and nothing is overwritten.", nearest)
+        place = next(parent for parent in [self.path.absolute(), *self.path.absolute().parents] if parent.exists())
+        if not os.access(place, os.W_OK):
+            raise PlanError(asked, f"cannot be made: {place} is not writable.", nearest)
+        needed, free = predicted_groups(plan).get("adapters", 0) + _LOGS, shutil.disk_usage(place).free
+        if free < needed:
+            why = f"needs {format_bytes(needed)} on disk, and {format_bytes(free)} are free."
+            raise PlanError(asked, why, "Free some, or name a folder on another disk with --set train.out=…")
+
+    def begin(self) -> None:
+        """Make the folder and put the plan into it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write("plan.yaml", self._plan.to_yaml())
+        except OSError as error:
+            raise PlanError(f"output folder {self.path}", f"cannot be written: {error.strerror}.") from error
+
+    def log(self, **values: Any) -> None:
+        """One more line of ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(values) + "\n")
+
+    def save_adapter(self, built: BuiltRun, step: int) -> Path:
+        """Write the adapter as a PEFT folder with tokenizer and model card; an older one is replaced whole."""
+        final, made = self.path / "adapter", self.path / ".adapter-being-written"
+        shutil.rmtree(made, ignore_errors=True)
+        # PEFT would otherwise ask the hub whether the vocabulary grew; it is never trained here.
+        built.model.save_pretrained(made, safe_serialization=True, save_embedding_layers=False)
+        if built.tokenizer is not None:
+            built.tokenizer.save_pretrained(made)
+        (made / "README.md").write_text(_card(self._plan, step, ""), encoding="utf-8")
+        old = self.path / ".adapter-old"
+        if final.exists():
+            final.rename(old)
+        made.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def complete_card(self, step: int, held_out: str) -> None:
+        """Write the model card again, with what the evaluation gave."""
+        self._write("adapter/README.md", _card(self._plan, step, held_out))
+
+    def save_record(self, record: dict[str, Any]) -> Path:
+        """Write ``measurement.json``."""
+        self._write("measurement.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        return self.path / "measurement.json"
+
+    def _write(self, name: str, text: str) -> None:
+        final = self.path / name
+        half = final.with_name(f".{final.name}.being-written")
+        half.write_text(text, encoding="utf-8")
+        half.replace(final)
+
+
+def _card(plan: Plan, step: int, held_out: str) -> str:
+    train = plan.train
+    choices = "\n".join(
+        f"- {choice.id}" + "".join(f", {knob} {value}" for knob, value in choice.knobs.items())
+        for choice in plan.choices
+    )
+    return f"""---
+base_model: {json.dumps(plan.model.source, ensure_ascii=False)}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, tierplan]
+---
+
+# LoRA adapter for {plan.model.id}
+
+Rank {plan.lora_rank} on every linear of every layer, trained for {step} steps on sequences of up to
+{plan.total_tokens:,} tokens. {held_out}
+
+| | |
+|---|---|
+| learning rate | {train.lr:g}, {train.schedule}, warm-up {train.warmup:g} |
+| rows per step | {train.batch} × {train.accumulation} |
+| seed | {train.seed} |
+| planned for | {plan.gpu.name} |
+
+What was switched on:
+
+{choices}
+
+Load it with `peft.PeftModel.from_pretrained(base_model, this_folder)`. The context it was trained on is no promise
+of the context the model makes use of.
+"""

@@ -1,0 +1,59 @@
+"""A model of a config's shape with random weights, made module by module on the device.
+
+For measuring shapes whose weights are not at hand. With NF4 the 16-bit model never exists as a whole.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from trainer.four_bit import FourBit, mark_as_four_bit, quantised
+
+
+def random_model(
+    config: PretrainedConfig,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device,
+    four_bit: FourBit | None,
+    seed: int,
+    name: str,
+) -> PreTrainedModel:
+    """Matrices normal with the config's spread, norm weights one, biases zero, rotary tables as they should be."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    generator = torch.Generator(device).manual_seed(seed)
+    spread = getattr(config, "initializer_range", 0.02)
+    layers = set(model.get_decoder().layers.modules())
+    made: dict[int, nn.Parameter] = {}  # tied weights are one parameter, and stay one
+
+    def parameter(key: str, meta: Tensor) -> nn.Parameter:
+        value = torch.empty(meta.shape, dtype=meta.dtype, device=device)
+        if meta.dim() > 1:
+            value.normal_(0.0, spread, generator=generator)
+        else:
+            value.fill_(1.0 if key == "weight" else 0.0)
+        return nn.Parameter(value, requires_grad=False)
+
+    for path, module in list(model.named_modules()):
+        for key, meta in list(module.named_parameters(recurse=False)):
+            if id(meta) not in made:
+                made[id(meta)] = parameter(key, meta)
+            setattr(module, key, made[id(meta)])
+        if any(True for _ in module.buffers(recurse=False)):
+            # A rotary table is computed from the config; built again, outside the meta device, it is right.
+            assert type(module).__name__.endswith("RotaryEmbedding"), f"{path} has buffers of an unknown kind"
+            model.set_submodule(path, type(module)(config=config).to(device))
+        if four_bit is not None and isinstance(module, nn.Linear) and module in layers:
+            model.set_submodule(path, quantised(module, four_bit, dtype, device))
+            for key, value in list(module.named_parameters(recurse=False)):
+                setattr(module, key, None)  # the list of modules still holds this one; its 16-bit weight must go
+                made = {meta: kept for meta, kept in made.items() if kept is not value}
+    if four_bit is not None:
+        mark_as_four_bit(model)
+    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+    model.name_or_path = name
+    return model

@@ -1,0 +1,184 @@
+"""The measurement record: one JSON document per run, the plan beside what was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from planner.plan import Plan
+from trainer.measure import Recorder
+from trainer.session import BuiltRun
+from trainer.step import Evaluation
+
+_PACKAGES = ("tierplan", "torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors", "accelerate")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What happened in a run, apart from memory.
+
+    Attributes:
+        step_seconds: of every optimiser step.
+        probe_seconds: of the probe's forward, backward and optimiser step.
+        losses: of every optimiser step.
+        terms: exact bytes by group, taken after a step.
+        before: held-out evaluation before training; None without validation documents.
+        after: the same after training.
+    """
+
+    step_seconds: Sequence[float]
+    probe_seconds: float
+    losses: Sequence[float]
+    skipped_steps: int
+    terms: Mapping[str, int]
+    before: Evaluation | None
+    after: Evaluation | None
+    data: Mapping[str, Any]
+
+
+def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> dict[str, Any]:
+    """The whole record; what a machine does not tell is null."""
+    gpu, host = plan.memory.gpu, plan.memory.host
+    return {
+        "plan": plan.document(),
+        "executor": plan.executor,
+        "set": "calibration",
+        "card": plan.gpu.id,
+        "limit_bytes": gpu.budget_bytes,
+        "model": {"id": plan.model.id, "source": plan.model.source},
+        "layers": plan.model.layers,
+        "layers_run": plan.model.layers,
+        "total_tokens": plan.total_tokens,
+        "tokens_held": plan.train.batch * plan.total_tokens,
+        "predicted": {
+            "gpu": {
+                "low_bytes": gpu.peak_bytes.low,
+                "expected_bytes": gpu.peak_bytes.expected,
+                "high_bytes": gpu.peak_bytes.high,
+            },
+            "host": {"peak_bytes": host.peak_bytes, "pinned_bytes": host.pinned_bytes},
+            "phases": {phase: sum(terms.values()) for phase, terms in gpu.phases.items()},
+            "terms": predicted_groups(plan),
+            "step_seconds": plan.time.step_seconds.estimate,
+        },
+        "measured": {
+            "gpu": {
+                "allocated_bytes": recorder.peak("allocated_bytes"),
+                "reserved_bytes": recorder.peak("reserved_bytes"),
+                "driver_bytes": recorder.driver,
+            },
+            "host": {"anonymous_bytes": recorder.host_anonymous, "pinned_bytes": recorder.pinned_bytes},
+            "phases": {phase: dict(sizes) for phase, sizes in recorder.phases.items()},
+            "terms": dict(run.terms),
+        },
+        "step_seconds": {
+            "median": statistics.median(run.step_seconds) if run.step_seconds else None,
+            "each": [round(seconds, 6) for seconds in run.step_seconds],
+            "probe": round(run.probe_seconds, 6),
+        },
+        "losses": list(run.losses),
+        "skipped_steps": run.skipped_steps,
+        "evaluation": {"before": _evaluation(run.before), "after": _evaluation(run.after)},
+        "data": dict(run.data),
+        "kernel": built.kernel,
+        "loss": built.loss_name,
+        "dtype": str(built.dtype).removeprefix("torch."),
+        "environment": environment(built.device),
+        "revision": revision(),
+    }
+
+
+def predicted_groups(plan: Plan) -> dict[str, int]:
+    """Predicted bytes of each group of terms on the device, in the phase where the group is largest."""
+    largest: dict[str, int] = {}
+    for terms in plan.memory.gpu.phases.values():
+        sums: dict[str, int] = {}
+        for name, size in terms.items():
+            group = name.partition("/")[0]
+            sums[group] = sums.get(group, 0) + size
+        for group, size in sums.items():
+            largest[group] = max(size, largest.get(group, 0))
+    return largest
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, machine and allocator: what another run would need to be the same."""
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "gpu": None,
+        "allocator": None,
+    }
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        found["gpu"] = {
+            "name": card.name,
+            "visible_bytes": card.total_memory,
+            "compute_capability": f"{card.major}.{card.minor}",
+            "driver": _driver_version(),
+            "cuda": torch.version.cuda,
+        }
+        found["allocator"] = {
+            "backend": torch.cuda.get_allocator_backend(),
+            "settings": os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
+        }
+    return found
+
+
+def revision() -> str | None:
+    """The git revision of this checkout, with ``-dirty`` where files differ; None outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _evaluation(made: Evaluation | None) -> dict[str, Any] | None:
+    if made is None:
+        return None
+    return {"loss": made.loss, "perplexity": made.perplexity, "rows": made.rows, "tokens": made.tokens}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str | None:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+    except OSError:
+        return platform.processor() or None
+
+
+def _driver_version() -> str | None:
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        told = pynvml.nvmlSystemGetDriverVersion()
+    except pynvml.NVMLError:
+        return None
+    return told.decode() if isinstance(told, bytes) else str(told)

@@ -1,0 +1,280 @@
+"""Puts a resident run together: the plan's choices say what they want, then everything is built once."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from planner.errors import PlanError, did_you_mean
+from planner.plan import Choice, Plan
+from trainer.attention import KERNELS, register
+from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
+from trainer.data import Tokenise
+from trainer.four_bit import FourBit
+from trainer.host_store import HostStore
+from trainer.loading import add_adapters, find_source, load_config, load_model, load_tokenizer, tokenise_bytes
+from trainer.step import Loss, make_loss
+
+STOCK_ATTENTION = "eager"
+"""What transformers does when nothing else is asked for: every score of every head written out."""
+
+
+@dataclass(frozen=True)
+class BuiltRun:
+    """Everything a training loop needs.
+
+    Attributes:
+        tokenise: texts to token ids, with nothing added and no control token recognised inside a text.
+        dtype: of frozen weights and activations; adapters and optimiser state are float32 whatever it is.
+        store: where layer inputs are kept in host memory, if they are.
+        kernel: the attention actually used.
+        loss_name: the loss actually used.
+    """
+
+    model: PeftModel
+    tokenizer: Any
+    tokenise: Tokenise
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    loss: Loss
+    dtype: torch.dtype
+    device: torch.device
+    store: HostStore | None
+    kernel: str
+    loss_name: str
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The transformers model inside, its linears adapted in place."""
+        return self.model.get_base_model()
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """What is trained: the adapters."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def close(self) -> None:
+        """Give pinned memory back."""
+        if self.store is not None:
+            self.store.close()
+
+
+class ResidentSession:
+    """Implements `planner.session.Session`: hooks say what they want, ``build`` makes it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._choice: Choice | None = None
+        self._asked: set[str] = set()
+        self._four_bit: FourBit | None = None
+        self._dtype, self._scale_loss = torch.float32, False
+        self._kernel: str | None = None
+        self._rank: tuple[int, int] | None = None
+        self._checkpointing = self._offloading = False
+        self._loss_rows: int | None = None
+        self._optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+
+    @contextmanager
+    def applying(self, choice: Choice) -> Iterator[None]:
+        """While this lasts, ``knob`` reads this choice, and messages name it."""
+        self._choice = choice
+        try:
+            yield
+        finally:
+            self._choice = None
+
+    def apply_choices(self) -> None:
+        """Let every optimisation of the plan say what it wants."""
+        by_id: Callable[[str], Any] = importlib.import_module("planner.optimizations").by_id
+        for choice in self._plan.choices:
+            with self.applying(choice):
+                by_id(choice.id).apply(self)
+
+    def knob(self, name: str) -> int | float | str:
+        """The plan's value of a knob of the choice being applied."""
+        assert self._choice is not None, "a knob belongs to a choice that is being applied"
+        value = self._choice.knobs.get(name)
+        if value is None:
+            raise PlanError(self._who(), f"has no value for its knob {name}.", did_you_mean(name, self._choice.knobs))
+        return value
+
+    def store_weights(self, form: Literal["nf4"], *, double_quantization: bool) -> None:
+        """See the protocol."""
+        self._once("store_weights")
+        assert form == "nf4", form
+        self._four_bit = FourBit(double_quantization)
+
+    def compute_in(self, dtype: Literal["bfloat16", "float16"], *, scale_loss: bool) -> None:
+        """See the protocol."""
+        self._once("compute_in")
+        self._dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+        self._scale_loss = scale_loss
+
+    def attend_with(self, kernel: str) -> None:
+        """See the protocol."""
+        self._once("attend_with")
+        if kernel not in KERNELS:
+            raise PlanError(f"attention kernel {kernel}", "is not known.", did_you_mean(kernel, KERNELS))
+        self._kernel = kernel
+
+    def adapt(self, *, rank: int, alpha: int) -> None:
+        """See the protocol."""
+        self._once("adapt")
+        self._rank = (rank, alpha)
+
+    def checkpoint_layers(self) -> None:
+        """See the protocol."""
+        self._once("checkpoint_layers")
+        self._checkpointing = True
+
+    def offload_checkpoints(self) -> None:
+        """See the protocol."""
+        self._once("offload_checkpoints")
+        self._offloading = True
+
+    def chunk_loss(self, *, rows: int) -> None:
+        """See the protocol."""
+        self._once("chunk_loss")
+        self._loss_rows = rows
+
+    def optimize_with(self, name: Literal["adamw", "adamw_8bit"]) -> None:
+        """See the protocol."""
+        self._once("optimize_with")
+        self._optimizer = name
+
+    def build(self) -> BuiltRun:
+        """Load the model and put on it what was asked for.
+
+        Raises:
+            PlanError: the device, the model or the choices do not allow it.
+        """
+        if self._rank is None:
+            raise PlanError("the plan's choices", "put no adapters on, so nothing would be trained.")
+        if self._offloading and not self._checkpointing:
+            raise PlanError("the plan's choices", "keep layer inputs in host memory, but keep no layer inputs.")
+        plan, device = self._plan, take_device(self._plan)
+        source = find_source(plan.model.source)
+        tokenizer = load_tokenizer(source)
+        config = load_config(source)
+        self._check_config(config)
+        model = load_model(
+            source,
+            config,
+            dtype=self._dtype,
+            attention=register(self._kernel) if self._kernel else STOCK_ATTENTION,
+            device=device,
+            four_bit=self._four_bit,
+            seed=plan.train.seed,
+        )
+        model.requires_grad_(False)
+        adapted = add_adapters(model, rank=self._rank[0], alpha=self._rank[1], seed=plan.train.seed)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:  # these buffers stay for the whole run, so they never fragment memory
+                parameter.grad = torch.zeros_like(parameter)
+        store = self._checkpoint(model, device)
+        return BuiltRun(
+            model=adapted,
+            tokenizer=tokenizer,
+            tokenise=_tokenise_with(tokenizer) if tokenizer is not None else tokenise_bytes,
+            optimizer=self._make_optimizer(adapted),
+            scaler=torch.amp.GradScaler(device.type) if self._scale_loss else None,
+            loss=make_loss(model, self._loss_rows),
+            dtype=self._dtype,
+            device=device,
+            store=store,
+            kernel=self._kernel or STOCK_ATTENTION,
+            loss_name=f"chunked, {self._loss_rows} rows" if self._loss_rows else "transformers",
+        )
+
+    def _checkpoint(self, model: PreTrainedModel, device: torch.device) -> HostStore | None:
+        if not self._checkpointing:
+            return None
+        layers, train = model.get_decoder().layers, self._plan.train
+        host = None
+        if self._offloading:
+            shape = (train.batch, self._plan.total_tokens, model.config.hidden_size)
+            host = HostStore(len(layers), shape, self._dtype, device)
+        store: Store = host if host is not None else DeviceStore()
+        checkpoint_layers(layers, store)
+        return host
+
+    def _make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        train = self._plan.train
+        if self._optimizer == "adamw":
+            return torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(parameters, lr=train.lr, weight_decay=train.weight_decay)
+
+    def _check_config(self, config: PretrainedConfig) -> None:
+        planned, asked = self._plan.model, f"model {self._plan.model.source}"
+        layers = config.num_hidden_layers
+        if layers != planned.layers:
+            why = f"has {layers} layers, and the plan was made for {planned.id} with {planned.layers}."
+            raise PlanError(asked, why, "Plan again for this model.")
+        window = getattr(config, "sliding_window", None)
+        if self._kernel and window is not None and window < self._plan.total_tokens:
+            why = f"attends within a window of {window:,} tokens, and the {self._kernel} kernel is fully causal."
+            raise PlanError(asked, why, f"Plan at most {window:,} tokens.")
+
+    def _once(self, what: str) -> None:
+        if what in self._asked:
+            raise PlanError(self._who(), f"asks for {what}, which another choice of the plan asked for already.")
+        self._asked.add(what)
+
+    def _who(self) -> str:
+        return f"choice {self._choice.id}" if self._choice else "the plan's choices"
+
+
+def build(plan: Plan) -> BuiltRun:
+    """Build the run that a plan describes; see `ResidentSession.build`."""
+    session = ResidentSession(plan)
+    session.apply_choices()
+    return session.build()
+
+
+def take_device(plan: Plan) -> torch.device:
+    """The device that was planned for, held to the planned budget.
+
+    Raises:
+        PlanError: this machine has no such card, or less of its memory.
+    """
+    if plan.gpu.kind == "cpu":
+        return torch.device("cpu")
+    asked = f"GPU {plan.gpu.name}"
+    if not torch.cuda.is_available():
+        why = "the plan needs it, and PyTorch sees no GPU here."
+        raise PlanError(asked, why, "`plan --gpu local` plans for the card that is there, `plan --gpu cpu` for none.")
+    here = torch.cuda.get_device_properties(0)
+    if " ".join(here.name.lower().split()) != " ".join(plan.gpu.name.lower().split()):
+        raise PlanError(asked, f"this machine has a {here.name}.", "`plan --gpu local` plans for that.")
+    needed = plan.memory.gpu.peak_bytes.high + plan.gpu.context_bytes
+    if here.total_memory < needed:
+        why = f"the plan needs {needed:,} bytes of it, and this card shows {here.total_memory:,}."
+        raise PlanError(asked, why, "`plan --gpu local` plans for what it shows.")
+    # Beyond the budget the run fails at once; it never spills into memory that is not the card's own.
+    torch.cuda.set_per_process_memory_fraction(min(1.0, plan.memory.gpu.budget_bytes / here.total_memory), 0)
+    return torch.device("cuda", 0)
+
+
+def _tokenise_with(tokenizer: Any) -> Tokenise:
+    def tokenise(texts: Any) -> list[list[int]]:
+        encoded = tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=True,  # a text may not smuggle control tokens in
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return list(encoded["input_ids"])
+
+    return tokenise

@@ -1,0 +1,133 @@
+"""One micro-batch forward to its loss, one optimiser step, and the loss on rows that are not trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from transformers import PreTrainedModel
+
+from planner.errors import PlanError
+from trainer.data import Batch
+from trainer.loss import chunked_cross_entropy
+
+Mark = Callable[[str], None]
+"""Told the name of a phase when it begins."""
+
+Loss = Callable[[Batch, Tensor, Mark], Tensor]
+"""A batch, the divisor (trained tokens of the whole optimiser step) and a mark to the loss, a scalar."""
+
+
+def nothing(_: str) -> None:
+    """A mark that nobody listens to."""
+
+
+def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
+    """The loss of a batch: ``rows`` rows of logits at a time, or (None) as transformers computes it.
+
+    The model's causal mask keeps padding on the right out of every real token's sight.
+    """
+    decoder, head = base.get_decoder(), base.get_output_embeddings()
+
+    def stock(batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
+        hidden = decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state
+        mark("loss")
+        return base.loss_function(
+            logits=head(hidden),
+            labels=None,
+            shift_labels=batch.targets,
+            vocab_size=base.config.vocab_size,
+            num_items_in_batch=divisor,
+        )
+
+    def chunked(batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
+        assert rows is not None
+        hidden = decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        mark("loss")
+        return chunked_cross_entropy(
+            _trained(hidden, batch),
+            head.weight,
+            head.bias,
+            _trained(batch.targets.flatten(), batch),
+            rows=rows,
+            divisor=divisor,
+        )
+
+    return stock if rows is None else chunked
+
+
+def _trained(flat: Tensor, batch: Batch) -> Tensor:
+    """Trained positions of ``[B·S, …]``: a view where they are one range, else a copy."""
+    if len(batch.spans) == 1:
+        start, stop = batch.spans[0]
+        return flat if stop - start == len(flat) else flat[start:stop]
+    places = torch.cat([torch.arange(start, stop) for start, stop in batch.spans])
+    return flat.index_select(0, places.to(flat.device))
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimiser step did. Not ``taken``: float16 overflowed, the loss scale was lowered instead."""
+
+    gradient_norm: float
+    taken: bool
+
+
+def update(
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    parameters: Sequence[Tensor],
+    most: float,
+) -> Update:
+    """Clip gradients to a norm of ``most``, step, and set the gradients to zero where they are.
+
+    Raises:
+        PlanError: a gradient is not finite and no loss scale is there to be lowered.
+    """
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    norm = float(clip_grad_norm_(parameters, most))
+    if scaler is None:
+        if not math.isfinite(norm):
+            why = f"the gradients' norm is {norm}, so a step would destroy the adapters."
+            raise PlanError("training", why, "A smaller learning rate is the first thing to try: --set train.lr=…")
+        optimizer.step()
+        taken = True
+    else:
+        before = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        taken = scaler.get_scale() >= before
+    optimizer.zero_grad(set_to_none=False)
+    return Update(norm, taken)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss per token over some rows."""
+
+    loss: float
+    rows: int
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """e to the loss."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+def evaluate(loss: Loss, batches: Sequence[Batch], device: torch.device) -> Evaluation:
+    """Loss on batches, every trained token with the same weight.
+
+    The model stays in training mode, which changes nothing: it has no dropout.
+    """
+    total, one = 0.0, torch.ones((), device=device)
+    with torch.no_grad():
+        for batch in batches:
+            total += float(loss(batch.to(device), one, nothing))
+    tokens = sum(batch.trained for batch in batches)
+    return Evaluation(total / tokens, sum(len(batch.inputs) for batch in batches), tokens)
