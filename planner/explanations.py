@@ -55,7 +55,7 @@ def reasons_for_rejections(
     found: Search, limits: Limits, objective: Objective, excluded: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
     """For each optimisation that is off, why: it cannot be used here, or what it would cost for nothing."""
-    reasons = {}
+    reasons: dict[str, tuple[str, ...]] = {}
     for name, optimization in all_optimizations().items():
         if name in found.best.configuration.ids:
             continue

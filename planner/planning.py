@@ -175,7 +175,9 @@ def _write(request: Request, situation: Situation, limits: Limits, found: Search
     gpu, model, best, index = situation.gpu, situation.model, found.best, found.index
     want = found.wanted[index]
     fits = bool(best.fits(limits)[index])
-    knobs = {name: dict(values) for name, values in best.configuration.knobs.items()}
+    knobs: dict[str, dict[str, str | int | float | bool | None]] = {
+        name: dict(values) for name, values in best.configuration.knobs.items()
+    }
     if "lora" in knobs:
         knobs["lora"]["rank"] = want.rank
     chosen = reasons_for_choices(found, limits, request.objective, request.required)

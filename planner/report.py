@@ -38,9 +38,14 @@ def print_report(plan: Plan, console: Console, *, written: Path | None = None, c
         written: where the plan was written, if it was.
         closing: whether to end with the next command to type.
     """
+    print_parts(console, report(plan, console, written=written, closing=closing))
+
+
+def print_parts(console: Console, parts: Iterable[RenderableType]) -> None:
+    """Print parts one below the other, none wider than ``WIDEST`` and, in plain text, without trailing spaces."""
     with console.capture() as captured:
-        for part in report(plan, console, written=written, closing=closing):
-            console.print(part, highlight=False)
+        for part in parts:
+            console.print(part, highlight=False, markup=False, width=min(console.width, WIDEST))
     text = captured.get()
     if console.color_system is None:  # cells are padded with spaces, which nobody wants in a file
         text = "".join(line.rstrip() + "\n" for line in text.splitlines())

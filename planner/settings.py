@@ -90,7 +90,7 @@ def _train_value(assignment: str, name: str, text: str) -> Scalar:
         kind = "whole number" if int in kinds else "number"
         raise PlanError(asked, f"'{text}' is not a {kind}.") from error
     try:
-        Train(**{name: value})
+        Train.model_validate({name: value})
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise PlanError(asked, message[0].lower() + message[1:] + ".") from error

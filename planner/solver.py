@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import chain, combinations
 from typing import Any, Literal
 
@@ -16,9 +17,10 @@ import numpy as np
 from planner.calibration import Calibration
 from planner.compose import Configuration, compose, problems
 from planner.errors import PlanError
-from planner.ledger import Basis, Device, Phase
+from planner.ledger import Basis, Device, Phase, Term
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
+from planner.symbols import Letters
 from planner.timecost import StepTime, step_time
 
 Array = np.ndarray[Any, np.dtype[np.int64]]
@@ -97,35 +99,74 @@ def configurations(
         yield compose(ids, merged, situation)
 
 
-def evaluate(
-    configuration: Configuration, candidates: Candidates, situation: Situation, constants: Calibration
-) -> Outcome:
-    """Bytes and seconds of one configuration at all candidates."""
-    gpu = situation.gpu
-    workspace = constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
-    letters = configuration.at(
-        batch=candidates.batch, total=candidates.total, target=candidates.target, workspace=workspace
-    )
-    letters.R = candidates.rank
-    zero = np.zeros_like(candidates.total)
-    peak, exact, host, pinned = zero, zero, zero, zero
-    sizes = configuration.ledger.bytes(letters)
-    for phase in Phase:
-        alive = [(name, term) for name, term in configuration.ledger.terms.items() if phase in term.phases]
-        on_card = [(name, term) for name, term in alive if term.device is Device.GPU]
-        peak = np.maximum(peak, sum((sizes[name] for name, _ in on_card), zero))
-        known = (sizes[name] for name, term in on_card if term.basis is Basis.EXACT)
-        exact = np.maximum(exact, sum(known, zero))
-        pinned = np.maximum(pinned, sum((sizes[n] for n, t in alive if t.device is Device.PINNED), zero))
-        host = np.maximum(
-            host, sum((sizes[n] for n, t in alive if t.device in (Device.PINNED, Device.HOST)), zero)
+class Evaluator:
+    """Evaluates configurations at one set of candidates.
+
+    A formula gives the same bytes wherever its letters are the same, and optimisations share most terms; so each
+    is computed once and kept.
+    """
+
+    def __init__(self, candidates: Candidates, situation: Situation, constants: Calibration) -> None:
+        self.candidates, self.situation, self.constants = candidates, situation, constants
+        gpu = situation.gpu
+        self.workspace = constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
+        self._kept: dict[tuple[object, ...], Any] = {}
+
+    def letters(self, configuration: Configuration) -> Letters:
+        """All letters at the candidates; the rank is the candidate's own."""
+        at = self.candidates
+        letters = configuration.at(batch=at.batch, total=at.total, target=at.target, workspace=self.workspace)
+        letters.R = at.rank
+        return letters
+
+    def _once(self, formulas: tuple[object, ...], signature: tuple[object, ...], compute: Callable[[], Any]) -> Any:
+        key = (*formulas, signature)
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]
+
+    def __call__(self, configuration: Configuration) -> Outcome:
+        """Bytes and seconds of one configuration at all candidates."""
+        gpu, letters = self.situation.gpu, self.letters(configuration)
+        signature = tuple(value for name, value in configuration.letters.items() if name != "R")
+        shape = self.candidates.total.shape
+
+        def size(term: Term) -> Array:
+            return np.broadcast_to(np.asarray(term.bytes(letters), dtype=np.int64), shape)
+
+        sizes = np.array(
+            [
+                self._once((term.count, term.bits), signature, partial(size, term))
+                for term in configuration.ledger.terms.values()
+            ]
         )
-    process = constants.host_process_bytes(gpu.kind)
-    high = peak + constants.reserve_bytes(peak, gpu.kind)
-    # With the CPU alone there is one memory: what the card would hold lies in the host too.
-    host = host + process + (high if gpu.kind == "cpu" else 0)
-    time = step_time(configuration, letters, gpu, constants)
-    return Outcome(configuration, exact, peak, high, host, pinned, time)
+        peak, exact, pinned, host = ((mask @ sizes).max(axis=0) for mask in _masks(configuration))
+        amounts = {
+            work.name: self._once((work.amount,), signature, partial(work.amount, letters))
+            for work in configuration.ledger.work.values()
+        }
+        process = self.constants.host_process_bytes(gpu.kind)
+        high = peak + self.constants.reserve_bytes(peak, gpu.kind)
+        # With the CPU alone there is one memory: what the card would hold lies in the host too.
+        host = host + process + (high if gpu.kind == "cpu" else 0)
+        time = step_time(configuration, amounts, gpu, self.constants)
+        return Outcome(configuration, exact, peak, high, host, pinned, time)
+
+
+@cache
+def _alive(phases: frozenset[Phase]) -> tuple[int, ...]:
+    return tuple(int(phase in phases) for phase in Phase)
+
+
+def _masks(configuration: Configuration) -> tuple[Array, ...]:
+    """For each phase the terms alive on the card, exactly known on the card, pinned, and in the host at all."""
+    terms = configuration.ledger.terms.values()
+    alive = np.array([_alive(term.phases) for term in terms], dtype=np.int64).T
+    on_card = np.array([term.device is Device.GPU for term in terms], dtype=np.int64)
+    exact = np.array([term.basis is Basis.EXACT for term in terms], dtype=np.int64)
+    pinned = np.array([term.device is Device.PINNED for term in terms], dtype=np.int64)
+    host = np.array([term.device in (Device.PINNED, Device.HOST) for term in terms], dtype=np.int64)
+    return alive * on_card, alive * on_card * exact, alive * pinned, alive * host
 
 
 def cost(outcome: Outcome, index: int, objective: Objective) -> tuple[float, ...]:
@@ -159,22 +200,23 @@ def longest(
     Args:
         target: trained tokens, or None where every token is trained.
     """
-    low, high = COARSEST, 2**24
+    low, high, remaining = COARSEST, 2**24, list(found)
     best: int | None = None
     while True:
         grid = np.unique(np.geomspace(low, high, 33).astype(np.int64) // FINEST * FINEST)
         grid = grid[grid >= COARSEST]
         targets = grid if target is None else np.minimum(grid, target)
-        candidates = Candidates(grid, targets, np.full_like(grid, rank), batch)
-        fits = np.zeros(grid.shape, dtype=bool)
-        for configuration in found:
-            fits |= evaluate(configuration, candidates, situation, constants).fits(limits)
-        if not fits.any():
+        evaluate = Evaluator(Candidates(grid, targets, np.full_like(grid, rank), batch), situation, constants)
+        fits = [evaluate(configuration).fits(limits) for configuration in remaining]
+        together = np.logical_or.reduce(fits)
+        if not together.any():
             return best
-        last = int(np.flatnonzero(fits)[-1])
+        last = int(np.flatnonzero(together)[-1])
         best = int(grid[last])
         if last == len(grid) - 1 or grid[last + 1] - grid[last] <= FINEST:
             return best
+        # What does not fit here does not fit further on.
+        remaining = [configuration for configuration, ok in zip(remaining, fits, strict=True) if ok[last]]
         low, high = best, int(grid[last + 1])
 
 
@@ -207,17 +249,14 @@ class Search:
 
     def phases(self, devices: Sequence[Device]) -> dict[Phase, dict[str, int]]:
         """Bytes of the chosen configuration: each term alive in each phase on the devices, none that is empty."""
-        gpu = self.situation.gpu
-        wanted = self.wanted[self.index]
-        letters = self.best.configuration.at(
-            batch=self.candidates.batch,
-            total=wanted.total,
-            target=wanted.target,
-            workspace=self.constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None),
-        )
-        letters.R = wanted.rank
-        found = self.best.configuration.ledger.by_phase(letters, devices)
-        return {phase: {name: int(size) for name, size in terms.items() if size} for phase, terms in found.items()}
+        want = self.wanted[self.index]
+        one = Candidates(*(np.array([size]) for size in (want.total, want.target, want.rank)), self.candidates.batch)
+        letters = Evaluator(one, self.situation, self.constants).letters(self.best.configuration)
+        by_phase = self.best.configuration.ledger.by_phase(letters, devices)
+        return {
+            phase: {name: int(np.ravel(size)[0]) for name, size in terms.items() if np.any(size)}
+            for phase, terms in by_phase.items()
+        }
 
     def best_among(self, limits: Limits, objective: Objective, wants: Callable[[Outcome], bool], index: int) -> Outcome | None:
         """The best configuration that fits one wanted length and meets a wish; None where there is none."""
@@ -258,7 +297,8 @@ def search(
         raise PlanError(
             asked or "a plan", "no valid set of optimisations is left.", "`plan optimizations` says what each needs."
         )
-    outcomes = tuple(evaluate(configuration, candidates, situation, constants) for configuration in found)
+    evaluate = Evaluator(candidates, situation, constants)
+    outcomes = tuple(evaluate(configuration) for configuration in found)
     best, index = None, 0
     for index in reversed(range(len(wanted))):
         fitting = [outcome for outcome in outcomes if bool(outcome.fits(limits)[index])]

@@ -6,6 +6,7 @@ The bound takes the card's peak rates; the estimate multiplies them by the share
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from planner.calibration import Calibration
 from planner.compose import Configuration
 from planner.hardware import HardwareProfile
 from planner.ledger import Phase, Resource
-from planner.symbols import Letters, greatest
+from planner.symbols import greatest
 
 
 # Rates that stand in where a card's are unknown: they rank configurations and are never shown.
@@ -36,9 +37,11 @@ class StepTime:
 
 
 def step_time(
-    configuration: Configuration, letters: Letters, gpu: HardwareProfile, constants: Calibration
+    configuration: Configuration, amounts: Mapping[str, Any], gpu: HardwareProfile, constants: Calibration
 ) -> StepTime:
-    """Time of one forward and backward pass; the optimiser's own work on adapters is left out.
+    """Time of one forward and backward pass, given the amount of every piece of work.
+
+    The optimiser's own work on the adapters is left out.
 
     Approximate: norms, activations and other bandwidth-bound work are within the shares of the matrix products.
     """
@@ -66,7 +69,7 @@ def step_time(
         for work in configuration.ledger.work.values():
             if work.phase is not phase:
                 continue
-            seconds = work.amount(letters) / rates[work.resource]
+            seconds = amounts[work.name] / rates[work.resource]
             if work.resource is Resource.LINK:
                 ideal_link, likely_link = ideal_link + seconds, likely_link + seconds / shares[work.resource]
             else:
@@ -74,5 +77,5 @@ def step_time(
                 likely += seconds / shares[work.resource]
         bound = bound + greatest(ideal, ideal_link)
         # One layer's copy has nothing to hide behind: the last out, the first back.
-        estimate = estimate + greatest(likely, likely_link) + likely_link / letters.L
+        estimate = estimate + greatest(likely, likely_link) + likely_link / configuration.letters["L"]
     return StepTime(bound, estimate, estimate) if complete else StepTime(None, None, estimate)

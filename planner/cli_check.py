@@ -1,0 +1,156 @@
+"""`plan check FILE`: is it a plan, does it still fit, and what would be planned differently today?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from planner.cli_output import console, print_json
+from planner.cli_request import made
+from planner.errors import PlanError
+from planner.units import format_bytes
+
+if TYPE_CHECKING:
+    from planner.plan import Plan
+    from planner.planning import Request
+
+MOST_LINES = 20
+# Words for people, which may change without anything having changed.
+PROSE = frozenset(
+    {"summary", "choices.reason", "rejected", "nearest", "warnings", "not_modelled", "time.basis", "provenance.command"}
+)
+CAUSES = {
+    "provenance.profile_sha256": "the card's profile",
+    "provenance.model_sha256": "the model's config",
+    "provenance.calibration_sha256": "the calibration",
+    "provenance.tierplan": "tierplan itself",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A value in the file, and what it would be if the plan were made now."""
+
+    place: str
+    file: Any
+    now: Any
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--gpu", metavar="ID", help="The card, where its id alone does not find it, or another card.")
+@click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of sentences.")
+def check(file: Path, gpu: str | None, json_: bool) -> int:
+    """Check a plan file: plan the same settings again, with today's card, model and calibration.
+
+    Exits 0 if it still fits, 1 if it does not, 2 if it is no plan or cannot be planned any more.
+
+    \b
+    plan check plan.yaml
+    plan check plan.yaml --gpu rtx3060-12gb
+    """
+    from planner.plan import load_plan
+
+    plan = load_plan(file)
+    now = made(same_settings(plan, gpu or card_of(plan)))
+    found = list(differences(plan, now))
+    fits = now.verdict == "fits"
+    if json_:
+        told = [{"place": each.place, "file": each.file, "now": each.now} for each in found]
+        print_json(json.dumps({"fits": fits, "summary": now.summary, "differences": told}, indent=2, ensure_ascii=False))
+    else:
+        from planner.report import print_parts
+
+        print_parts(console(), list(_sentences(file, plan, now, found)))
+    return 0 if fits else 1
+
+
+def same_settings(plan: Plan, gpu: str) -> Request:
+    """The request that leaves the solver nothing to choose: the plan's own settings, each of them pinned."""
+    from planner.optimizations import all_optimizations
+    from planner.planning import Request
+
+    chosen = tuple(choice.id for choice in plan.choices)
+    return Request(
+        gpu=gpu,
+        model=plan.model.source,
+        tier=plan.tier,
+        total_tokens=None if plan.tier else plan.total_tokens,
+        target=plan.target,
+        objective=plan.objective,
+        host_bytes=plan.memory.host.budget_bytes,
+        max_step_seconds=plan.time.limit_seconds,
+        required=chosen,
+        excluded=tuple(name for name in all_optimizations() if name not in chosen),
+        knobs={choice.id: {name: value for name, value in choice.knobs.items() if value is not None} for choice in plan.choices},
+        train=plan.train.model_dump(),
+        command=plan.provenance.command,
+    )
+
+
+def card_of(plan: Plan) -> str:
+    """What finds the plan's card again: its id, or ``local`` where it is this machine's and has no profile."""
+    from planner.hardware import detect_local, load_profile
+
+    if plan.gpu.kind == "cpu":
+        return "cpu"
+    try:
+        load_profile(plan.gpu.id)
+    except PlanError as unknown:
+        try:
+            if detect_local().id == plan.gpu.id:
+                return "local"
+        except PlanError as error:
+            raise PlanError(f"card {plan.gpu.id}", unknown.why, "--gpu names its file, or another card.") from error
+        raise PlanError(f"card {plan.gpu.id}", unknown.why, "--gpu names its file, or another card.") from unknown
+    return plan.gpu.id
+
+
+def differences(plan: Plan, now: Plan) -> Iterator[Difference]:
+    """Every value that differs, prose aside, in the order of the file."""
+    yield from _walk("", plan.document(), now.document())
+
+
+def _walk(place: str, old: Any, new: Any) -> Iterator[Difference]:
+    if place in PROSE:
+        return
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from _walk(f"{place}.{key}" if place else key, old.get(key), new.get(key))
+    elif place == "choices":
+        before, after = ({each["id"]: each["knobs"] for each in choices} for choices in (old, new))
+        yield from _walk("choices", before, after)
+    elif old != new:
+        yield Difference(place, old, new)
+
+
+def _sentences(file: Path, plan: Plan, now: Plan, found: list[Difference]) -> Iterator[str]:
+    yield f"{file} is a valid plan."
+    answer = "It still fits: " if now.verdict == plan.verdict == "fits" else "Planned again: "
+    yield answer + now.summary
+    if not found:
+        yield "Planned again today, nothing differs."
+        return
+    changed = [cause for place, cause in CAUSES.items() if any(each.place == place for each in found)]
+    if changed:
+        yield f"Since it was made, {', '.join(changed)} changed."
+    else:
+        yield "Card, model and calibration are the same as then, so the file itself was changed."
+    shown = [each for each in found if each.place not in CAUSES]
+    for each in shown[:MOST_LINES]:
+        yield f"  {each.place}: {_told(each.place, each.file)} in the file, {_told(each.place, each.now)} now"
+    if len(shown) > MOST_LINES:
+        yield f"  and {len(shown) - MOST_LINES} more; --json lists all"
+
+
+def _told(place: str, value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if type(value) is int and (place.endswith("_bytes") or place.startswith(("memory.", "gpu.visible"))):
+        return format_bytes(value)
+    return f"{value:,}" if type(value) is int else str(value)

@@ -1,0 +1,213 @@
+"""Subcommands that look things up: cards, models, optimisations, one name explained, the schema of a plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from planner.cli_output import console, print_json
+from planner.cli_request import plan_for, planning_options
+from planner.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from planner.hardware import HardwareProfile, Sourced
+    from planner.optimizations.base import Optimization
+    from planner.plan import Plan
+
+as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of a table.")
+
+
+@click.command()
+@as_json
+def gpus(json_: bool) -> None:
+    """List the cards that are known; an unknown one is a YAML file away.
+
+    \b
+    plan gpus
+    plan gpus --json
+    """
+    from planner.hardware import SHIPPED, list_profiles
+
+    cards = list_profiles()
+    if json_:
+        _print_object({"gpus": [_card(card) for card in cards]})
+        return
+    table = _table("id", "name", "memory", "to use", "capability", "bf16", right=("memory", "to use"))
+    for card in cards:
+        capability = ".".join(map(str, card.compute_capability)) if card.compute_capability else "unknown"
+        budget, memory = card.budget_bytes(), card.memory_bytes.value
+        table.add_row(
+            card.id,
+            card.name.removeprefix(f"{card.vendor} "),
+            _bytes(memory),
+            _bytes(budget),
+            capability,
+            "yes" if card.supports_bf16 else "no",
+        )
+    _print(
+        table,
+        "to use: what CUDA shows of the memory, less its own context. `--gpu local` is the card of this machine, "
+        f"`--gpu cpu` the machine without one. Any other card: a YAML file like those in {SHIPPED}.",
+    )
+
+
+@click.command()
+@as_json
+def models(json_: bool) -> None:
+    """List the models that come along; others are a folder, a GGUF file or a hub id.
+
+    \b
+    plan models
+    plan models --json
+    """
+    from dataclasses import asdict
+
+    from planner.model import list_models
+
+    known = list_models()
+    if json_:
+        _print_object({"models": [asdict(facts) for facts in known]})
+        return
+    table = _table("id", "on the hub", "parameters", "made for", "licence", right=("parameters", "made for"))
+    for facts in known:
+        table.add_row(facts.id, facts.hub_id, f"{facts.counted:,}", f"{facts.native_context:,}", facts.licence)
+    _print(table, "made for: tokens. `--model` also takes a folder with config.json, a GGUF file, or any hub id (org/name).")
+
+
+@click.command()
+@planning_options("gpu", "model", "tier", "context")
+@as_json
+def optimizations(json_: bool, **options: Any) -> None:
+    """List the optimisations, and for a card and a model whether each is on, and why.
+
+    \b
+    plan optimizations
+    plan optimizations --gpu rtx4090 --model llama-3.1-8b
+    """
+    from planner.optimizations import all_optimizations
+
+    plan = plan_for(options)
+    states = {choice.id: ("on", [choice.reason]) for choice in plan.choices}
+    states |= {rejection.id: ("off", rejection.reasons) for rejection in plan.rejected}
+    known = all_optimizations()
+    if json_:
+        told = [_optimization(each, *states.get(name, ("off", [])), plan) for name, each in known.items()]
+        _print_object({"gpu": plan.gpu.id, "model": plan.model.id, "tier": plan.tier, "optimizations": told})
+        return
+    from rich.text import Text
+
+    table = _table("", "id", "what it is, and why it is on or off")
+    for state in ("on", "off"):
+        for name, each in known.items():
+            found, reasons = states.get(name, ("off", []))
+            if found == state:
+                effect = "" if each.exact else f" ({each.effect})"
+                told = Text(f"{each.title}{effect}\n").append("; ".join(reasons), style="dim")
+                table.add_row(Text(state, style="green" if state == "on" else "red"), Text(name, style="bold"), told)
+    length = f"tier {plan.tier}, {plan.total_tokens:,} tokens" if plan.tier else f"{plan.total_tokens:,} tokens"
+    _print(table, f"For {plan.model.id} on {plan.gpu.name}, {length}. `plan explain NAME` shows formulas and sources.")
+
+
+@click.command()
+@click.argument("name")
+@planning_options("gpu", "model", "tier", "context")
+@as_json
+def explain(name: str, json_: bool, **options: Any) -> None:
+    """Show what is behind NAME: an optimisation, a term of memory or work, a letter, or a knob.
+
+    \b
+    plan explain chunked_loss
+    plan explain activations/mlp --gpu rtx4090 --context 32K
+    plan explain S
+    plan explain lora.rank
+    """
+    from planner.explain import explanation, print_explanation
+
+    found = explanation(name, plan_for(options), options.get("gpu") or "")
+    if json_:
+        _print_object(found.document())
+    else:
+        print_explanation(found, console())
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of a plan file, which is also that of `--json`.
+
+    \b
+    plan schema > plan.schema.json
+    """
+    from planner.plan import json_schema
+
+    _print_object(json_schema())
+
+
+def _card(card: HardwareProfile) -> dict[str, Any]:
+    """A card as plain data: every fact with its source and basis."""
+    return {
+        "id": card.id,
+        "name": card.name,
+        "aliases": list(card.aliases),
+        "kind": card.kind,
+        "architecture": card.architecture,
+        "compute_capability": ".".join(map(str, card.compute_capability)) if card.compute_capability else None,
+        "budget_bytes": card.budget_bytes(),
+        "supports_bf16": card.supports_bf16,
+        "supports_flash_attention_2": card.supports_flash_attention_2,
+        "facts": {name: _fact(fact) for name, fact in card.facts().items()},
+        "notes": list(card.notes),
+    }
+
+
+def _fact(fact: Sourced) -> dict[str, Any]:
+    told = {"value": fact.value, "basis": fact.basis, "source": fact.source}
+    return told | ({"why": fact.why} if fact.value is None else {})
+
+
+def _optimization(each: Optimization, state: str, reasons: Sequence[str], plan: Plan) -> dict[str, Any]:
+    values = plan.knobs(each.id)
+    return {
+        "id": each.id,
+        "title": each.title,
+        "state": state,
+        "reasons": list(reasons),
+        "exact": each.exact,
+        "effect": each.effect,
+        "numbers": list(each.numbers),
+        "claims": sorted(each.claims),
+        "makes": sorted(each.makes),
+        "requires": [requirement.text for requirement in each.requires],
+        "knobs": [
+            {"name": k.name, "meaning": k.meaning, "low": k.low, "high": k.high, "value": values.get(k.name)}
+            for k in each.knobs
+        ],
+        "evidence": [{"statement": one.statement, "source": one.source} for one in each.evidence],
+    }
+
+
+def _print_object(document: dict[str, Any]) -> None:
+    print_json(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _table(*columns: str, right: Iterable[str] = ()) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name in ("id", "", *right))
+    return table
+
+
+def _print(table: Table, note: str) -> None:
+    from planner.report import print_parts
+
+    print_parts(console(), [table, "", note])
+
+
+def _bytes(size: float | None) -> str:
+    return "unknown" if size is None else format_bytes(int(size)).replace(".00 ", " ")
