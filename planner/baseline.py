@@ -230,22 +230,55 @@ PER_LAYER: tuple[Term, ...] = (
     _saved("activations/hidden", norm_outputs, bits_of_activation, "norm outputs, the inputs of adapters"),
     _saved("activations/adapters", adapter_inner, bits_of_activation, "inner activations of adapters"),
     _saved("activations/mlp", mlp_saved, bits_of_activation, "gate, up, activation and product in the MLP"),
-    _saved("attention/qkv", attention_inputs_expanded, bits_of_activation, "query, key and value after rotation"),
+    _saved(
+        "attention/qkv", attention_inputs_expanded, bits_of_activation, "query, key and value after rotation"
+    ),
     _saved("attention/output", attention_output, bits_of_activation, "output of attention"),
-    _saved("attention/scores", eager_scores, scores_bits, "what attention saves beside its inputs and output"),
+    _saved(
+        "attention/scores", eager_scores, scores_bits, "what attention saves beside its inputs and output"
+    ),
 )
 
 FIXED: tuple[Term, ...] = (
-    Term("weights/linear", linear_weights, bits_of_weight, ALWAYS, "linears inside the layers", SHAPES, basis=Basis.EXACT),
-    Term("weights/embedding", embedding, bits_of_weight, ALWAYS, "token embedding", SHAPES, basis=Basis.EXACT),
-    Term("weights/head", head, bits_of_weight, ALWAYS, "output head, where not tied", SHAPES, basis=Basis.EXACT),
-    Term("weights/norms", norms_and_biases, bits_of_weight, ALWAYS, "norms and biases", SHAPES, basis=Basis.EXACT),
-    Term("weights/rotary", rotary_frequencies, float32, ALWAYS, "rotary frequencies", SHAPES, basis=Basis.EXACT),
+    Term(
+        "weights/linear",
+        linear_weights,
+        bits_of_weight,
+        ALWAYS,
+        "linears inside the layers",
+        SHAPES,
+        basis=Basis.EXACT,
+    ),
+    Term(
+        "weights/embedding", embedding, bits_of_weight, ALWAYS, "token embedding", SHAPES, basis=Basis.EXACT
+    ),
+    Term(
+        "weights/head", head, bits_of_weight, ALWAYS, "output head, where not tied", SHAPES, basis=Basis.EXACT
+    ),
+    Term(
+        "weights/norms",
+        norms_and_biases,
+        bits_of_weight,
+        ALWAYS,
+        "norms and biases",
+        SHAPES,
+        basis=Basis.EXACT,
+    ),
+    Term(
+        "weights/rotary", rotary_frequencies, float32, ALWAYS, "rotary frequencies", SHAPES, basis=Basis.EXACT
+    ),
 )
 
 PASSING: tuple[Term, ...] = (
     Term("activations/tokens", token_ids, int64, SAVED | {Phase.EVALUATE}, "token ids and targets", COUNTED),
-    Term("activations/rotary", rotary_tables, bits_of_activation, SAVED | {Phase.EVALUATE}, "rotary tables", COUNTED),
+    Term(
+        "activations/rotary",
+        rotary_tables,
+        bits_of_activation,
+        SAVED | {Phase.EVALUATE},
+        "rotary tables",
+        COUNTED,
+    ),
     Term(
         "activations/outputs",
         incoming_gradient,
@@ -294,7 +327,14 @@ PASSING: tuple[Term, ...] = (
         "last hidden states before and after the final norm",
         COUNTED,
     ),
-    Term("loss/norm", final_norm_copy, float32, frozenset({Phase.LOSS}), "float32 copy in the final norm", COUNTED),
+    Term(
+        "loss/norm",
+        final_norm_copy,
+        float32,
+        frozenset({Phase.LOSS}),
+        "float32 copy in the final norm",
+        COUNTED,
+    ),
     Term(
         "loss/logits",
         stock_logits,
@@ -343,9 +383,17 @@ def head_flops(x: Letters) -> Number:
 
 WORK: tuple[Work, ...] = (
     Work("linear/forward", linear_forward_flops, Resource.LINEAR, Phase.FORWARD, "linears of the layers"),
-    Work("linear/backward", linear_backward_flops, Resource.LINEAR, Phase.BACKWARD, "gradients of the linears"),
+    Work(
+        "linear/backward", linear_backward_flops, Resource.LINEAR, Phase.BACKWARD, "gradients of the linears"
+    ),
     Work("attention/forward", attention_forward_flops, Resource.ATTENTION, Phase.FORWARD, "attention"),
-    Work("attention/backward", attention_backward_flops, Resource.ATTENTION, Phase.BACKWARD, "gradient of attention"),
+    Work(
+        "attention/backward",
+        attention_backward_flops,
+        Resource.ATTENTION,
+        Phase.BACKWARD,
+        "gradient of attention",
+    ),
     Work("head/both", head_flops, Resource.LINEAR, Phase.LOSS, "output head, forward and backward"),
 )
 
@@ -358,4 +406,3 @@ def baseline() -> Ledger:
 def per_layer_names() -> tuple[str, ...]:
     """Names of the terms that live once for each layer whose saved tensors are alive."""
     return tuple(term.name for term in PER_LAYER)
-

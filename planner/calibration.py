@@ -28,10 +28,8 @@ class Calibration:
         return next(int(row["value"]) for row in rows if capability >= tuple(row["least_capability"]))
 
     def reserve_bytes(self, expected: Any, kind: str) -> Any:
-        """Bound on what the allocator reserves above what it is asked for; the CPU has no such reserve."""
-        if kind == "cpu":
-            return expected * 0
-        reserve = self.document["allocator_reserve"]
+        """Bound on what is taken above the expected peak: what the allocator reserves, and what no term holds."""
+        reserve = self.document["reserve"][kind]
         per_thousand = round(reserve["fraction"]["value"] * 1000)
         return expected * per_thousand // 1000 + int(reserve["bytes"]["value"])
 

@@ -1,4 +1,4 @@
-"""The command `plan`: reads options, prints answers, exits 0 (fits), 1 (does not fit) or 2 (cannot tell, bad input)."""
+"""The command `plan`: options in, answers out, exit code 0 (fits), 1 (does not fit) or 2 (bad input, unknown)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,23 @@ from planner import __version__
 from planner.cli_check import check
 from planner.cli_lists import explain, gpus, models, optimizations, schema
 from planner.cli_output import check_target, console, print_json, write_plan
-from planner.cli_request import OPTIONS, Options, all_of, given, made, option_name, planning_options, read_request
+from planner.cli_request import (
+    OPTIONS,
+    Options,
+    all_of,
+    given,
+    made,
+    option_name,
+    planning_options,
+    read_request,
+)
 from planner.errors import PlanError, raise_all
 
 if TYPE_CHECKING:
     from planner.plan import Plan
 
 FITS, DOES_NOT_FIT, CANNOT_TELL, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+UNREAD = "a plan file that could not be read"
 EXIT_CODES = {"fits": FITS, "does-not-fit": DOES_NOT_FIT, "unknown": CANNOT_TELL}
 
 
@@ -34,12 +44,14 @@ EXIT_CODES = {"fits": FITS, "does-not-fit": DOES_NOT_FIT, "unknown": CANNOT_TELL
 )
 @planning_options(*OPTIONS)
 @click.option("--out", metavar="FILE", help="Write the plan to this file (YAML).")
-@click.option("--json", "json_", is_flag=True, help="Print the plan as one JSON object instead of the report.")
-@click.option("--execute", is_flag=True, help="Train exactly what was planned; on this machine's card unless --gpu says else.")
+@click.option("--json", "json_", is_flag=True, help="Print the plan as one JSON object, and no report.")
+@click.option(
+    "--execute", is_flag=True, help="Train what was planned; without --gpu, plan for this machine first."
+)
 @click.option("--plan", "plan_", metavar="FILE", help="Take the plan from this file instead of making one.")
 @click.version_option(__version__, "--version", prog_name="tierplan", message="%(prog)s %(version)s")
 @click.pass_context
-def cli(context: click.Context, **options: Any) -> int:
+def cli(context: click.Context, /, **options: Any) -> int:
     """Plan the longest context that a graphics card can fine-tune a language model on, and train it.
 
     \b
@@ -59,9 +71,8 @@ def cli(context: click.Context, **options: Any) -> int:
     if options["plan_"]:
         return _use(_from_file(options), options)
     if not options["gpu"] and not options["execute"]:
-        raise PlanError(
-            " ".join(["plan", *given(options)]), "names no card.", "Add --gpu ID (`plan gpus` lists them), local or cpu."
-        )
+        nearest = "Add --gpu ID (`plan gpus` lists them), --gpu local or --gpu cpu."
+        raise PlanError(" ".join(["plan", *given(options)]), "names no card.", nearest)
     return _use(_planned(options), options)
 
 
@@ -79,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show "≥" is no reason to stop
     try:
-        code = cli.main(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="plan", standalone_mode=False)
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        code = cli.main(args=words, prog_name="plan", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
     except PlanError as error:
@@ -95,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _pipe_closed() if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
     except OSError as error:
         _tell(f"{error.filename or 'the system'}: {error.strerror or error}.")
-    except Exception as error:  # a mistake of ours must not read as "does not fit", which a bare traceback's code 1 is
+    except Exception as error:  # a traceback exits with 1, and a mistake of ours must not say "does not fit"
         _tell(f"tierplan made a mistake: {type(error).__name__}: {error}", hint=_keep_traceback())
     return CANNOT_TELL
 
@@ -114,8 +126,9 @@ def _from_file(options: Options) -> Plan:
     """The plan in a file, unchanged but for data where the file names none."""
     from planner.plan import load_plan
 
+    complete = "a plan file is complete already."
     errors = [
-        PlanError(f"--plan with {name}", "a plan file is complete already.", f"Drop --plan to plan anew, or {name}.")
+        PlanError(f"--plan with {name}", complete, f"Drop {name}, or --plan to plan anew.")
         for name in given(options)
         if name != "--data"
     ]
@@ -128,14 +141,14 @@ def _from_file(options: Options) -> Plan:
     if plan is not None and data and plan.train.data not in (None, data):
         why = f"the plan trains on {plan.train.data}, and a plan file is run unchanged."
         errors.append(PlanError(f"--data {data}", why, "Drop --data, or change train.data in the file."))
-    # Without a plan nothing is known of its data: that it lacks some is not said until the file can be read.
-    errors += _output_mistakes(options, data or (plan.train.data if plan is not None else "unknown"), plan is not None)
+    # Of a file that cannot be read it is not known whether it names data: nothing is said of that.
+    errors += _output_mistakes(options, data or (plan.train.data if plan is not None else UNREAD))
     raise_all(errors)
     assert plan is not None
     return plan.model_copy(update={"train": plan.train.model_copy(update={"data": data})}) if data else plan
 
 
-def _output_mistakes(options: Options, data: object, data_known: bool = True) -> list[PlanError]:
+def _output_mistakes(options: Options, data: object) -> list[PlanError]:
     errors = []
     if options["out"]:
         try:
@@ -148,8 +161,9 @@ def _output_mistakes(options: Options, data: object, data_known: bool = True) ->
         why = "--json prints one object and nothing else, and training prints its progress."
         errors.append(PlanError("--execute with --json", why, "The run's folder holds measurement.json."))
     if not data:
-        errors.append(PlanError("--execute", "there is nothing to train on.", "--data PATH names a folder or a file."))
-    elif data_known and not Path(str(data)).expanduser().exists():
+        nearest = "--data PATH names a folder or a file."
+        errors.append(PlanError("--execute", "there is nothing to train on.", nearest))
+    elif data != UNREAD and not Path(str(data)).expanduser().exists():
         errors.append(PlanError(f"--data {data}", "there is no such file or folder."))
     return errors
 
@@ -176,9 +190,8 @@ def _execute(plan: Plan) -> int:
     try:
         from trainer.run import execute
     except ImportError as error:
-        raise PlanError(
-            "--execute", f"training needs the train extra ({error}).", "pip install 'tierplan[train]' brings it."
-        ) from error
+        nearest = "pip install 'tierplan[train]' brings it."
+        raise PlanError("--execute", f"training needs the train extra ({error}).", nearest) from error
     return execute(plan)
 
 
@@ -198,8 +211,11 @@ def _refuse_misplaced(context: click.Context, options: Options) -> None:
     """An option before a subcommand would be lost without a word."""
     misplaced = [option_name(name) for name, value in options.items() if value]
     if misplaced:
-        asked = f"plan {misplaced[0]} … {context.invoked_subcommand}"
-        raise PlanError(asked, "options come after the subcommand.", f"`plan {context.invoked_subcommand} --help` lists them.")
+        command = f"plan {context.invoked_subcommand}"
+        nearest = f"`{command} --help` lists those it takes."
+        raise PlanError(
+            f"plan {misplaced[0]} … {context.invoked_subcommand}", "options come after it.", nearest
+        )
 
 
 def _tell(*messages: str, hint: str = "") -> None:
@@ -217,11 +233,12 @@ def _hint(error: click.ClickException) -> str:
 def _keep_traceback() -> str:
     """Put the traceback where a report of the mistake can quote it; call while the exception is handled."""
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="tierplan-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        handle, name = tempfile.mkstemp(prefix="tierplan-", suffix=".txt")
+        with open(handle, "w", encoding="utf-8") as file:
             traceback.print_exc(file=file)
     except OSError as error:
         return f"Its details could not be kept: {error}."
-    return f"Please report it; the details are in {file.name}."
+    return f"Please report it; the details are in {name}."
 
 
 def _pipe_closed() -> int:

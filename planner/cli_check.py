@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,13 @@ from planner.errors import PlanError
 from planner.units import format_bytes
 
 if TYPE_CHECKING:
-    from planner.plan import Plan
+    from planner.plan import Choice, Plan
     from planner.planning import Request
 
 MOST_LINES = 20
 # Words for people, which may change without anything having changed.
 PROSE = frozenset(
-    {"summary", "choices.reason", "rejected", "nearest", "warnings", "not_modelled", "time.basis", "provenance.command"}
+    {"summary", "rejected", "nearest", "warnings", "not_modelled", "time.basis", "provenance.command"}
 )
 CAUSES = {
     "provenance.profile_sha256": "the card's profile",
@@ -61,8 +61,8 @@ def check(file: Path, gpu: str | None, json_: bool) -> int:
     found = list(differences(plan, now))
     fits = now.verdict == "fits"
     if json_:
-        told = [{"place": each.place, "file": each.file, "now": each.now} for each in found]
-        print_json(json.dumps({"fits": fits, "summary": now.summary, "differences": told}, indent=2, ensure_ascii=False))
+        answer = {"fits": fits, "summary": now.summary, "differences": [asdict(each) for each in found]}
+        print_json(json.dumps(answer, indent=2, ensure_ascii=False))
     else:
         from planner.report import print_parts
 
@@ -87,28 +87,43 @@ def same_settings(plan: Plan, gpu: str) -> Request:
         max_step_seconds=plan.time.limit_seconds,
         required=chosen,
         excluded=tuple(name for name in all_optimizations() if name not in chosen),
-        knobs={choice.id: {name: value for name, value in choice.knobs.items() if value is not None} for choice in plan.choices},
+        knobs={choice.id: _set_knobs(choice) for choice in plan.choices},
         train=plan.train.model_dump(),
         command=plan.provenance.command,
     )
 
 
+def _set_knobs(choice: Choice) -> dict[str, int | float | str]:
+    return {name: value for name, value in choice.knobs.items() if value is not None}
+
+
 def card_of(plan: Plan) -> str:
-    """What finds the plan's card again: its id, or ``local`` where it is this machine's and has no profile."""
-    from planner.hardware import detect_local, load_profile
+    """What finds the plan's card again: its id, or ``local`` where it is this machine's and has no profile.
+
+    Raises:
+        PlanError: nothing finds it.
+    """
+    from planner.hardware import load_profile
 
     if plan.gpu.kind == "cpu":
         return "cpu"
     try:
         load_profile(plan.gpu.id)
     except PlanError as unknown:
-        try:
-            if detect_local().id == plan.gpu.id:
-                return "local"
-        except PlanError as error:
-            raise PlanError(f"card {plan.gpu.id}", unknown.why, "--gpu names its file, or another card.") from error
-        raise PlanError(f"card {plan.gpu.id}", unknown.why, "--gpu names its file, or another card.") from unknown
+        if _is_here(plan.gpu.id):
+            return "local"
+        nearest = "--gpu names the file of its profile, or another card."
+        raise PlanError(f"card {plan.gpu.id}", unknown.why, nearest) from unknown
     return plan.gpu.id
+
+
+def _is_here(card: str) -> bool:
+    from planner.hardware import detect_local
+
+    try:
+        return detect_local().id == card
+    except PlanError:  # no card here at all
+        return False
 
 
 def differences(plan: Plan, now: Plan) -> Iterator[Difference]:
@@ -143,14 +158,19 @@ def _sentences(file: Path, plan: Plan, now: Plan, found: list[Difference]) -> It
         yield "Card, model and calibration are the same as then, so the file itself was changed."
     shown = [each for each in found if each.place not in CAUSES]
     for each in shown[:MOST_LINES]:
-        yield f"  {each.place}: {_told(each.place, each.file)} in the file, {_told(each.place, each.now)} now"
+        yield f"  {each.place}: {' in the file, '.join(_told(each))} now"
     if len(shown) > MOST_LINES:
         yield f"  and {len(shown) - MOST_LINES} more; --json lists all"
 
 
-def _told(place: str, value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if type(value) is int and (place.endswith("_bytes") or place.startswith(("memory.", "gpu.visible"))):
-        return format_bytes(value)
-    return f"{value:,}" if type(value) is int else str(value)
+def _told(difference: Difference) -> tuple[str, str]:
+    """Both values, in units for people unless those hide the difference."""
+    values = (difference.file, difference.now)
+    if difference.place.startswith(("memory.", "gpu.")) and all(type(value) is int for value in values):
+        file, now = map(format_bytes, values)
+        if file != now:
+            return file, now
+    file, now = (
+        "nothing" if value is None else f"{value:,}" if type(value) is int else str(value) for value in values
+    )
+    return file, now

@@ -75,8 +75,11 @@ def models(json_: bool) -> None:
         return
     table = _table("id", "on the hub", "parameters", "made for", "licence", right=("parameters", "made for"))
     for facts in known:
-        table.add_row(facts.id, facts.hub_id, f"{facts.counted:,}", f"{facts.native_context:,}", facts.licence)
-    _print(table, "made for: tokens. `--model` also takes a folder with config.json, a GGUF file, or any hub id (org/name).")
+        table.add_row(
+            facts.id, facts.hub_id, f"{facts.counted:,}", f"{facts.native_context:,}", facts.licence
+        )
+    other = "a folder with config.json, a GGUF file, or a hub id (org/name)"
+    _print(table, f"made for: tokens. `--model` also takes {other}.")
 
 
 @click.command()
@@ -96,8 +99,14 @@ def optimizations(json_: bool, **options: Any) -> None:
     states |= {rejection.id: ("off", rejection.reasons) for rejection in plan.rejected}
     known = all_optimizations()
     if json_:
-        told = [_optimization(each, *states.get(name, ("off", [])), plan) for name, each in known.items()]
-        _print_object({"gpu": plan.gpu.id, "model": plan.model.id, "tier": plan.tier, "optimizations": told})
+        listed = [_optimization(each, *states.get(name, ("off", [])), plan) for name, each in known.items()]
+        answer = {
+            "gpu": plan.gpu.id,
+            "model": plan.model.id,
+            "tier": plan.tier,
+            "total_tokens": plan.total_tokens,
+        }
+        _print_object({**answer, "optimizations": listed})
         return
     from rich.text import Text
 
@@ -108,9 +117,11 @@ def optimizations(json_: bool, **options: Any) -> None:
             if found == state:
                 effect = "" if each.exact else f" ({each.effect})"
                 told = Text(f"{each.title}{effect}\n").append("; ".join(reasons), style="dim")
-                table.add_row(Text(state, style="green" if state == "on" else "red"), Text(name, style="bold"), told)
-    length = f"tier {plan.tier}, {plan.total_tokens:,} tokens" if plan.tier else f"{plan.total_tokens:,} tokens"
-    _print(table, f"For {plan.model.id} on {plan.gpu.name}, {length}. `plan explain NAME` shows formulas and sources.")
+                colour = "green" if state == "on" else "red"
+                table.add_row(Text(state, style=colour), Text(name, style="bold"), told)
+    tier = f"tier {plan.tier}, " if plan.tier else ""
+    where = f"{plan.model.id} on {plan.gpu.name}, {tier}{plan.total_tokens:,} tokens"
+    _print(table, f"For {where}. `plan explain NAME` shows formulas and sources.")
 
 
 @click.command()
@@ -126,7 +137,8 @@ def explain(name: str, json_: bool, **options: Any) -> None:
     plan explain S
     plan explain lora.rank
     """
-    from planner.explain import explanation, print_explanation
+    from planner.explain import explanation
+    from planner.explain_report import print_explanation
 
     found = explanation(name, plan_for(options), options.get("gpu") or "")
     if json_:
@@ -155,7 +167,9 @@ def _card(card: HardwareProfile) -> dict[str, Any]:
         "aliases": list(card.aliases),
         "kind": card.kind,
         "architecture": card.architecture,
-        "compute_capability": ".".join(map(str, card.compute_capability)) if card.compute_capability else None,
+        "compute_capability": ".".join(map(str, card.compute_capability))
+        if card.compute_capability
+        else None,
         "budget_bytes": card.budget_bytes(),
         "supports_bf16": card.supports_bf16,
         "supports_flash_attention_2": card.supports_flash_attention_2,
@@ -199,7 +213,9 @@ def _table(*columns: str, right: Iterable[str] = ()) -> Table:
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", no_wrap=name in ("id", "", *right))
+        table.add_column(
+            name, justify="right" if name in right else "left", no_wrap=name in ("id", "", *right)
+        )
     return table
 
 

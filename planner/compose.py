@@ -91,10 +91,14 @@ def problems(ids: Iterable[str], situation: Situation) -> dict[str, tuple[str, .
             if "/" in claim and term not in existing:
                 found[choice.id].append(f"nothing here makes {term}; {_makers(term, known)}")
         for term in sorted(choice.makes):
-            found[choice.id] += [f"{term} is already made by {other}" for other in made_by[term] if other != choice.id]
+            found[choice.id] += [
+                f"{term} is already made by {other}" for other in made_by[term] if other != choice.id
+            ]
         for need in choice.requires:
             if isinstance(need, Needs) and need.term not in existing:
-                found[choice.id].append(f"{need.because}, and nothing here makes {need.term}; {_makers(need.term, known)}")
+                found[choice.id].append(
+                    f"{need.because}, and nothing here makes {need.term}; {_makers(need.term, known)}"
+                )
     return {name: tuple(dict.fromkeys(reasons)) for name, reasons in found.items() if reasons}
 
 
@@ -103,14 +107,19 @@ def _makers(term: str, known: Mapping[str, Optimization]) -> str:
     return f"{' or '.join(makers)} does" if makers else "no optimisation does"
 
 
-def compose(ids: Iterable[str], knobs: Mapping[str, Mapping[str, Scalar]], situation: Situation) -> Configuration:
+def compose(
+    ids: Iterable[str], knobs: Mapping[str, Mapping[str, Scalar]], situation: Situation
+) -> Configuration:
     """The configuration of a valid set; knobs that are not given take their best choice.
 
     Optimisations are applied makers first; beyond that the order does not matter, since nothing is claimed twice.
     """
     known = all_optimizations()
     chosen = [known[name] for name in sorted(set(ids))]
-    ledger, letters = baseline(), {**model_letters(situation.model), "a": 32, "w": 32, "A": situation.model.layers}
+    ledger, letters = (
+        baseline(),
+        {**model_letters(situation.model), "a": 32, "w": 32, "A": situation.model.layers},
+    )
     settings, complete = {"dtype": "fp32", "attention": "eager"}, {}
     made = set(ledger.terms)
     waiting = list(chosen)
@@ -119,11 +128,14 @@ def compose(ids: Iterable[str], knobs: Mapping[str, Mapping[str, Scalar]], situa
         assert ready is not None, f"compose an invalid set: {[c.id for c in waiting]}"
         waiting.remove(ready)
         values = {
-            knob.name: knobs.get(ready.id, {}).get(knob.name, knob.choices(situation)[0]) for knob in ready.knobs
+            knob.name: knobs.get(ready.id, {}).get(knob.name, knob.choices(situation)[0])
+            for knob in ready.knobs
         }
         before = ledger
         ledger = ready.rewrite(ledger, values, situation)
-        assert set(ledger.terms) - set(before.terms) == set(ready.makes), f"{ready.id} makes other terms than it says"
+        assert set(ledger.terms) - set(before.terms) == set(ready.makes), (
+            f"{ready.id} makes other terms than it says"
+        )
         made = set(ledger.terms)
         letters |= ready.letters(situation, values)
         settings |= ready.settings(situation, values)

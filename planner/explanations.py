@@ -85,7 +85,11 @@ def _why_off(name: str, found: Search, limits: Limits, objective: Objective) -> 
     saved = int(best.high[index]) - int(other.high[index])
     if saved > 0:
         parts.append(f"the {format_bytes(saved)} it would save are not needed here")
-    return "not needed: " + "; ".join(parts) if parts else "not needed: the plan fits as it is, and it brings nothing"
+    return (
+        "not needed: " + "; ".join(parts)
+        if parts
+        else "not needed: the plan fits as it is, and it brings nothing"
+    )
 
 
 def suggestions(found: Search, limits: Limits, required: Sequence[str], excluded: Sequence[str]) -> list[str]:
@@ -98,8 +102,14 @@ def suggestions(found: Search, limits: Limits, required: Sequence[str], excluded
             f"{want.rank} with {format_count(want.target)} trained tokens"
         )
     elif found.longest_all_trained:
-        lines.append(f"--context {found.longest_all_trained} fits: the longest at rank {want.rank}, every token trained")
-    lines += [line for line in (_host(found, limits, index), _time(found, limits, index), _card(found, limits, index)) if line]
+        lines.append(
+            f"--context {found.longest_all_trained} fits: the longest at rank {want.rank}, every token trained"
+        )
+    lines += [
+        line
+        for line in (_host(found, limits, index), _time(found, limits, index), _card(found, limits, index))
+        if line
+    ]
     if required or excluded:
         lines.append("without the --with and --without given, more sets are free to choose from")
     return lines
@@ -133,7 +143,9 @@ def _time(found: Search, limits: Limits, index: int) -> str:
     slow = [float(o.time.estimate[index]) for o in enough if _slow(o, limits, index)]
     if not slow or len(slow) < len(enough):
         return ""
-    return f"--max-step-time {int(min(slow) * 1.01) + 1}s fits: a step takes about {format_seconds(min(slow))}"
+    return (
+        f"--max-step-time {int(min(slow) * 1.01) + 1}s fits: a step takes about {format_seconds(min(slow))}"
+    )
 
 
 def _card(found: Search, limits: Limits, index: int) -> str:

@@ -50,7 +50,17 @@ class Basis(StrEnum):
 ALWAYS = frozenset(Phase)
 STEP = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER})
 AFTER_LOAD = ALWAYS - {Phase.LOAD}
-GROUPS = ("weights", "adapters", "activations", "attention", "gradients", "optimizer", "loss", "buffers", "runtime")
+GROUPS = (
+    "weights",
+    "adapters",
+    "activations",
+    "attention",
+    "gradients",
+    "optimizer",
+    "loss",
+    "buffers",
+    "runtime",
+)
 
 
 @dataclass(frozen=True)

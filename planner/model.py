@@ -99,6 +99,11 @@ def list_models() -> list[ModelFacts]:
     return sorted((_read_facts(id) for id in _shipped_ids()), key=lambda facts: (facts.counted, facts.id))
 
 
+def shipped_folder(name: str) -> Path | None:
+    """The folder with config.json of a shipped model; None where ``name`` is no shipped id."""
+    return SHIPPED / name if (SHIPPED / name / "model.yaml").is_file() else None
+
+
 def _shipped_ids() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob("*/model.yaml"))
 

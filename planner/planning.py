@@ -17,7 +17,7 @@ from planner.errors import PlanError, raise_all
 from planner.explanations import reasons_for_choices, reasons_for_rejections, suggestions
 from planner.hardware import HardwareProfile, cpu_profile, detect_local, load_profile
 from planner.ledger import Device
-from planner.model import ModelShape, load_model
+from planner.model import ModelShape, load_model, shipped_folder
 from planner.optimizations.base import Scalar, Situation
 from planner.plan import (
     Choice,
@@ -47,6 +47,7 @@ NOT_MODELLED = (
 )
 TIME_BASIS = "bound: peak rates of the card; estimate: shares of them from planner/calibration.yaml"
 TIME_UNKNOWN = "the card's rates are unknown, so no time is given"
+RANDOM = "random:"  # before a model: its shape with random weights, to measure with
 NO_TIER_RANK = 8  # rank where not even tier 1 fits, as long as the user sets none
 
 
@@ -131,13 +132,23 @@ def _contradictions(request: Request) -> list[PlanError]:
         errors.append(PlanError(f"--tier {request.tier}", f"tiers go from 1 to {len(TIERS)}."))
     if request.total_tokens is not None and not 2 <= request.total_tokens <= 2**26:
         asked = format_count(request.total_tokens)
-        errors.append(PlanError(f"--context {asked}", "must be from 2 to 67,108,864 tokens.", "Try --context 8K."))
-    if request.target is not None and request.total_tokens is not None and request.target > request.total_tokens:
+        errors.append(
+            PlanError(f"--context {asked}", "must be from 2 to 67,108,864 tokens.", "Try --context 8K.")
+        )
+    if (
+        request.target is not None
+        and request.total_tokens is not None
+        and request.target > request.total_tokens
+    ):
         asked = f"--set train.target={request.target}"
-        errors.append(PlanError(asked, f"is more than the {format_count(request.total_tokens)} tokens of --context."))
+        errors.append(
+            PlanError(asked, f"is more than the {format_count(request.total_tokens)} tokens of --context.")
+        )
     if request.objective != "context" and request.tier is None and request.total_tokens is None:
         errors.append(
-            PlanError(f"--objective {request.objective}", "needs a length.", "Add --context 8K or --tier 1, say.")
+            PlanError(
+                f"--objective {request.objective}", "needs a length.", "Add --context 8K or --tier 1, say."
+            )
         )
     return errors
 
@@ -151,11 +162,15 @@ def _read(errors: list[PlanError], reader: Any, name: str) -> Any:
 
 
 def _gpu(name: str) -> HardwareProfile:
-    return {"local": detect_local, "cpu": cpu_profile}[name]() if name in ("local", "cpu") else load_profile(name)
+    return (
+        {"local": detect_local, "cpu": cpu_profile}[name]()
+        if name in ("local", "cpu")
+        else load_profile(name)
+    )
 
 
 def _model(name: str) -> ModelShape:
-    return load_model(name.removeprefix("random:"))
+    return load_model(name.removeprefix(RANDOM))
 
 
 def _wanted(request: Request) -> list[Wanted]:
@@ -165,7 +180,9 @@ def _wanted(request: Request) -> list[Wanted]:
         total = request.total_tokens
         return [Wanted(None, total, request.target or total, int(rank or NO_TIER_RANK))]
     return [
-        Wanted(tier.number, tier.total, min(request.target or tier.target, tier.total), int(rank or tier.rank))
+        Wanted(
+            tier.number, tier.total, min(request.target or tier.target, tier.total), int(rank or tier.rank)
+        )
         for tier in TIERS
         if request.tier in (None, tier.number)
     ]
@@ -188,7 +205,7 @@ def _write(request: Request, situation: Situation, limits: Limits, found: Search
         gpu=_gpu_facts(gpu),
         model=Model(
             id=model.id,
-            source=_source(request.model),
+            source=_source(request.model, model),
             architecture=model.architecture,
             parameters=model.parameters,
             layers=model.layers,
@@ -248,13 +265,13 @@ def _at(values: Any, index: int) -> float | None:
     return None if values is None else float(f"{float(values[index]):.6g}")
 
 
-def _source(name: str) -> str:
-    """What the trainer loads: paths made absolute, so that a plan can be run from anywhere."""
-    bare = name.removeprefix("random:")
+def _source(name: str, model: ModelShape) -> str:
+    """What the trainer loads: a hub id for a shipped model; a path made absolute, to run the plan from anywhere."""
+    bare = name.removeprefix(RANDOM)
+    if shipped_folder(bare) is not None:
+        return name if name.startswith(RANDOM) else model.hub_id or bare
     path = Path(bare)
-    if path.exists():
-        bare = str(path.resolve())
-    return ("random:" if name.startswith("random:") else "") + bare
+    return (RANDOM if name.startswith(RANDOM) else "") + (str(path.resolve()) if path.exists() else bare)
 
 
 def _slug(name: str) -> str:
@@ -271,7 +288,9 @@ def _gpu_memory(found: Search, limits: Limits) -> GpuMemory:
     totals = {phase: sum(terms.values()) for phase, terms in by_phase.items()}
     return GpuMemory(
         budget_bytes=limits.gpu_bytes,
-        peak_bytes=Peak(low=int(best.low[index]), expected=int(best.expected[index]), high=int(best.high[index])),
+        peak_bytes=Peak(
+            low=int(best.low[index]), expected=int(best.expected[index]), high=int(best.high[index])
+        ),
         peak_phase=max(totals, key=lambda phase: totals[phase]).value,
         phases={phase.value: terms for phase, terms in by_phase.items() if terms},
     )
@@ -317,7 +336,13 @@ def _warnings(situation: Situation, total: int) -> list[str]:
             f"{model.id} was made for {format_count(model.native_context)} tokens. Longer sequences train without "
             "error, but positions beyond are new to it: context trained is not context used."
         )
-    rates = [f"{rate:g}" for rate in (model.residual_dropout, model.attention_dropout, model.embedding_dropout) if rate]
+    rates = [
+        f"{rate:g}"
+        for rate in (model.residual_dropout, model.attention_dropout, model.embedding_dropout)
+        if rate
+    ]
     if rates:
-        warnings.append(f"The model's own dropout ({', '.join(rates)}) is off while training, so recomputing is exact.")
+        warnings.append(
+            f"The model's own dropout ({', '.join(rates)}) is off while training, so recomputing is exact."
+        )
     return warnings

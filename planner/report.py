@@ -52,35 +52,38 @@ def print_parts(console: Console, parts: Iterable[RenderableType]) -> None:
     console.file.write(text)
 
 
-def report(plan: Plan, console: Console, *, written: Path | None = None, closing: bool = True) -> Iterator[RenderableType]:
+def report(
+    plan: Plan, console: Console, *, written: Path | None = None, closing: bool = True
+) -> Iterator[RenderableType]:
     """The parts of the report, in reading order."""
     width = min(console.width, WIDEST)
     title, style = TITLES[plan.verdict]
-    yield _hanging([(Text(title, style=style), Text(printable(plan.summary), style="bold"))])
+    yield hanging([(Text(title, style=style), Text(printable(plan.summary), style="bold"))])
     if plan.nearest:
-        yield _section("The nearest that works", _bullets(plan.nearest))
+        yield section("The nearest that works", _bullets(plan.nearest))
     if plan.warnings:
         yield Text()
-        yield _hanging((Text("warning", style="yellow"), printable(warning)) for warning in plan.warnings)
-    yield _section("In short", facts(plan))
-    yield _section(f"{_device(plan)} memory against its budget", budget_bar(plan, width - 2, _plain(console)))
-    yield _section(f"{_device(plan)} memory by phase, in {_unit(plan)[0]}", phase_table(plan))
+        yield hanging((Text("warning", style="yellow"), printable(warning)) for warning in plan.warnings)
+    yield section("In short", facts(plan))
+    yield section(f"{_device(plan)} memory against its budget", budget_bar(plan, width - 2, _plain(console)))
+    yield section(f"{_device(plan)} memory by phase, in {_unit(plan)[0]}", phase_table(plan))
     if plan.choices:
         made = ((choice.id, [choice.reason, *_knobs(choice.knobs)]) for choice in plan.choices)
-        yield _section("Switched on, and why", _named(made))
+        yield section("Switched on, and why", _named(made))
     if plan.rejected:
-        yield _section("Left off, and why", _named((each.id, each.reasons) for each in plan.rejected))
+        yield section("Left off, and why", _named((each.id, each.reasons) for each in plan.rejected))
     if plan.not_modelled:
-        yield _section("Not modelled", _bullets(plan.not_modelled))
+        yield section("Not modelled", _bullets(plan.not_modelled))
     if written is not None:
-        yield _section("Written", Text(str(written)))
+        yield section("Written", Text(str(written)))
     if closing:
-        yield _section("Next", _bullets(next_commands(plan, written), mark=" "))
+        rows = ((Text(why), Text(command, style="bold")) for why, command in next_commands(plan, written))
+        yield section("Next", hanging(rows))
 
 
 def facts(plan: Plan) -> RenderableType:
     """Card, model, sequence, longest, time and host in one line each."""
-    return _hanging((Text(name, style="bold"), printable(told)) for name, told in _facts(plan))
+    return hanging((Text(name, style="bold"), printable(told)) for name, told in _facts(plan))
 
 
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -91,8 +94,10 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "Card", f"{gpu.name}: {usable} to use ({shown}, {gpu.context_basis})"
     else:
         yield "Machine", f"{gpu.name}, no card: {usable} of memory to use"
-    many = f"{plan.model.parameters / 1e9:.2f} billion" if plan.model.parameters >= 1e9 else f"{plan.model.parameters / 1e6:.0f} million"
-    yield "Model", f"{plan.model.id}: {many} parameters, {plan.model.layers} layers, made for {plan.model.native_context:,} tokens"
+    model, count = plan.model, plan.model.parameters
+    many = f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.0f} million"
+    made_for = f"{model.layers} layers, made for {model.native_context:,} tokens"
+    yield "Model", f"{model.id}: {many} parameters, {made_for}"
     tier = f"tier {plan.tier}: " if plan.tier is not None else ""
     parts = f"{plan.context:,} of context + {plan.target:,} to train = {plan.total_tokens:,} tokens"
     if plan.context == 0:
@@ -109,8 +114,14 @@ def longest(plan: Plan) -> str:
     with_target, every = plan.longest.with_target, plan.longest.all_trained
     if with_target is None and every is None:
         return "no sequence fits with these settings"
-    told = [f"{with_target:,} tokens if {plan.target:,} are trained"] if with_target is not None and plan.context else []
-    told += [f"{every:,} if all are" if told else f"{every:,} tokens, all trained"] if every is not None else []
+    told = (
+        [f"{with_target:,} tokens if {plan.target:,} are trained"]
+        if with_target is not None and plan.context
+        else []
+    )
+    told += (
+        [f"{every:,} if all are" if told else f"{every:,} tokens, all trained"] if every is not None else []
+    )
     return ", ".join(told) + "; same settings" if told else "no sequence fits with every token trained"
 
 
@@ -141,24 +152,33 @@ def budget_bar(plan: Plan, width: int, plain: bool = False) -> RenderableType:
         words.add_column()
     rows = (
         (0, "low", peak.low, "the exactly known part alone"),
-        (1, "expected", peak.expected, f"what tensors take at the highest moment ({plan.memory.gpu.peak_phase})"),
+        (
+            1,
+            "expected",
+            peak.expected,
+            f"what tensors take at the highest moment ({plan.memory.gpu.peak_phase})",
+        ),
         (2, "high", peak.high, f"bound on what is reserved; {left}"),
         (4, "budget", budget, "a plan fits when high is within it"),
     )
     for sign, name, size, meaning in rows:
-        words.add_row(f"{signs[sign]} {name}", Text(format_bytes(size), justify="right"), Text(meaning, style="dim"))
+        words.add_row(
+            f"{signs[sign]} {name}", Text(format_bytes(size), justify="right"), Text(meaning, style="dim")
+        )
     return Group(bar, words)
 
 
 def phase_table(plan: Plan) -> RenderableType:
     """Every term in every phase, by group; small ones of a group share a line."""
-    phases = [name for name in _shown_phases(plan)]
-    name, unit = _unit(plan)
+    phases = _shown_phases(plan)
+    unit = _unit(plan)[1]
     grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
     grid.add_column("", no_wrap=True, overflow="ellipsis", ratio=1, max_width=28)
     for phase in phases:
         high = phase == plan.memory.gpu.peak_phase
-        grid.add_column(HEADINGS.get(phase, phase), justify="right", no_wrap=True, style="bold" if high else "")
+        grid.add_column(
+            HEADINGS.get(phase, phase), justify="right", no_wrap=True, style="bold" if high else ""
+        )
     sizes = plan.memory.gpu.phases
 
     def row(label: str, terms: Iterable[str], style: str) -> None:
@@ -179,11 +199,12 @@ def phase_table(plan: Plan) -> RenderableType:
         for term in large:
             row("  " + term.partition("/")[2], [term], "")
         if small:
-            row(f"  {small[0].partition('/')[2]}" if len(small) == 1 else f"  {len(small)} small ones", small, "")
+            names = ", ".join(term.partition("/")[2] for term in small)
+            row(f"  {names if len(names) <= 20 else f'{len(small)} small ones'}", small, "")
     every = {term for phase in phases for term in sizes[phase]}
     row("sum", every, "bold reverse")
-    notes = "Training keeps no key/value cache; keys and values of the moment are under attention."
-    return Group(grid, Text(notes, style="dim"))
+    note = "Training keeps no key/value cache; the keys and values of a layer are under attention."
+    return Group(grid, Text(note, style="dim"))
 
 
 def _groups(plan: Plan) -> list[str]:
@@ -196,7 +217,9 @@ def _groups(plan: Plan) -> list[str]:
 
 def _terms(plan: Plan, group: str) -> list[str]:
     """Terms of a group that are ever more than nothing, the largest first."""
-    names = {term for phase in plan.memory.gpu.phases.values() for term in phase if term.partition("/")[0] == group}
+    names = {
+        term for phase in plan.memory.gpu.phases.values() for term in phase if term.startswith(group + "/")
+    }
     return sorted((name for name in names if _most(plan, name)), key=lambda name: (-_most(plan, name), name))
 
 
@@ -207,19 +230,33 @@ def _most(plan: Plan, term: str) -> int:
 def _shown_phases(plan: Plan) -> list[str]:
     """The phases of a run; merging is shown only where it needs the most, since no run merges by itself."""
     gpu = plan.memory.gpu
-    names = [*(phase for phase in Phase if phase in gpu.phases), *(phase for phase in gpu.phases if phase not in list(Phase))]
+    names = [phase.value for phase in Phase if phase in gpu.phases]
+    names += [phase for phase in gpu.phases if phase not in names]
     return [name for name in names if name != Phase.MERGE or gpu.peak_phase == name]
 
 
-def next_commands(plan: Plan, written: Path | None) -> list[str]:
-    """What to type next, as the verdict has it."""
+def next_commands(plan: Plan, written: Path | None) -> list[tuple[str, str]]:
+    """What to type next, each with what for."""
     command = plan.provenance.command or f"plan --gpu {quote(plan.gpu.id)}"
+    look = [
+        ("look behind a number", f"plan explain {_largest(plan)}"),
+        ("look behind a choice", "plan optimizations"),
+    ]
     if plan.verdict != "fits":
-        return ["plan optimizations", "plan explain NAME"]
+        return look
     data = "" if plan.train.data else " --data FOLDER"
-    if written is None:
-        return [f"{command} --execute{data}", f"{command} --out plan.yaml"]
-    return [f"plan --plan {quote(str(written))} --execute{data}", f"plan check {quote(str(written))}"]
+    where = "train it, on that card" if plan.gpu.kind == "gpu" else "train it"
+    if written is not None:
+        run = f"plan --plan {quote(str(written))} --execute{data}"
+        return [(where, run), ("see if it still fits", f"plan check {quote(str(written))}"), look[0]]
+    return [(where, f"{command} --execute{data}"), ("keep this plan", f"{command} --out plan.yaml"), look[0]]
+
+
+def _largest(plan: Plan) -> str:
+    """The largest term at the highest moment that grows with the sequence, where there is one."""
+    terms = plan.memory.gpu.phases.get(plan.memory.gpu.peak_phase, {})
+    passing = {name: size for name, size in terms.items() if not name.startswith("weights/")} or terms
+    return max(passing, key=lambda name: passing[name], default="S")
 
 
 def _device(plan: Plan) -> str:
@@ -242,19 +279,23 @@ def _size(count: int) -> str:
 
 
 def _knobs(knobs: Mapping[str, Scalar]) -> list[str]:
-    told = (f"{name} = {value:,}" if type(value) is int else f"{name} = {value}" for name, value in knobs.items())
+    told = (
+        f"{name} = {value:,}" if type(value) is int else f"{name} = {value}" for name, value in knobs.items()
+    )
     return [", ".join(told)] if knobs else []
 
 
 def _named(rows: Iterable[tuple[str, Iterable[str]]]) -> RenderableType:
-    return _hanging((Text(printable(name), style="bold"), "\n".join(map(printable, lines))) for name, lines in rows)
+    return hanging(
+        (Text(printable(name), style="bold"), "\n".join(map(printable, lines))) for name, lines in rows
+    )
 
 
 def _bullets(lines: Iterable[str], mark: str = "-") -> RenderableType:
-    return _hanging(((Text(mark), printable(line)) for line in lines), gap=1)
+    return hanging(((Text(mark), printable(line)) for line in lines), gap=1)
 
 
-def _hanging(rows: Iterable[tuple[Text, str | Text]], gap: int = 2) -> RenderableType:
+def hanging(rows: Iterable[tuple[Text, str | Text]], gap: int = 2) -> RenderableType:
     """A narrow column and a wide one whose lines wrap below themselves."""
     grid = Table.grid(padding=(0, gap))
     grid.add_column(no_wrap=True)
@@ -264,7 +305,8 @@ def _hanging(rows: Iterable[tuple[Text, str | Text]], gap: int = 2) -> Renderabl
     return grid
 
 
-def _section(title: str, content: RenderableType) -> RenderableType:
+def section(title: str, content: RenderableType) -> RenderableType:
+    """A titled part of a report, set off by an empty line."""
     return Group(Text(), Text(title, style="bold underline"), Padding(content, (0, 0, 0, 2)))
 
 

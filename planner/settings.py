@@ -46,14 +46,20 @@ def _split(assignment: str) -> tuple[str, str, str]:
     owner, dot, name = place.strip().partition(".")
     if not (equals and dot and name and text.strip()):
         asked = f"--set {assignment}"
-        raise PlanError(asked, "is not of the form <optimisation>.<knob>=<value>.", "For example --set lora.rank=16.")
+        raise PlanError(
+            asked, "is not of the form <optimisation>.<knob>=<value>.", "For example --set lora.rank=16."
+        )
     return owner, name.strip(), text.strip()
 
 
 def _knob_value(assignment: str, owner: str, name: str, text: str) -> Scalar:
     asked, known = f"--set {assignment}", all_optimizations()
     if owner not in known:
-        raise PlanError(asked, f"no optimisation is called '{owner}'.", did_you_mean(owner, [*known, "train"], "plan optimizations"))
+        raise PlanError(
+            asked,
+            f"no optimisation is called '{owner}'.",
+            did_you_mean(owner, [*known, "train"], "plan optimizations"),
+        )
     knobs = {knob.name: knob for knob in known[owner].knobs}
     if name not in knobs:
         has = f"It has {', '.join(knobs)}." if knobs else "It has none."
@@ -77,7 +83,9 @@ def _count(asked: str, text: str) -> int:
 def _train_value(assignment: str, name: str, text: str) -> Scalar:
     asked = f"--set {assignment}"
     if name not in TRAIN_KEYS:
-        raise PlanError(asked, f"there is no training setting '{name}'.", did_you_mean(name, TRAIN_KEYS) or _train_list())
+        raise PlanError(
+            asked, f"there is no training setting '{name}'.", did_you_mean(name, TRAIN_KEYS) or _train_list()
+        )
     if name == "target":
         value: Scalar = _count(asked, text)
         if int(value) < 1:
@@ -109,12 +117,19 @@ def _kinds(name: str) -> tuple[object, ...]:
 
 
 def check_sets(
-    required: Sequence[str], excluded: Sequence[str], knobs: Mapping[str, Mapping[str, Scalar]], situation: Situation
+    required: Sequence[str],
+    excluded: Sequence[str],
+    knobs: Mapping[str, Mapping[str, Scalar]],
+    situation: Situation,
 ) -> list[PlanError]:
     """What is wrong with what the user pins, given card and model; empty where nothing is."""
     known = all_optimizations()
     errors = [
-        PlanError(f"{option} {name}", "no optimisation has that name.", did_you_mean(name, known, "plan optimizations"))
+        PlanError(
+            f"{option} {name}",
+            "no optimisation has that name.",
+            did_you_mean(name, known, "plan optimizations"),
+        )
         for option, names in (("--with", required), ("--without", excluded))
         for name in names
         if name not in known
@@ -127,7 +142,9 @@ def check_sets(
         errors += _clashes(required)
     for owner, values in knobs.items():
         if owner in excluded:
-            errors.append(PlanError(f"--set {owner}.…", f"{owner} is switched off by --without.", "Drop one of them."))
+            errors.append(
+                PlanError(f"--set {owner}.…", f"{owner} is switched off by --without.", "Drop one of them.")
+            )
         errors += [
             error
             for knob in known[owner].knobs
@@ -155,7 +172,9 @@ def _not_offered(owner: str, knob: Knob, value: Scalar, situation: Situation) ->
     if knob.low is not None or value in choices or known_unusable(owner, situation):
         return None
     offered = f"It can be {' or '.join(map(str, choices))}." if choices else ""
-    return PlanError(f"--set {owner}.{knob.name}={value}", f"is not to be had on {situation.gpu.name}.", offered)
+    return PlanError(
+        f"--set {owner}.{knob.name}={value}", f"is not to be had on {situation.gpu.name}.", offered
+    )
 
 
 def known_unusable(owner: str, situation: Situation) -> bool:

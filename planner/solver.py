@@ -70,9 +70,7 @@ def valid_sets(
 ) -> Iterator[tuple[str, ...]]:
     """Every valid set that trains something, holds what is required and lacks what is excluded."""
     known = all_optimizations()
-    usable = [
-        name for name in known if name not in excluded and not known[name].reasons(situation)
-    ]
+    usable = [name for name in known if name not in excluded and not known[name].reasons(situation)]
     free = [name for name in usable if name not in required]
     for extra in chain.from_iterable(combinations(free, size) for size in range(len(free) + 1)):
         ids = tuple(sorted({*required, *extra}))
@@ -93,7 +91,11 @@ def configurations(
     ]
     combos: list[dict[str, dict[str, Scalar]]] = [{}]
     for name, knob_name, choices in options:
-        combos = [{**combo, name: {**combo.get(name, {}), knob_name: value}} for combo in combos for value in choices]
+        combos = [
+            {**combo, name: {**combo.get(name, {}), knob_name: value}}
+            for combo in combos
+            for value in choices
+        ]
     for combo in combos:
         merged = {name: {**combo.get(name, {}), **knobs.get(name, {})} for name in {*combo, *knobs}}
         yield compose(ids, merged, situation)
@@ -119,7 +121,9 @@ class Evaluator:
         letters.R = at.rank
         return letters
 
-    def _once(self, formulas: tuple[object, ...], signature: tuple[object, ...], compute: Callable[[], Any]) -> Any:
+    def _once(
+        self, formulas: tuple[object, ...], signature: tuple[object, ...], compute: Callable[[], Any]
+    ) -> Any:
         key = (*formulas, signature)
         if key not in self._kept:
             self._kept[key] = compute()
@@ -250,7 +254,9 @@ class Search:
     def phases(self, devices: Sequence[Device]) -> dict[Phase, dict[str, int]]:
         """Bytes of the chosen configuration: each term alive in each phase on the devices, none that is empty."""
         want = self.wanted[self.index]
-        one = Candidates(*(np.array([size]) for size in (want.total, want.target, want.rank)), self.candidates.batch)
+        one = Candidates(
+            *(np.array([size]) for size in (want.total, want.target, want.rank)), self.candidates.batch
+        )
         letters = Evaluator(one, self.situation, self.constants).letters(self.best.configuration)
         by_phase = self.best.configuration.ledger.by_phase(letters, devices)
         return {
@@ -258,7 +264,9 @@ class Search:
             for phase, terms in by_phase.items()
         }
 
-    def best_among(self, limits: Limits, objective: Objective, wants: Callable[[Outcome], bool], index: int) -> Outcome | None:
+    def best_among(
+        self, limits: Limits, objective: Objective, wants: Callable[[Outcome], bool], index: int
+    ) -> Outcome | None:
         """The best configuration that fits one wanted length and meets a wish; None where there is none."""
         fitting = [o for o in self.outcomes if wants(o) and bool(o.fits(limits)[index])]
         return min(fitting, key=lambda outcome: cost(outcome, index, objective), default=None)
@@ -293,9 +301,13 @@ def search(
         for configuration in configurations(ids, knobs or {}, situation)
     ]
     if not found:
-        asked = " ".join([*(f"--with {name}" for name in required), *(f"--without {name}" for name in excluded)])
+        asked = " ".join(
+            [*(f"--with {name}" for name in required), *(f"--without {name}" for name in excluded)]
+        )
         raise PlanError(
-            asked or "a plan", "no valid set of optimisations is left.", "`plan optimizations` says what each needs."
+            asked or "a plan",
+            "no valid set of optimisations is left.",
+            "`plan optimizations` says what each needs.",
         )
     evaluate = Evaluator(candidates, situation, constants)
     outcomes = tuple(evaluate(configuration) for configuration in found)
@@ -303,7 +315,9 @@ def search(
     for index in reversed(range(len(wanted))):
         fitting = [outcome for outcome in outcomes if bool(outcome.fits(limits)[index])]
         if fitting:
-            best = min(fitting, key=lambda outcome: cost(outcome, index, objective))
+            best = _first_like(
+                min(fitting, key=lambda outcome: cost(outcome, index, objective)), fitting, objective
+            )
             break
     if best is None:
         index = 0
@@ -321,6 +335,13 @@ def search(
         situation=situation,
         constants=constants,
     )
+
+
+def _first_like(best: Outcome, fitting: Sequence[Outcome], objective: Objective) -> Outcome:
+    """The same set with the knobs it names first, as long as it fits: knobs are ordered best first."""
+    if objective == "memory":
+        return best
+    return next(outcome for outcome in fitting if outcome.configuration.ids == best.configuration.ids)
 
 
 def _excess(outcome: Outcome, limits: Limits, index: int) -> float:

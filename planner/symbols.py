@@ -44,11 +44,18 @@ LETTERS: tuple[Letter, ...] = (
     Letter("M", "weights in the largest linear of a layer", "elements"),
     Letter("J", "linears in one layer", "linears"),
     Letter("n", "norms of width D in one layer", "norms"),
-    Letter("Q", "1 where the norms are RMSNorm, which transformers computes in float32, 0 for LayerNorm", "flag", least=0),
+    Letter(
+        "Q",
+        "1 where the norms are RMSNorm, which transformers computes in float32, 0 for LayerNorm",
+        "flag",
+        least=0,
+    ),
     Letter("q", "1 where query and key have a norm of their own", "flag", least=0),
     Letter("f", "tensors of width F that the MLP of a layer saves for its backward pass", "tensors"),
     Letter("g", "tensors of width F alive at once while the MLP runs without autograd", "tensors"),
-    Letter("Y", "1 where the output head has a weight of its own, 0 where it is the embedding", "flag", least=0),
+    Letter(
+        "Y", "1 where the output head has a weight of its own, 0 where it is the embedding", "flag", least=0
+    ),
     # The adapters
     Letter("R", "rank of the adapters", "ranks", "lora.rank"),
     Letter("U", "inputs plus outputs, summed over the adapted linears of one layer", "elements"),
@@ -77,7 +84,9 @@ def symbolic_letters() -> Letters:
 
     return Letters(
         **{
-            letter.symbol: sympy.Symbol(letter.symbol, integer=True, nonnegative=True, positive=letter.least > 0 or None)
+            letter.symbol: sympy.Symbol(
+                letter.symbol, integer=True, nonnegative=True, positive=letter.least > 0 or None
+            )
             for letter in LETTERS
         }
     )

@@ -61,7 +61,9 @@ def step_time(
     }
     used = {work.resource for work in configuration.ledger.work.values()}
     complete = all(known[resource] for resource in used)
-    rates = {resource: float(known[resource] or 0) if complete else NOMINAL[resource] for resource in Resource}
+    rates = {
+        resource: float(known[resource] or 0) if complete else NOMINAL[resource] for resource in Resource
+    }
     bound: Any = 0.0
     estimate: Any = 0.0
     for phase in (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD):

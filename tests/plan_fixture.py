@@ -8,7 +8,12 @@ from planner.plan import Plan
 from planner.units import GIB, MIB
 
 PHASES = ("load", "forward", "loss", "backward", "optimizer", "evaluate", "save", "merge")
-WEIGHTS = {"weights/linear": 1200 * MIB, "weights/embedding": 250 * MIB, "weights/head": 250 * MIB, "weights/norms": MIB}
+WEIGHTS = {
+    "weights/linear": 1200 * MIB,
+    "weights/embedding": 250 * MIB,
+    "weights/head": 250 * MIB,
+    "weights/norms": MIB,
+}
 TRAINED = {"adapters/weights": 68 * MIB, "gradients/adapters": 68 * MIB, "optimizer/state": 135 * MIB}
 PASSING = {
     "forward": {"activations/checkpoints": 2880 * MIB, "activations/forward": 900 * MIB},
@@ -25,7 +30,9 @@ PASSING = {
 
 def phases() -> dict[str, dict[str, int]]:
     """Every term alive in every phase."""
-    return {phase: WEIGHTS | ({} if phase == "load" else TRAINED) | PASSING.get(phase, {}) for phase in PHASES}
+    return {
+        phase: WEIGHTS | ({} if phase == "load" else TRAINED) | PASSING.get(phase, {}) for phase in PHASES
+    }
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -61,8 +68,16 @@ def document(**changes: Any) -> dict[str, Any]:
         "lora_rank": 24,
         "longest": {"with_target": 19712, "all_trained": 17152},
         "choices": [
-            {"id": "chunked_loss", "reason": "1,024 rows of logits at a time instead of 18,432", "knobs": {"rows": 1024}},
-            {"id": "exact_attention", "reason": "the scores would take 40 GiB", "knobs": {"kernel": "efficient"}},
+            {
+                "id": "chunked_loss",
+                "reason": "1,024 rows of logits at a time instead of 18,432",
+                "knobs": {"rows": 1024},
+            },
+            {
+                "id": "exact_attention",
+                "reason": "the scores would take 40 GiB",
+                "knobs": {"kernel": "efficient"},
+            },
             {"id": "lora", "reason": "something has to be trained", "knobs": {"rank": 24, "alpha": 48}},
         ],
         "rejected": [
@@ -113,7 +128,9 @@ def too_long_plan() -> Plan:
     made = document()
     gpu = made["memory"]["gpu"]
     high = gpu["budget_bytes"] + 900 * MIB
-    memory = made["memory"] | {"gpu": gpu | {"peak_bytes": {"low": 2000 * MIB, "expected": high - 300 * MIB, "high": high}}}
+    memory = made["memory"] | {
+        "gpu": gpu | {"peak_bytes": {"low": 2000 * MIB, "expected": high - 300 * MIB, "high": high}}
+    }
     return example_plan(
         verdict="does-not-fit",
         summary="tier 3 needs 0.88 GiB more than the card has.",

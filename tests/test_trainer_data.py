@@ -1,4 +1,4 @@
-"""Documents, their split, and rows: no token lost in silence, none trained twice, no document joined to another."""
+"""Documents, their split, and rows: no token lost in silence, none trained twice, no documents joined."""
 
 from __future__ import annotations
 

@@ -31,7 +31,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _load(source: str, **given: Any) -> Any:
     found = find_source(source)
-    options: dict[str, Any] = {"dtype": torch.float32, "attention": "eager", "device": CPU, "four_bit": None, "seed": 3}
+    options: dict[str, Any] = {
+        "dtype": torch.float32,
+        "attention": "eager",
+        "device": CPU,
+        "four_bit": None,
+        "seed": 3,
+    }
     return load_model(found, load_config(found), **(options | given))
 
 
@@ -75,7 +81,9 @@ def test_a_file_that_is_no_gguf_is_an_error_for_users(tmp_path: Path) -> None:
 def test_code_of_the_repository_is_refused(tmp_path: Path) -> None:
     save_model("llama", tmp_path)
     (tmp_path / "code.py").write_text("raise SystemExit('it ran')")
-    _with_config(tmp_path, model_type="mine", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"})
+    _with_config(
+        tmp_path, model_type="mine", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
+    )
     with pytest.raises(PlanError, match=r"type 'mine'; its own code \(auto_map\) is refused"):
         load_config(find_source(str(tmp_path)))
 
@@ -104,8 +112,13 @@ def test_every_dropout_is_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", CONFIGS)
 def test_random_weights_have_the_shape_and_the_tables(tmp_path: Path, family: str) -> None:
     save_model(family, tmp_path)
-    made, stored = _load(f"random:{tmp_path}", dtype=torch.bfloat16), AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert {n: p.shape for n, p in made.named_parameters()} == {n: p.shape for n, p in stored.named_parameters()}
+    made, stored = (
+        _load(f"random:{tmp_path}", dtype=torch.bfloat16),
+        AutoModelForCausalLM.from_pretrained(tmp_path),
+    )
+    assert {n: p.shape for n, p in made.named_parameters()} == {
+        n: p.shape for n, p in stored.named_parameters()
+    }
     assert {p.dtype for p in made.parameters()} == {torch.bfloat16}
     assert {n for n, _ in made.named_buffers()} == {n for n, _ in stored.named_buffers()}
     for name, buffer in stored.named_buffers():
@@ -121,7 +134,11 @@ def test_random_weights_have_the_shape_and_the_tables(tmp_path: Path, family: st
 def test_four_bit_linears_and_nothing_else(llama: Path, random: bool) -> None:
     source = f"random:{llama}" if random else str(llama)
     model = _load(source, dtype=torch.bfloat16, four_bit=FourBit(double_quantization=True))
-    kinds = {name.split(".")[-1]: type(m).__name__ for name, m in model.named_modules() if hasattr(m, "in_features")}
+    kinds = {
+        name.split(".")[-1]: type(m).__name__
+        for name, m in model.named_modules()
+        if hasattr(m, "in_features")
+    }
     assert kinds.pop("lm_head") == "Linear" and set(kinds.values()) == {"Linear4bit"} and len(kinds) == 7
     assert model.lm_head.weight is model.get_input_embeddings().weight
     weight = model.model.layers[0].mlp.up_proj.weight
@@ -211,7 +228,10 @@ def test_hooks_are_held_to_the_protocol(llama: Path) -> None:
     with pytest.raises(PlanError, match="no adapters"):
         session.build()
     lora = Choice(id="lora", reason="", knobs={"rnk": 4})
-    with session.applying(lora), pytest.raises(PlanError, match=r"choice lora: .*knob rank.*Did you mean rnk"):
+    with (
+        session.applying(lora),
+        pytest.raises(PlanError, match=r"choice lora: .*knob rank.*Did you mean rnk"),
+    ):
         by_id("lora").apply(session)
     only_offload = ResidentSession(make_plan(llama))
     only_offload.adapt(rank=1, alpha=1)
@@ -225,7 +245,7 @@ def test_another_model_than_planned_is_refused(tmp_path: Path, llama: Path) -> N
     document["model"]["layers"] = 5
     session = ResidentSession(type(make_plan(llama)).model_validate(document))
     session.adapt(rank=1, alpha=1)
-    with pytest.raises(PlanError, match="3 layers.*with 5"):
+    with pytest.raises(PlanError, match=r"3 layers.*with 5"):
         session.build()
 
 

@@ -1,4 +1,4 @@
-"""A training step gives the loss and the gradients of stock transformers and PEFT, to the last digits of float64.
+"""A training step gives the loss and gradients of stock transformers and PEFT, to the last digits of float64.
 
 transformers' norms and its loss compute in float32 whatever they are given, which would hide what is compared
 here. So in these tests both sides get norms that stay in float64, and the stock side the cross-entropy of its
@@ -54,7 +54,8 @@ def _adapted(model: torch.nn.Module) -> PeftModel:
         r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks for an attribute that transformers has renamed
+        # PEFT asks for an attribute that transformers has renamed.
+        warnings.simplefilter("ignore", FutureWarning)
         adapted = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(3)
     for name, parameter in adapted.named_parameters():
@@ -72,7 +73,9 @@ def _stock(folder: Path, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     dropouts = {"attention_dropout": 0.0} | (
         {"resid_pdrop": 0.0, "embd_pdrop": 0.0} if folder.name == "phi" else {}
     )
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa", **dropouts)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float64, attn_implementation="sdpa", **dropouts
+    )
     _wide_norms(model)
     adapted = _adapted(model)
     logits = adapted(input_ids=batch.inputs, use_cache=False).logits
@@ -150,7 +153,9 @@ def test_layer_inputs_in_host_memory_change_nothing(folders: dict[str, Path], fa
 
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("rows", [None, 5])
-def test_loss_is_what_transformers_returns_for_labels(folders: dict[str, Path], family: str, rows: int | None) -> None:
+def test_loss_is_what_transformers_returns_for_labels(
+    folders: dict[str, Path], family: str, rows: int | None
+) -> None:
     """Given a row whole, transformers shifts the labels itself; here inputs and targets come shifted."""
     generator = torch.Generator().manual_seed(5)
     tokens = torch.randint(VOCAB, (2, 19), generator=generator)

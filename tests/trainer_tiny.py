@@ -99,12 +99,21 @@ def write_sources(folder: Path, files: int = 8) -> Path:
     return folder
 
 
-def make_plan(source: str | Path, *, family: str = "llama", choices: dict[str, dict[str, Any]] | None = None, **given: Any) -> Plan:
+def make_plan(
+    source: str | Path,
+    *,
+    family: str = "llama",
+    choices: dict[str, dict[str, Any]] | None = None,
+    **given: Any,
+) -> Plan:
     """A plan with generous bounds; ``given`` are keys of ``train`` or of the plan itself."""
     total = given.pop("total_tokens", 32)
     target = given.pop("target", total)
     high = given.pop("high", 2**33)
-    phases = {"forward": {"weights/linear": 1000}, "backward": {"weights/linear": 1000, "activations/mlp": 500}}
+    phases = {
+        "forward": {"weights/linear": 1000},
+        "backward": {"weights/linear": 1000, "activations/mlp": 500},
+    }
     train = {name: given.pop(name) for name in list(given) if name not in Plan.model_fields}
     document: dict[str, Any] = {
         "schema": "tierplan/1",
@@ -148,7 +157,11 @@ def make_plan(source: str | Path, *, family: str = "llama", choices: dict[str, d
             },
             "host": {"budget_bytes": 2**34, "peak_bytes": 0, "pinned_bytes": 0, "terms": {}},
         },
-        "time": {"step_seconds": {"bound": None, "estimate": None}, "limit_seconds": 86400.0, "basis": "none"},
+        "time": {
+            "step_seconds": {"bound": None, "estimate": None},
+            "limit_seconds": 86400.0,
+            "basis": "none",
+        },
         "train": train,
         "provenance": {
             "tierplan": "0",

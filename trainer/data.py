@@ -1,8 +1,8 @@
 """Training data: documents, split by document into training and validation, cut into rows of tokens.
 
-A row of n inputs has n targets, each input's next token. Rows of one document follow each other without a gap: the
-last target of one is the first input of the next. So every token of a document is a target once, but for its
-first, and every token is an input once, but for its last. Documents are never joined.
+A row of n inputs has n targets, each input's next token. Rows of one document follow each other without a
+gap: the last target of one is the first input of the next. So every token of a document is a target once, but
+for its first, and every token is an input once, but for its last. Documents are never joined.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def split_documents(
     if len(documents) < 2:
         raise PlanError(
             f"train.validation {fraction:g}",
-            f"needs at least two documents, one to train on and one to judge by, and there is {len(documents)}.",
+            f"needs two documents at least, one to train on and one to judge by; there is {len(documents)}.",
             "Split the data into several files, or judge by nothing: --set train.validation=0.",
         )
     wanted = min(max(1, round(fraction * len(documents))), len(documents) - 1)
@@ -136,7 +136,9 @@ def cut(tokens: Tensor, length: int, target: int | None) -> list[Row]:
     return rows
 
 
-def tokenise_and_cut(documents: Sequence[Document], tokenise: Tokenise, length: int, target: int | None) -> Rows:
+def tokenise_and_cut(
+    documents: Sequence[Document], tokenise: Tokenise, length: int, target: int | None
+) -> Rows:
     """Tokenise documents and cut each into rows."""
     rows: list[Row] = []
     with_rows = tokens = lost = 0
@@ -210,7 +212,7 @@ def evaluation_batches(rows: Rows, most: int, size: int, seed: int) -> list[Batc
 
 
 def synthetic_batch(size: int, length: int, target: int, vocab: int, seed: int) -> Batch:
-    """The largest batch of a plan, of random tokens: ``size`` rows of ``length`` inputs, ``target`` trained each."""
+    """The largest batch of a plan, random tokens: ``size`` rows of ``length`` inputs, ``target`` trained."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(vocab, (size, length + 1), generator=generator)
     return collate([Row(row, target) for row in tokens])

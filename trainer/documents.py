@@ -1,4 +1,4 @@
-"""Documents from a folder of source code, a JSONL file or one text file, in an order that does not depend on luck."""
+"""Documents from a folder of source code, a JSONL file or one text file, always in the same order."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _folder(folder: Path) -> Reading:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Regular files below the folder that are not hidden, sorted; links are not followed, so none comes twice."""
+    """Files below the folder that are not hidden, sorted; links are not followed, so none comes twice."""
     found = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -134,5 +134,7 @@ def _field(row: object, asked: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise PlanError(asked, f"has text that is no Unicode: half a surrogate pair at {error.start}.") from error
+        raise PlanError(
+            asked, f"has text that is no Unicode: half a surrogate pair at {error.start}."
+        ) from error
     return text

@@ -1,8 +1,8 @@
 """Layer inputs in pinned host memory between the forward and the backward pass.
 
-On the card one layer input more than the running layer's own is alive in forward (the one being copied out), and
-two in backward (the one in use and the one being copied in). Copies run on a stream of their own, beside the
-computation.
+On the card one layer input more than the running layer's own is alive in forward (the one being copied out),
+and two in backward (the one in use and the one being copied in). Copies run on a stream of their own, beside
+the computation.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from planner.units import format_bytes
 class HostStore:
     """A `trainer.checkpointing.Store` with one exactly sized host buffer per layer, used again by every step.
 
-    torch's own pinned memory is rounded up to a power of two, so each buffer is mapped as ordinary memory and then
-    registered with the driver. On the CPU (tests) nothing is registered and copies are plain.
+    torch's own pinned memory is rounded up to a power of two, so each buffer is mapped as ordinary memory and
+    then registered with the driver. On the CPU (tests) nothing is registered and copies are plain.
 
     Args:
         layers: layer inputs held at once.
@@ -34,7 +34,9 @@ class HostStore:
         PlanError: the host cannot give or pin that much memory.
     """
 
-    def __init__(self, layers: int, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, layers: int, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._device, self._dtype = device, dtype
         self._size = math.prod(shape) * dtype.itemsize
         self._buffers: list[Tensor] = []
@@ -48,7 +50,8 @@ class HostStore:
                 self._buffers.append(self._pinned())
             except PlanError as error:
                 self.close()
-                asked = f"{format_bytes(layers * self._size)} of pinned host memory ({layers * self._size:,} bytes)"
+                size = layers * self._size
+                asked = f"{format_bytes(size)} of pinned host memory ({size:,} bytes)"
                 why = f"layer {layer + 1} of {layers} got none: {error.why}"
                 raise PlanError(asked, why, "A shorter context or more free host memory would do.") from error
 
@@ -58,7 +61,7 @@ class HostStore:
         return len(self._buffers) * self._size
 
     def keep(self, hidden: Tensor) -> int:
-        """Start copying a layer's input out; the card's memory of it is free again after the next ``keep``."""
+        """Start copying a layer's input out; its memory on the card is free again after the next ``keep``."""
         slot = self._depth
         assert slot < len(self._buffers), f"more than {len(self._buffers)} layer inputs were kept"
         self._depth += 1
@@ -83,7 +86,7 @@ class HostStore:
             self._wait(event)
         self._coming = None
         if ticket > 0:
-            # Taken from the compute stream's memory, so the copy has to wait for what used that memory before.
+            # Taken from the compute stream's memory: the copy has to wait for what used that memory before.
             before = torch.empty(shape, dtype=self._dtype, device=self._device)
             with self._beside():
                 before.copy_(self._on_host(ticket - 1, shape), non_blocking=True)
@@ -131,7 +134,7 @@ class HostStore:
             torch.cuda.current_stream(self._device).wait_event(event)
 
     def _let_go(self) -> None:
-        """Let the compute stream wait for the copy out; only then may it use that memory for something else."""
+        """Let the compute stream wait for the copy out; only then may it use that memory again."""
         if self._leaving:
             self._wait(self._leaving[2])
             self._leaving = None

@@ -21,13 +21,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from planner.errors import PlanError
+from planner.model import shipped_folder
 from planner.model_hub import HUB_ID
 from trainer.adapters import make_lean, trainable_to_float32
 from trainer.four_bit import FourBit, quantise_linears
 from trainer.random_weights import random_model
 
 RANDOM = "random:"
-"""Before a folder with a config.json: weights of that shape made by chance, to measure what has no weights here."""
+"""Before a folder with a config.json: weights of that shape made by chance, to measure with."""
 
 _DROPOUT = re.compile(r"dropout|pdrop$")
 _LOADING = (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError, RuntimeError)
@@ -55,7 +56,8 @@ def find_source(source: str) -> Source:
         PlanError: there is nothing to load there, more than one thing, or only pickled weights.
     """
     if source.startswith(RANDOM):
-        return Source(source, source.removeprefix(RANDOM), random=True)
+        place = source.removeprefix(RANDOM)
+        return Source(source, str(shipped_folder(place) or place), random=True)
     path = Path(source)
     asked = f"model {source}"
     if path.is_file():
@@ -75,8 +77,12 @@ def find_source(source: str) -> Source:
         raise PlanError(asked, f"holds {len(ggufs)} GGUF files: {', '.join(ggufs)}.", "Name one of them.")
     if any(path.glob("*.bin")):
         why = "holds pickled weights (.bin), which can run code when they are read, and no safetensors."
-        raise PlanError(asked, why, "Convert them with safetensors' own converter, or take a revision that has them.")
-    nearest = f"{RANDOM}{source} trains random weights of its shape." if (path / "config.json").is_file() else ""
+        raise PlanError(
+            asked, why, "Convert them with safetensors' own converter, or take a revision that has them."
+        )
+    nearest = (
+        f"{RANDOM}{source} trains random weights of its shape." if (path / "config.json").is_file() else ""
+    )
     raise PlanError(asked, "holds no weights (*.safetensors or one *.gguf).", nearest)
 
 
@@ -123,7 +129,9 @@ def load_config(source: Source) -> PretrainedConfig:
     if quantised and not source.gguf:
         method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"
         why = f"its weights are quantised already ({method})."
-        raise PlanError(f"model {source.asked}", why, "Take the model's 16-bit weights; NF4 is made while loading.")
+        raise PlanError(
+            f"model {source.asked}", why, "Take the model's 16-bit weights; NF4 is made while loading."
+        )
     for name, value in config.to_dict().items():
         if _DROPOUT.search(name) and isinstance(value, int | float):
             setattr(config, name, 0.0)
@@ -148,7 +156,13 @@ def load_model(
     """
     if source.random:
         return random_model(
-            config, dtype=dtype, attention=attention, device=device, four_bit=four_bit, seed=seed, name=source.place
+            config,
+            dtype=dtype,
+            attention=attention,
+            device=device,
+            four_bit=four_bit,
+            seed=seed,
+            name=source.place,
         )
     options: dict[str, Any] = {
         **source.options,
@@ -173,7 +187,9 @@ def load_model(
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if wrong:
         why = f"{len(wrong)} of its weights are missing or of another shape, such as {wrong[0]}."
-        raise PlanError(f"model {source.asked}", why, "Fetch the files again; nothing is trained on made-up weights.")
+        raise PlanError(
+            f"model {source.asked}", why, "Fetch the files again; nothing is trained on made-up weights."
+        )
     if source.gguf:
         # The weights are plain tensors from here on, so nothing may take the model for a quantised one.
         model.hf_quantizer = None
@@ -189,7 +205,9 @@ def load_model(
 def add_adapters(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> PeftModel:
     """LoRA in float32 on every linear of every layer; the same seed gives the same adapters."""
     layers = model.get_decoder().layers
-    names = {path.rpartition(".")[2] for path, module in layers.named_modules() if isinstance(module, nn.Linear)}
+    names = {
+        path.rpartition(".")[2] for path, module in layers.named_modules() if isinstance(module, nn.Linear)
+    }
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,

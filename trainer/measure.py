@@ -1,7 +1,7 @@
 """What a run really took: peaks by phase on the device, the host's peak, and exact bytes of what stays.
 
-On a card the allocator is asked, phase by phase, through the whole run, and the driver besides. On the CPU the
-bytes of live tensors are counted, op by op, while the probe step runs.
+On a card the allocator is asked, phase by phase, through the whole run, and the driver besides. On the CPU
+the bytes of live tensors are counted, op by op, while the probe step runs.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Recorder:
         self._counter = None
 
     def peak(self, what: str) -> int | None:
-        """The largest of ``allocated_bytes`` or ``reserved_bytes`` over all phases; None if it is not known."""
+        """The largest ``allocated_bytes`` or ``reserved_bytes`` of all phases; None if it is not known."""
         return max((peaks[what] for peaks in self.phases.values() if what in peaks), default=None)
 
     def _close_phase(self) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run: refused if it is in use, checked for room, and written so that no file is ever half there."""
+"""The folder of a run: refused if it is in use, checked for room, and no file in it is ever half there."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class RunFolder:
             raise PlanError(asked, "is something else than a folder.", nearest)
         if self.path.is_dir() and any(self.path.iterdir()):
             raise PlanError(asked, "is not empty, and nothing is overwritten.", nearest)
-        place = next(parent for parent in [self.path.absolute(), *self.path.absolute().parents] if parent.exists())
+        place = next(
+            parent for parent in [self.path.absolute(), *self.path.absolute().parents] if parent.exists()
+        )
         if not os.access(place, os.W_OK):
             raise PlanError(asked, f"cannot be made: {place} is not writable.", nearest)
         needed, free = predicted_groups(plan).get("adapters", 0) + _LOGS, shutil.disk_usage(place).free
@@ -55,7 +57,7 @@ class RunFolder:
             lines.write(json.dumps(values) + "\n")
 
     def save_adapter(self, built: BuiltRun, step: int) -> Path:
-        """Write the adapter as a PEFT folder with tokenizer and model card; an older one is replaced whole."""
+        """Write the adapter, a PEFT folder with tokenizer and model card; an older one is replaced whole."""
         final, made = self.path / "adapter", self.path / ".adapter-being-written"
         shutil.rmtree(made, ignore_errors=True)
         # PEFT would otherwise ask the hub whether the vocabulary grew; it is never trained here.
@@ -115,6 +117,6 @@ What was switched on:
 
 {choices}
 
-Load it with `peft.PeftModel.from_pretrained(base_model, this_folder)`. The context it was trained on is no promise
-of the context the model makes use of.
+Load it with `peft.PeftModel.from_pretrained(base_model, this_folder)`. The context it was trained on is no
+promise of the context the model makes use of.
 """

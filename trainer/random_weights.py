@@ -22,7 +22,7 @@ def random_model(
     seed: int,
     name: str,
 ) -> PreTrainedModel:
-    """Matrices normal with the config's spread, norm weights one, biases zero, rotary tables as they should be."""
+    """Matrices normal with the config's spread, norm weights one, biases zero, rotary tables as computed."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     generator = torch.Generator(device).manual_seed(seed)
@@ -50,7 +50,8 @@ def random_model(
         if four_bit is not None and isinstance(module, nn.Linear) and module in layers:
             model.set_submodule(path, quantised(module, four_bit, dtype, device))
             for key, value in list(module.named_parameters(recurse=False)):
-                setattr(module, key, None)  # the list of modules still holds this one; its 16-bit weight must go
+                # The list of modules still holds this one, and its 16-bit weight must go.
+                setattr(module, key, None)
                 made = {meta: kept for meta, kept in made.items() if kept is not value}
     if four_bit is not None:
         mark_as_four_bit(model)

@@ -19,7 +19,16 @@ from trainer.measure import Recorder
 from trainer.session import BuiltRun
 from trainer.step import Evaluation
 
-_PACKAGES = ("tierplan", "torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors", "accelerate")
+_PACKAGES = (
+    "tierplan",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+)
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def revision() -> str | None:
     """The git revision of this checkout, with ``-dirty`` where files differ; None outside a checkout."""
+    if told := os.environ.get("TIERPLAN_REVISION"):
+        return told  # a copy without its history, as on a machine that is lent for a measurement
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return None
@@ -166,7 +177,9 @@ def _version(package: str) -> str | None:
 def _cpu_name() -> str | None:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+            return next(
+                (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None
+            )
     except OSError:
         return platform.processor() or None
 

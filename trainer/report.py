@@ -25,7 +25,9 @@ def memory_table(plan: Plan, recorder: Recorder, terms: dict[str, int]) -> Table
         table.add_column(column, justify="right")
     for phase in Phase:
         predicted = sum(plan.memory.gpu.phases.get(phase, {}).values())
-        _row(table, f"phase {phase}", predicted or None, recorder.phases.get(phase, {}).get("allocated_bytes"))
+        _row(
+            table, f"phase {phase}", predicted or None, recorder.phases.get(phase, {}).get("allocated_bytes")
+        )
     table.add_section()
     groups = predicted_groups(plan)
     for group in GROUPS:
@@ -60,7 +62,7 @@ def closing_lines(record: dict[str, Any]) -> list[str]:
     if before and after:
         change = 100 * (after["perplexity"] / before["perplexity"] - 1)
         lines.append(
-            f"Held-out perplexity: {before['perplexity']:.3f} before, {after['perplexity']:.3f} after ({change:+.1f} %), "
-            f"on {after['tokens']:,} tokens of {after['rows']} rows."
+            f"Held-out perplexity: {before['perplexity']:.3f} before, {after['perplexity']:.3f} after "
+            f"({change:+.1f} %), on {after['tokens']:,} tokens of {after['rows']} rows."
         )
     return lines

@@ -37,16 +37,20 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
     """Train exactly what was planned; gives the exit code (0, or 130 where it was interrupted).
 
     Raises:
-        PlanError: the plan cannot be run here, the probe step took more than the plan's bound, or the data, the
-            model or the output folder are not usable.
+        PlanError: the plan cannot be run here, the probe step took more than the plan's bound, or the data,
+            the model or the output folder are not usable.
     """
     if resume:
         why = "a run is not stored while it is under way, so there is nothing to go on from."
         raise PlanError("--resume", why, "Without it the run starts from its first step.")
     if plan.verdict == "does-not-fit":
-        raise PlanError("the plan", f"says of itself that it does not fit: {plan.summary}", " ".join(plan.nearest))
+        raise PlanError(
+            "the plan", f"says of itself that it does not fit: {plan.summary}", " ".join(plan.nearest)
+        )
     if plan.train.data is None:
-        raise PlanError("train.data", "is empty, so there is nothing to train on.", "--data FOLDER names some.")
+        raise PlanError(
+            "train.data", "is empty, so there is nothing to train on.", "--data FOLDER names some."
+        )
     # Segments that can grow keep what is reserved close to what is allocated. Read when CUDA first allocates.
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
@@ -178,7 +182,8 @@ def check_bound(plan: Plan, recorder: Recorder) -> None:
     if taken is not None and taken > high:
         asked = f"{plan.total_tokens:,} tokens on {plan.gpu.name}"
         over = f"{format_bytes(taken - high)} ({100 * (taken / high - 1):.1f} %)"
-        why = f"the probe step took {format_bytes(taken)}, {over} more than the plan's bound of {format_bytes(high)}."
+        bound = format_bytes(high)
+        why = f"the probe step took {format_bytes(taken)}, {over} more than the plan's bound of {bound}."
         raise PlanError(asked, why, _SHORTER)
 
 
@@ -199,7 +204,9 @@ def train_steps(plan: Plan, built: BuiltRun, data: Data, recorder: Recorder) -> 
         recorder.mark(Phase.OPTIMIZER)
         if built.scaler is None and not math.isfinite(loss):
             why = f"the loss of step {step} is {loss}."
-            raise PlanError("training", why, "A smaller learning rate is the first thing to try: --set train.lr=…")
+            raise PlanError(
+                "training", why, "A smaller learning rate is the first thing to try: --set train.lr=…"
+            )
         made = update(built.optimizer, built.scaler, built.trained, train.max_grad_norm)
         recorder.mark(BETWEEN)
         if made.taken:
@@ -259,7 +266,9 @@ def learning_rate_factor(train: Train, done: int, steps: int) -> float:
     if done < warm:
         return (done + 1) / warm
     share = min(1.0, (done - warm) / max(1, steps - warm))
-    return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[train.schedule]
+    return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[
+        train.schedule
+    ]
 
 
 def _judge(
@@ -271,7 +280,9 @@ def _judge(
     made = evaluate(built.loss, judged, built.device)
     recorder.mark(BETWEEN)
     folder.log(evaluation=when, loss=made.loss, perplexity=made.perplexity, tokens=made.tokens)
-    console.print(f"Held-out loss {when} training: {made.loss:.4f} (perplexity {made.perplexity:.3f}).", highlight=False)
+    console.print(
+        f"Held-out loss {when} training: {made.loss:.4f} (perplexity {made.perplexity:.3f}).", highlight=False
+    )
     return made
 
 
@@ -297,14 +308,17 @@ def _data_counts(data: Data) -> dict[str, Any]:
 def _tell_data(console: Console, data: Data, built: BuiltRun) -> None:
     for name, part in (("Training", data.train), ("Validation", data.validation)):
         console.print(
-            f"{name}: {part.documents:,} documents, {len(part.rows):,} rows (longest {part.longest:,} tokens), "
-            f"{part.tokens:,} tokens, of which {part.lost:,} are never a target.",
+            f"{name}: {part.documents:,} documents, {part.tokens:,} tokens ({part.lost:,} of them never a "
+            f"target), {len(part.rows):,} rows, the longest of {part.longest:,} tokens.",
             highlight=False,
         )
     for reason, names in data.reading.skipped.items():
         more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
         console.print(f"Left out, {reason}: {', '.join(names[:3])}{more}.", highlight=False)
-    vocab, largest = built.base.config.vocab_size, max(data.train.largest_token, data.validation.largest_token)
+    vocab, largest = (
+        built.base.config.vocab_size,
+        max(data.train.largest_token, data.validation.largest_token),
+    )
     if largest >= vocab:
         why = f"gives token {largest:,}, and the model's vocabulary has {vocab:,} rows."
         raise PlanError("the tokenizer", why, "Tokenizer and model have to come from the same place.")

@@ -103,7 +103,9 @@ class ResidentSession:
         assert self._choice is not None, "a knob belongs to a choice that is being applied"
         value = self._choice.knobs.get(name)
         if value is None:
-            raise PlanError(self._who(), f"has no value for its knob {name}.", did_you_mean(name, self._choice.knobs))
+            raise PlanError(
+                self._who(), f"has no value for its knob {name}.", did_you_mean(name, self._choice.knobs)
+            )
         return value
 
     def store_weights(self, form: Literal["nf4"], *, double_quantization: bool) -> None:
@@ -159,7 +161,9 @@ class ResidentSession:
         if self._rank is None:
             raise PlanError("the plan's choices", "put no adapters on, so nothing would be trained.")
         if self._offloading and not self._checkpointing:
-            raise PlanError("the plan's choices", "keep layer inputs in host memory, but keep no layer inputs.")
+            raise PlanError(
+                "the plan's choices", "keep layer inputs in host memory, but keep no layer inputs."
+            )
         plan, device = self._plan, take_device(self._plan)
         source = find_source(plan.model.source)
         tokenizer = load_tokenizer(source)
@@ -223,12 +227,14 @@ class ResidentSession:
             raise PlanError(asked, why, "Plan again for this model.")
         window = getattr(config, "sliding_window", None)
         if self._kernel and window is not None and window < self._plan.total_tokens:
-            why = f"attends within a window of {window:,} tokens, and the {self._kernel} kernel is fully causal."
+            why = f"attends within a window of {window:,} tokens; the {self._kernel} kernel has none."
             raise PlanError(asked, why, f"Plan at most {window:,} tokens.")
 
     def _once(self, what: str) -> None:
         if what in self._asked:
-            raise PlanError(self._who(), f"asks for {what}, which another choice of the plan asked for already.")
+            raise PlanError(
+                self._who(), f"asks for {what}, which another choice of the plan asked for already."
+            )
         self._asked.add(what)
 
     def _who(self) -> str:
@@ -253,7 +259,9 @@ def take_device(plan: Plan) -> torch.device:
     asked = f"GPU {plan.gpu.name}"
     if not torch.cuda.is_available():
         why = "the plan needs it, and PyTorch sees no GPU here."
-        raise PlanError(asked, why, "`plan --gpu local` plans for the card that is there, `plan --gpu cpu` for none.")
+        raise PlanError(
+            asked, why, "`plan --gpu local` plans for the card that is there, `plan --gpu cpu` for none."
+        )
     here = torch.cuda.get_device_properties(0)
     if " ".join(here.name.lower().split()) != " ".join(plan.gpu.name.lower().split()):
         raise PlanError(asked, f"this machine has a {here.name}.", "`plan --gpu local` plans for that.")

@@ -43,11 +43,19 @@ class Lora(Optimization):
     claims = frozenset({"letter R"})
     knobs = (
         Knob("rank", "rank of the adapters", lambda situation: RANKS, letter="R", low=1, high=1024),
-        Knob("alpha", "adapters are scaled by alpha / rank; 0 means twice the rank", lambda _: (0,), low=0, high=65536),
+        Knob(
+            "alpha",
+            "adapters are scaled by alpha / rank; 0 means twice the rank",
+            lambda _: (0,),
+            low=0,
+            high=65536,
+        ),
     )
     evidence = (
         Evidence("low-rank adapters", "Hu et al. 2021, arXiv 2106.09685"),
-        Evidence("23,592,960 parameters for Phi-2 at rank 16", "PEFT; tests/test_model_against_transformers.py"),
+        Evidence(
+            "23,592,960 parameters for Phi-2 at rank 16", "PEFT; tests/test_model_against_transformers.py"
+        ),
     )
     exact = False
     effect = "updates are limited to the adapters' rank"
@@ -57,10 +65,42 @@ class Lora(Optimization):
         source = "PEFT's LoRA layers; torch.optim.AdamW(fused=True)"
         after_load = ALWAYS - {Phase.LOAD}
         return ledger.with_terms(
-            Term("adapters/weights", adapter_parameters, float32, after_load, "adapter matrices", source, basis=Basis.EXACT),
-            Term("gradients/adapters", adapter_parameters, float32, after_load, "their gradients", source, basis=Basis.EXACT),
-            Term("optimizer/state", adapter_parameters, two_float32, after_load, "two moments", source, basis=Basis.EXACT),
-            Term("optimizer/counters", step_counters, float32, after_load, "step counters", source, basis=Basis.EXACT),
+            Term(
+                "adapters/weights",
+                adapter_parameters,
+                float32,
+                after_load,
+                "adapter matrices",
+                source,
+                basis=Basis.EXACT,
+            ),
+            Term(
+                "gradients/adapters",
+                adapter_parameters,
+                float32,
+                after_load,
+                "their gradients",
+                source,
+                basis=Basis.EXACT,
+            ),
+            Term(
+                "optimizer/state",
+                adapter_parameters,
+                two_float32,
+                after_load,
+                "two moments",
+                source,
+                basis=Basis.EXACT,
+            ),
+            Term(
+                "optimizer/counters",
+                step_counters,
+                float32,
+                after_load,
+                "step counters",
+                source,
+                basis=Basis.EXACT,
+            ),
         )
 
     def apply(self, session: Session) -> None:

@@ -53,7 +53,9 @@ class _HasKernel:
         """Names the capability, or the window."""
         found = []
         if not _kernels(situation):
-            found.append(f"no exact kernel runs on {situation.gpu.name}: the oldest needs compute capability ≥ 5.0")
+            found.append(
+                f"no exact kernel runs on {situation.gpu.name}: the oldest needs compute capability ≥ 5.0"
+            )
         if situation.model.sliding_window is not None:
             found.append(
                 f"{situation.model.id} attends within a window of {situation.model.sliding_window} tokens, "
@@ -75,8 +77,14 @@ class ExactAttention(Optimization):
     requires = (_HasKernel(),)
     knobs = (Knob("kernel", "cudnn, flash, efficient or cpu", _kernels),)
     evidence = (
-        Evidence("exact attention in linear memory", "Dao 2023, arXiv 2307.08691; Rabe and Staats 2021, arXiv 2112.05682"),
-        Evidence("which kernel runs on which card", "PyTorch 2.11 to 2.13, aten/native/transformers/cuda/sdp_utils.cpp"),
+        Evidence(
+            "exact attention in linear memory",
+            "Dao 2023, arXiv 2307.08691; Rabe and Staats 2021, arXiv 2112.05682",
+        ),
+        Evidence(
+            "which kernel runs on which card",
+            "PyTorch 2.11 to 2.13, aten/native/transformers/cuda/sdp_utils.cpp",
+        ),
     )
 
     def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
@@ -88,7 +96,11 @@ class ExactAttention(Optimization):
         ledger = ledger.claimed("attention/scores", count=log_sum_exp, bits=float32).claimed(
             "attention/eager", count=nothing
         )
-        return ledger if knobs["kernel"] == "efficient" else ledger.claimed("attention/qkv", count=grouped_inputs)
+        return (
+            ledger
+            if knobs["kernel"] == "efficient"
+            else ledger.claimed("attention/qkv", count=grouped_inputs)
+        )
 
     def apply(self, session: Session) -> None:
         """Use this kernel and no other."""

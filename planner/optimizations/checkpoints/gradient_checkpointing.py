@@ -54,7 +54,10 @@ class GradientCheckpointing(Optimization):
     makes = frozenset({"activations/checkpoints"})
     evidence = (
         Evidence("one more forward pass for one layer's memory", "Chen et al. 2016, arXiv 1604.06174"),
-        Evidence("a checkpoint per layer is the best spacing on the card", "docs/decisions.md, spacing of checkpoints"),
+        Evidence(
+            "a checkpoint per layer is the best spacing on the card",
+            "docs/decisions.md, spacing of checkpoints",
+        ),
     )
 
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
@@ -82,8 +85,16 @@ class GradientCheckpointing(Optimization):
                 ),
             )
             .with_work(
-                Work("linear/recompute", linear_forward_flops, Resource.LINEAR, Phase.BACKWARD, "linears again"),
-                Work("attention/recompute", attention_forward_flops, Resource.ATTENTION, Phase.BACKWARD, "attention again"),
+                Work(
+                    "linear/recompute", linear_forward_flops, Resource.LINEAR, Phase.BACKWARD, "linears again"
+                ),
+                Work(
+                    "attention/recompute",
+                    attention_forward_flops,
+                    Resource.ATTENTION,
+                    Phase.BACKWARD,
+                    "attention again",
+                ),
             )
         )
 

@@ -42,7 +42,14 @@ class ChunkedLoss(Optimization):
     claims = frozenset({"loss/logits.count", "loss/logits.bits", "letter C"})
     makes = frozenset({"loss/gradient"})
     knobs = (
-        Knob("rows", "trained tokens per slice", lambda _: (1024, 2048, 512, 256), letter="C", low=1, high=1 << 20),
+        Knob(
+            "rows",
+            "trained tokens per slice",
+            lambda _: (1024, 2048, 512, 256),
+            letter="C",
+            low=1,
+            high=1 << 20,
+        ),
     )
     evidence = (
         Evidence("the gradient can be written in the forward pass", "Hsu et al. 2024, arXiv 2410.10989"),
@@ -64,7 +71,13 @@ class ChunkedLoss(Optimization):
                 )
             )
             .with_work(
-                Work("head/both", head_flops, Resource.LINEAR, Phase.LOSS, "output head for trained tokens, both ways")
+                Work(
+                    "head/both",
+                    head_flops,
+                    Resource.LINEAR,
+                    Phase.LOSS,
+                    "output head for trained tokens, both ways",
+                )
             )
         )
 

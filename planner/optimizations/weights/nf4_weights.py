@@ -58,7 +58,9 @@ class Nf4Weights(Optimization):
     title = "4-bit NF4 weights, double quantisation"
     numbers = (6, 11)
     claims = frozenset({"weights/linear.bits"})
-    makes = frozenset({"weights/constants", "buffers/dequantised", "buffers/dequantised_evaluation", "buffers/loading"})
+    makes = frozenset(
+        {"weights/constants", "buffers/dequantised", "buffers/dequantised_evaluation", "buffers/loading"}
+    )
     requires = (
         Capability((6, 0), "bitsandbytes builds its 4-bit kernels for it"),
         Needs("adapters/weights", "4-bit weights cannot be trained themselves"),
@@ -66,7 +68,10 @@ class Nf4Weights(Optimization):
     )
     evidence = (
         Evidence("NF4 and double quantisation", "Dettmers et al. 2023, arXiv 2305.14314"),
-        Evidence("1,824,899,584 bytes for Phi-2, the rest in 16 bits", "reported by a GPU; tests/test_static_bytes.py"),
+        Evidence(
+            "1,824,899,584 bytes for Phi-2, the rest in 16 bits",
+            "reported by a GPU; tests/test_static_bytes.py",
+        ),
     )
     exact = False
     effect = "weights are rounded to four bits"
@@ -77,7 +82,15 @@ class Nf4Weights(Optimization):
         return (
             ledger.claimed("weights/linear", bits=four_bits)
             .with_terms(
-                Term("weights/constants", constants, eight, ALWAYS, "scales and tables of NF4", source, basis=Basis.EXACT),
+                Term(
+                    "weights/constants",
+                    constants,
+                    eight,
+                    ALWAYS,
+                    "scales and tables of NF4",
+                    source,
+                    basis=Basis.EXACT,
+                ),
                 Term(
                     "buffers/dequantised",
                     dequantised,
@@ -95,11 +108,22 @@ class Nf4Weights(Optimization):
                     source,
                 ),
                 Term(
-                    "buffers/loading", loading, eight, frozenset({Phase.LOAD}), "a matrix while it is quantised", source
+                    "buffers/loading",
+                    loading,
+                    eight,
+                    frozenset({Phase.LOAD}),
+                    "a matrix while it is quantised",
+                    source,
                 ),
             )
             .with_work(
-                Work("memory/dequantise", dequantised_bytes, Resource.MEMORY, Phase.FORWARD, "dequantised weights")
+                Work(
+                    "memory/dequantise",
+                    dequantised_bytes,
+                    Resource.MEMORY,
+                    Phase.FORWARD,
+                    "dequantised weights",
+                )
             )
         )
 
