@@ -216,8 +216,8 @@ def stock_logits_bits(x: Letters) -> Number:
 
 
 def workspace(x: Letters) -> Number:
-    """What cuBLAS keeps for its handle."""
-    return x.Z
+    """What cuBLAS keeps: one workspace for the thread of the forward pass, one for autograd's own thread."""
+    return 2 * x.Z
 
 
 def _saved(name: str, count: Formula, bits: Formula, meaning: str) -> Term:
@@ -351,7 +351,7 @@ WORKSPACE = Term(
     one_byte,
     ALWAYS - {Phase.LOAD},
     "workspace that cuBLAS keeps",
-    "torch.cuda documentation, CUBLAS_WORKSPACE_CONFIG defaults",
+    "torch CUDABlas.cpp and CublasHandlePool.cpp: a handle, and a workspace, for each thread",
     basis=Basis.MEASURED,
 )
 

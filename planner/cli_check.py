@@ -41,7 +41,7 @@ class Difference:
     now: Any
 
 
-@click.command()
+@click.command(short_help="See whether a plan file still fits.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--gpu", metavar="ID", help="The card, where its id alone does not find it, or another card.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of sentences.")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of a table.")
 
 
-@click.command()
+@click.command(short_help="List the cards.")
 @as_json
 def gpus(json_: bool) -> None:
     """List the cards that are known; an unknown one is a YAML file away.
@@ -51,12 +51,12 @@ def gpus(json_: bool) -> None:
         )
     _print(
         table,
-        "to use: what CUDA shows of the memory, less its own context. `--gpu local` is the card of this machine, "
-        f"`--gpu cpu` the machine without one. Any other card: a YAML file like those in {SHIPPED}.",
+        "to use: what CUDA shows of the memory, less its own context. `--gpu local` is the card of this "
+        f"machine, `--gpu cpu` the machine without one. Any other card: a YAML file like those in {SHIPPED}.",
     )
 
 
-@click.command()
+@click.command(short_help="List the models.")
 @as_json
 def models(json_: bool) -> None:
     """List the models that come along; others are a folder, a GGUF file or a hub id.
@@ -82,7 +82,7 @@ def models(json_: bool) -> None:
     _print(table, f"made for: tokens. `--model` also takes {other}.")
 
 
-@click.command()
+@click.command(short_help="List the optimisations, with why each is on or off.")
 @planning_options("gpu", "model", "tier", "context")
 @as_json
 def optimizations(json_: bool, **options: Any) -> None:
@@ -124,7 +124,7 @@ def optimizations(json_: bool, **options: Any) -> None:
     _print(table, f"For {where}. `plan explain NAME` shows formulas and sources.")
 
 
-@click.command()
+@click.command(short_help="Show formula, numbers and source behind a name.")
 @click.argument("name")
 @planning_options("gpu", "model", "tier", "context")
 @as_json
@@ -147,7 +147,7 @@ def explain(name: str, json_: bool, **options: Any) -> None:
         print_explanation(found, console())
 
 
-@click.command()
+@click.command(short_help="Print the JSON Schema of a plan.")
 def schema() -> None:
     """Print the JSON Schema of a plan file, which is also that of `--json`.
 

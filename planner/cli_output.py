@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def console() -> Console:
-    """The terminal. Plain text where it is none, or where NO_COLOR is set (rich by itself would keep bold)."""
+    """Standard output: plain text where it is no terminal or NO_COLOR is set (rich alone would keep bold)."""
     from rich.console import Console
 
     return Console(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")

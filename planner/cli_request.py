@@ -84,7 +84,7 @@ def option_name(name: str) -> str:
 
 
 def command_line(options: Options) -> str:
-    """The command that plans this again. What only says where the answer goes is left out: equal plans stay equal."""
+    """The command that plans this again; where its answer went is left out, so equal plans stay equal."""
     words = ["plan"]
     for name in OPTIONS:
         value = options.get(name)
@@ -117,11 +117,11 @@ def read_request(options: Options, errors: list[PlanError]) -> Request:
         errors += all_of(error)
         knobs, train = {}, {}
     target = train.pop("target", None)
-    if data := options.get("data"):
-        if train.setdefault("data", data) != data:
-            errors.append(
-                PlanError(f"--data {data} --set train.data={train['data']}", "name two places.", "Drop one.")
-            )
+    data = options.get("data")
+    if data and train.setdefault("data", data) != data:
+        errors.append(
+            PlanError(f"--data {data} --set train.data={train['data']}", "name two places.", "Drop one.")
+        )
     return Request(
         gpu=options.get("gpu") or Request.gpu,
         model=options.get("model") or DEFAULT_MODEL,

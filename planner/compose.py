@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.baseline import baseline
 from planner.ledger import Ledger
@@ -115,7 +115,8 @@ def compose(
     Optimisations are applied makers first; beyond that the order does not matter, since nothing is claimed twice.
     """
     known = all_optimizations()
-    chosen = [known[name] for name in sorted(set(ids))]
+    situation = replace(situation, chosen=frozenset(ids))
+    chosen = [known[name] for name in sorted(situation.chosen)]
     ledger, letters = (
         baseline(),
         {**model_letters(situation.model), "a": 32, "w": 32, "A": situation.model.layers},

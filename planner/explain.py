@@ -89,7 +89,7 @@ def explanation(name: str, plan: Plan, gpu: str = "") -> Explanation:
         return _term(terms[asked], run)
     if asked in work:
         return _work(work[asked], run)
-    raise _unknown(asked, [*known, *terms, *work, *words, *knobs])
+    raise _unknown(asked, list(dict.fromkeys([*known, *terms, *work, *words, *knobs])))
 
 
 def _terms_and_work(run: Run) -> tuple[dict[str, Term], dict[str, Work]]:
@@ -206,7 +206,8 @@ def _docstring(each: Optimization) -> str:
 def _where(run: Run) -> str:
     plan = run.plan
     tier = f"tier {plan.tier}, " if plan.tier else ""
-    return f"{plan.model.id} on {plan.gpu.name}, {tier}{plan.total_tokens:,} tokens, {plan.target:,} of them trained"
+    length = f"{plan.total_tokens:,} tokens, {plan.target:,} of them trained"
+    return f"{plan.model.id} on {plan.gpu.name}, {tier}{length}"
 
 
 def _unknown(asked: str, names: list[str]) -> PlanError:
@@ -214,5 +215,5 @@ def _unknown(asked: str, names: list[str]) -> PlanError:
     nearest = f"It is a group: {', '.join(group)}." if group else did_you_mean(asked, names)
     why = "is no optimisation, term, letter or knob."
     return PlanError(
-        f"explain {asked!r}", why, nearest or "`plan optimizations` and the report of `plan` name some."
+        f"explain {asked!r}", why, nearest or "`plan optimizations` and `plan --gpu ID` name some."
     )

@@ -1,4 +1,4 @@
-"""Formulas for people: the functions that the planner computes with, written out by sympy, which nothing else imports."""
+"""Formulas for people: the very functions that the planner computes with, written out by sympy."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Run:
 
 
 def planned_run(plan: Plan, gpu: str = "") -> Run:
-    """The configuration of a plan; ``gpu`` is the card as the user named it, where its id does not find it again."""
+    """The configuration of a plan; ``gpu`` is the card as the user named it, if its id does not find it."""
     if plan.gpu.kind == "cpu":
         card = cpu_profile()
     else:
@@ -80,7 +80,7 @@ def planned_run(plan: Plan, gpu: str = "") -> Run:
 
 
 def smallest_run_with(name: str, run: Run) -> Run | None:
-    """An optimisation with nothing else on but what it cannot be without; None where that is not to be had here."""
+    """An optimisation with nothing on beside it but what it needs; None where that is not to be had here."""
     known, ids = all_optimizations(), {name}
     for _ in known:
         existing = set(baseline().terms) | {term for each in ids for term in known[each].makes}
@@ -160,7 +160,7 @@ def formula_of_work(work: Work, run: Run) -> Formula:
 
 
 def formulas_of(each: Optimization, run: Run) -> tuple[tuple[Formula, ...], tuple[LetterValue, ...]]:
-    """Every term that an optimisation makes or changes, each beside what there is without it; and their letters."""
+    """Every term that an optimisation makes or changes, beside what there is without it; and the letters."""
     before, formulas, expressions = run_without(each.id, run), [], []
     for term in run.configuration.ledger.terms.values():
         touched = attributes(each, term.name)

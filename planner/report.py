@@ -27,8 +27,9 @@ TITLES: Mapping[str, tuple[str, str]] = {
 }
 HEADINGS: Mapping[str, str] = {"optimizer": "optim.", "evaluate": "eval."}
 KV_CACHE = "kv cache"
-# Blocks for low, expected, high, free and the end of the budget; the second row where the output is not UTF-8.
+# Signs for low, expected, high, free and the end of the budget; the second row where output is not UTF-8.
 BLOCKS, LETTERS = "█▓░·│", "#+-.|"
+ASCII = str.maketrans({"–": "-", "·": "*", "…": "...", "≥": ">=", "≤": "<=", "×": "x"})
 
 
 def print_report(plan: Plan, console: Console, *, written: Path | None = None, closing: bool = True) -> None:
@@ -42,13 +43,15 @@ def print_report(plan: Plan, console: Console, *, written: Path | None = None, c
 
 
 def print_parts(console: Console, parts: Iterable[RenderableType]) -> None:
-    """Print parts one below the other, none wider than ``WIDEST`` and, in plain text, without trailing spaces."""
+    """Print parts one below the other, none wider than ``WIDEST``; plain text has no trailing spaces."""
     with console.capture() as captured:
         for part in parts:
             console.print(part, highlight=False, markup=False, width=min(console.width, WIDEST))
     text = captured.get()
     if console.color_system is None:  # cells are padded with spaces, which nobody wants in a file
         text = "".join(line.rstrip() + "\n" for line in text.splitlines())
+    if _plain(console):
+        text = text.translate(ASCII)
     console.file.write(text)
 
 
@@ -291,7 +294,7 @@ def _named(rows: Iterable[tuple[str, Iterable[str]]]) -> RenderableType:
     )
 
 
-def _bullets(lines: Iterable[str], mark: str = "-") -> RenderableType:
+def _bullets(lines: Iterable[str], mark: str = "*") -> RenderableType:
     return hanging(((Text(mark), printable(line)) for line in lines), gap=1)
 
 

@@ -7,7 +7,7 @@ of its candidates; so the search needs no heuristic and can say of every loser w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain, combinations
 from typing import Any, Literal
@@ -83,6 +83,12 @@ def configurations(
 ) -> Iterator[Configuration]:
     """The configurations of a valid set: one for each combination of the knobs that bound memory at a price."""
     known = all_optimizations()
+    situation = replace(situation, chosen=frozenset(ids))
+    for name in ids:
+        for knob in known[name].knobs:
+            pinned = knobs.get(name, {}).get(knob.name)
+            if pinned is not None and knob.low is None and pinned not in knob.choices(situation):
+                return  # what the user pins is not to be had in this set
     options: list[tuple[str, str, tuple[Scalar, ...]]] = [
         (name, knob.name, knob.choices(situation))
         for name in ids

@@ -61,6 +61,7 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
         with Recorder(device) as recorder:
             recorder.mark(Phase.LOAD)
             built = build(plan)
+            give_back_unused(device)
             recorder.mark(BETWEEN)
             recorder.pinned_bytes = built.store.pinned_bytes if built.store else 0
             return _run(plan, built, reading, recorder, folder, console)
@@ -96,9 +97,13 @@ def _run(
     _tell_data(console, data, built)
     terms, probe_seconds = probe(plan, built, recorder)
     console.print(memory_table(plan, recorder, terms))
-    check_bound(plan, recorder)
-
     folder.begin()
+    try:
+        check_bound(plan, recorder)
+    except PlanError:
+        run = Run([], probe_seconds, [], 0, terms, None, None, _data_counts(data))
+        folder.save_record(measurement(plan, built, recorder, run))
+        raise
     judged = evaluation_batches(data.validation, train.evaluation_rows, train.batch, train.seed)
     before = _judge("before", built, judged, recorder, folder, console)
     progress = Progress(console, folder, planned_steps(train, len(data.train.rows)))
@@ -165,10 +170,17 @@ def probe(plan: Plan, built: BuiltRun, recorder: Recorder) -> tuple[dict[str, in
             parameter.copy_(value)
     built.optimizer.load_state_dict(optimizer)
     built.optimizer.zero_grad(set_to_none=False)
-    if built.scaler is not None:
+    if built.scaler is not None and scaler is not None:
         built.scaler.update()  # ends the step that unscaling began
         built.scaler.load_state_dict(scaler)
+    give_back_unused(built.device)
     return terms, seconds
+
+
+def give_back_unused(device: torch.device) -> None:
+    """Hand back what the allocator holds and nobody uses, so that no phase pays for the sizes of the one before."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def check_bound(plan: Plan, recorder: Recorder) -> None:

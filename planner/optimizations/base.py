@@ -17,11 +17,15 @@ Scalar = int | float | str
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known before anything is chosen: the card, the model, and the host's memory in bytes."""
+    """What is known before anything is chosen: the card, the model, and the host's memory in bytes.
+
+    ``chosen`` holds the ids of the set that is being composed; it is empty as long as none is.
+    """
 
     gpu: HardwareProfile
     model: ModelShape
     host_bytes: int
+    chosen: frozenset[str] = frozenset()
 
 
 class Requirement(Protocol):

@@ -1,6 +1,6 @@
 """Compute attention exactly without ever holding the scores, by the best kernel the card has.
 
-cuDNN's and the flash kernel need compute capability 8.0; the memory-efficient kernel runs from 5.0 on and is the
+cuDNN's and the flash kernel need compute capability 8.0 and 16-bit numbers; the memory-efficient kernel runs from 5.0 on and is the
 one for Turing. Scores of all pairs of tokens are replaced by one float32 per query. Rows are causal from their
 first token, so no mask is needed.
 """
@@ -37,6 +37,8 @@ def _kernels(situation: Situation) -> tuple[Scalar, ...]:
     if situation.gpu.kind == "cpu":
         return ("cpu",)
     capability = situation.gpu.compute_capability or (0, 0)
+    if situation.chosen and "mixed_precision" not in situation.chosen:
+        return ("efficient",) if capability >= (5, 0) else ()  # the others take 16-bit numbers only
     if capability >= (9, 0):
         return ("cudnn", "flash", "efficient")
     if capability >= (8, 0):
