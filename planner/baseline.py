@@ -11,6 +11,7 @@ from __future__ import annotations
 from planner.ledger import ALWAYS, Basis, Formula, Ledger, Phase, Resource, Term, Work
 from planner.symbols import Letters, Number, greatest
 
+EVALUATION = frozenset({Phase.EVALUATE, Phase.EVALUATE_LOSS})
 SAVED = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD})
 COUNTED = "derivation in the docstring; counted by tests/test_memory_against_counted.py"
 SHAPES = "shapes of the modules in transformers"
@@ -270,12 +271,12 @@ FIXED: tuple[Term, ...] = (
 )
 
 PASSING: tuple[Term, ...] = (
-    Term("activations/tokens", token_ids, int64, SAVED | {Phase.EVALUATE}, "token ids and targets", COUNTED),
+    Term("activations/tokens", token_ids, int64, SAVED | EVALUATION, "token ids and targets", COUNTED),
     Term(
         "activations/rotary",
         rotary_tables,
         bits_of_activation,
-        SAVED | {Phase.EVALUATE},
+        SAVED | EVALUATION,
         "rotary tables",
         COUNTED,
     ),
@@ -323,7 +324,7 @@ PASSING: tuple[Term, ...] = (
         "loss/hidden",
         final_hidden,
         bits_of_activation,
-        frozenset({Phase.LOSS, Phase.EVALUATE}),
+        frozenset({Phase.LOSS, Phase.EVALUATE_LOSS}),
         "last hidden states before and after the final norm",
         COUNTED,
     ),
@@ -339,7 +340,7 @@ PASSING: tuple[Term, ...] = (
         "loss/logits",
         stock_logits,
         stock_logits_bits,
-        frozenset({Phase.LOSS, Phase.EVALUATE}),
+        frozenset({Phase.LOSS, Phase.EVALUATE_LOSS}),
         "logits of every token, their float32 copies and gradient",
         COUNTED,
     ),

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,28 @@ UNREAD = "a plan file that could not be read"
 EXIT_CODES = {"fits": FITS, "does-not-fit": DOES_NOT_FIT, "unknown": CANNOT_TELL}
 
 
+class ReaderGone(Exception):
+    """Whoever read standard output has stopped, as ``plan gpus | head -1`` does."""
+
+
+class _Plan(click.Group):
+    """A group that tells of a closed pipe; click would exit with 1: does not fit."""
+
+    def make_context(self, *arguments: Any, **more: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **more)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
+
+
 @click.group(
+    cls=_Plan,
     invoke_without_command=True,
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -101,10 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         _tell("interrupted.")
         return INTERRUPTED
-    except BrokenPipeError:
+    except (ReaderGone, BrokenPipeError):
         return _pipe_closed()
-    except SystemExit as stop:  # how click leaves when nobody reads its output any more
-        return _pipe_closed() if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
     except OSError as error:
         _tell(f"{error.filename or 'the system'}: {error.strerror or error}.")
     except Exception as error:  # a traceback exits with 1, and a mistake of ours must not say "does not fit"
@@ -243,8 +263,6 @@ def _keep_traceback() -> str:
 
 def _pipe_closed() -> int:
     """Whoever read the output has stopped: no error of anybody's."""
-    try:
+    with suppress(OSError, ValueError):  # of a stream without a file beneath; that one is not flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # no file lies beneath, so nothing is flushed at the end either
-        return PIPE_CLOSED
     return PIPE_CLOSED

@@ -20,9 +20,18 @@ if TYPE_CHECKING:
     from planner.planning import Request
 
 MOST_LINES = 20
-# Words for people, which may change without anything having changed.
-PROSE = frozenset(
-    {"summary", "rejected", "nearest", "warnings", "not_modelled", "time.basis", "provenance.command"}
+# Not compared: words for people, and the longest sequence, for which nothing is left free here.
+PASSED_OVER = frozenset(
+    {
+        "summary",
+        "rejected",
+        "nearest",
+        "warnings",
+        "not_modelled",
+        "time.basis",
+        "provenance.command",
+        "longest",
+    }
 )
 CAUSES = {
     "provenance.profile_sha256": "the card's profile",
@@ -127,12 +136,12 @@ def _is_here(card: str) -> bool:
 
 
 def differences(plan: Plan, now: Plan) -> Iterator[Difference]:
-    """Every value that differs, prose aside, in the order of the file."""
+    """Every value that differs, save what is passed over, in the order of the file."""
     yield from _walk("", plan.document(), now.document())
 
 
 def _walk(place: str, old: Any, new: Any) -> Iterator[Difference]:
-    if place in PROSE:
+    if place in PASSED_OVER:
         return
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:

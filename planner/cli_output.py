@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,8 @@ def console() -> Console:
 
 def print_json(text: str) -> None:
     """One JSON document on standard output, in UTF-8 whatever the terminal is."""
-    click.echo(text.encode("utf-8"))
+    # A stream without bytes beneath it, such as a StringIO that output is collected in, takes the text itself.
+    click.echo(text.encode("utf-8") if hasattr(sys.stdout, "buffer") else text)
 
 
 def check_target(path: Path) -> None:

@@ -17,7 +17,7 @@ Formula = Callable[[Letters], Number]
 
 
 class Phase(StrEnum):
-    """The moments of a run that have a peak of their own, in order."""
+    """The moments of a run that have a peak of their own, in order; merging is not modelled."""
 
     LOAD = "load"
     FORWARD = "forward"
@@ -25,8 +25,8 @@ class Phase(StrEnum):
     BACKWARD = "backward"
     OPTIMIZER = "optimizer"
     EVALUATE = "evaluate"
+    EVALUATE_LOSS = "evaluate_loss"
     SAVE = "save"
-    MERGE = "merge"
 
 
 class Device(StrEnum):

@@ -25,7 +25,7 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "does-not-fit": ("DOES NOT FIT", "bold red"),
     "unknown": ("UNKNOWN", "bold yellow"),
 }
-HEADINGS: Mapping[str, str] = {"optimizer": "optim.", "evaluate": "eval."}
+HEADINGS: Mapping[str, str] = {"optimizer": "optim.", "evaluate": "eval.", "evaluate_loss": "e.loss"}
 KV_CACHE = "kv cache"
 # Signs for low, expected, high, free and the end of the budget; the second row where output is not UTF-8.
 BLOCKS, LETTERS = "█▓░·│", "#+-.|"
@@ -113,10 +113,10 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def longest(plan: Plan) -> str:
-    """The longest sequence with the same settings."""
+    """The longest sequence at the same rank."""
     with_target, every = plan.longest.with_target, plan.longest.all_trained
     if with_target is None and every is None:
-        return "no sequence fits with these settings"
+        return f"no sequence fits at rank {plan.lora_rank}"
     told = (
         [f"{with_target:,} tokens if {plan.target:,} are trained"]
         if with_target is not None and plan.context
@@ -125,7 +125,7 @@ def longest(plan: Plan) -> str:
     told += (
         [f"{every:,} if all are" if told else f"{every:,} tokens, all trained"] if every is not None else []
     )
-    return ", ".join(told) + "; same settings" if told else "no sequence fits with every token trained"
+    return ", ".join(told) + f", at rank {plan.lora_rank}" if told else "none with every token trained"
 
 
 def _step(bound: float | None, estimate: float | None, limit: float, basis: str) -> str:
@@ -231,11 +231,9 @@ def _most(plan: Plan, term: str) -> int:
 
 
 def _shown_phases(plan: Plan) -> list[str]:
-    """The phases of a run; merging is shown only where it needs the most, since no run merges by itself."""
-    gpu = plan.memory.gpu
-    names = [phase.value for phase in Phase if phase in gpu.phases]
-    names += [phase for phase in gpu.phases if phase not in names]
-    return [name for name in names if name != Phase.MERGE or gpu.peak_phase == name]
+    """The phases in their order, and behind them any that only the plan knows."""
+    names = [phase.value for phase in Phase if phase in plan.memory.gpu.phases]
+    return names + [phase for phase in plan.memory.gpu.phases if phase not in names]
 
 
 def next_commands(plan: Plan, written: Path | None) -> list[tuple[str, str]]:
@@ -273,7 +271,8 @@ def _unit(plan: Plan) -> tuple[str, int]:
 def _cell(size: int, unit: int) -> str:
     if size == 0:
         return "–"
-    return f"{size / unit:,.2f}" if size >= unit / 200 else "<0.01"
+    digits = 2 if size < 100 * unit else 0  # five signs at most where it is a matter of fitting at all
+    return f"{size / unit:,.{digits}f}" if size >= unit / 200 else "<0.01"
 
 
 def _size(count: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from planner.plan import Plan
 from planner.units import GIB, MIB
 
-PHASES = ("load", "forward", "loss", "backward", "optimizer", "evaluate", "save", "merge")
+PHASES = ("load", "forward", "loss", "backward", "optimizer", "evaluate", "save")
 WEIGHTS = {
     "weights/linear": 1200 * MIB,
     "weights/embedding": 250 * MIB,

@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from trainer_tiny import CONFIGS, make_plan, save_model, save_tokenizer
+from trainer_tiny import CONFIGS, make_plan, save_model, save_tokenizer, write_gguf
 from transformers import AutoModelForCausalLM
 
 from planner.errors import PlanError
 from planner.optimizations import by_id
 from planner.plan import Choice
+from trainer.data import synthetic_batch
 from trainer.four_bit import FourBit
 from trainer.loading import find_source, load_config, load_model, load_tokenizer
 from trainer.measure import exact_terms
 from trainer.session import ResidentSession, build, take_device
+from trainer.step import nothing
 
 CPU = torch.device("cpu")
 
@@ -144,6 +146,26 @@ def test_four_bit_linears_and_nothing_else(llama: Path, random: bool) -> None:
     weight = model.model.layers[0].mlp.up_proj.weight
     assert weight.dtype == torch.uint8 and weight.numel() == 64 * 96 // 2
     assert weight.quant_state.nested and weight.quant_state.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("four_bit", [None, FourBit(double_quantization=True)], ids=str)
+def test_gguf_is_loaded_as_plain_tensors(tmp_path: Path, four_bit: FourBit | None) -> None:
+    """Plain linears, or NF4 made here, even where transformers could keep the file's own blocks."""
+    write_gguf(tmp_path / "model.gguf")
+    model = _load(str(tmp_path), dtype=torch.bfloat16, four_bit=four_bit)
+    kind = "Linear" if four_bit is None else "Linear4bit"
+    assert {
+        type(model.model.layers[0].mlp.get_submodule(name)).__name__ for name in ("up_proj", "down_proj")
+    } == {kind}
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    session = ResidentSession(make_plan(tmp_path / "model.gguf"))
+    session.adapt(rank=2, alpha=4)
+    built = session.build()
+    batch = synthetic_batch(1, 24, 24, 320, seed=0)
+    built.loss(batch, torch.tensor(24.0), nothing).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in built.trained)
+    assert built.tokenizer.decode(built.tokenise(["in re<end>é"])[0]) == "in re<end>é"
 
 
 def test_tokenizer_recognises_no_control_token(llama: Path) -> None:

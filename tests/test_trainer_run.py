@@ -149,7 +149,9 @@ def test_over_the_bound_nothing_is_trained(place: Path, tmp_path: Path) -> None:
         PlanError, match=r"32 tokens on CPU: the probe step took .* KiB .*%\) more than the plan's"
     ):
         execute(_plan(place, tmp_path / "out", high=100_000))
-    assert not (tmp_path / "out").exists()
+    record = json.loads((tmp_path / "out" / "measurement.json").read_text())
+    assert record["measured"]["gpu"]["allocated_bytes"] > 100_000 and record["losses"] == []
+    assert not (tmp_path / "out" / "adapter").exists()
 
 
 def test_an_interrupted_run_keeps_its_adapter(

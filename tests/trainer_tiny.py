@@ -172,3 +172,46 @@ def make_plan(
         },
     }
     return Plan.model_validate(document | given)
+
+
+def write_gguf(path: Path) -> None:
+    """A random Llama of three layers as a GGUF file, with a tokenizer of single bytes."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(256)
+    writer.add_embedding_length(64)
+    writer.add_block_count(3)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(16)
+    writer.add_vocab_size(VOCAB)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ["<end>", *alphabet, "in", "re"]
+    words += [f"<unused{index}>" for index in range(VOCAB - len(words))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(words)
+    writer.add_token_types([3] + [1] * (VOCAB - 1))
+    writer.add_token_merges(["i n", "r e"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    generator = torch.Generator().manual_seed(2)
+    shapes = {"token_embd": (VOCAB, 64), "output_norm": (64,)}
+    for layer in range(3):
+        for name, shape in {
+            "attn_norm": (64,), "attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64),
+            "attn_output": (64, 64), "ffn_norm": (64,), "ffn_gate": (96, 64), "ffn_up": (96, 64),
+            "ffn_down": (64, 96),
+        }.items():  # fmt: skip
+            shapes[f"blk.{layer}.{name}"] = shape
+    for name, shape in shapes.items():
+        values = 0.05 * torch.randn(shape, generator=generator) + float(len(shape) == 1)
+        writer.add_tensor(f"{name}.weight", values.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -18,6 +18,19 @@ from planner.errors import PlanError
 from planner.units import format_bytes
 
 
+_pinned_now = 0
+
+
+def pinned_now() -> int:
+    """Bytes that all stores of this process have pinned at this moment."""
+    return _pinned_now
+
+
+def _count_pinned(size: int) -> None:
+    global _pinned_now
+    _pinned_now += size
+
+
 class HostStore:
     """A `trainer.checkpointing.Store` with one exactly sized host buffer per layer, used again by every step.
 
@@ -101,6 +114,7 @@ class HostStore:
         for address in self._registered:
             code = int(torch.cuda.cudart().cudaHostUnregister(address))
             assert code == 0, f"cudaHostUnregister gave {code}"
+            _count_pinned(-self._size)
         self._registered, self._buffers = [], []
 
     def _pinned(self) -> Tensor:
@@ -115,6 +129,7 @@ class HostStore:
             if code != 0:
                 raise PlanError("host memory", f"the driver refused to pin it (CUDA error {code}).")
             self._registered.append(buffer.data_ptr())
+            _count_pinned(self._size)
         return buffer
 
     def _on_host(self, slot: int, shape: torch.Size) -> Tensor:

@@ -16,7 +16,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
@@ -172,18 +179,21 @@ def load_model(
         "use_safetensors": True,
         "output_loading_info": True,
     }
-    on_the_way = four_bit is not None and source.gguf is None
-    if on_the_way:
+    if source.gguf:
+        # Where the package kernels is installed, transformers would keep the file's own blocks otherwise.
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    elif four_bit is not None:
         options["quantization_config"] = four_bit.config(dtype)
     if source.gguf is None and device.type == "cuda":
         options["device_map"] = {"": device.index or 0}
     logging.disable_progress_bar()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(source.place, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source.place, **options)
     except torch.OutOfMemoryError:
         raise
     except _LOADING as error:
         raise _unreadable(source, "its weights", error) from error
+    model, info = loaded
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if wrong:
         why = f"{len(wrong)} of its weights are missing or of another shape, such as {wrong[0]}."
@@ -191,15 +201,17 @@ def load_model(
             f"model {source.asked}", why, "Fetch the files again; nothing is trained on made-up weights."
         )
     if source.gguf:
-        # The weights are plain tensors from here on, so nothing may take the model for a quantised one.
+        # The weights are plain tensors now, so nothing may take the model for a quantised one.
         model.hf_quantizer = None
         for holder in (model.config, model):
             for name in ("quantization_config", "is_quantized", "quantization_method"):
                 if name in vars(holder):
                     delattr(holder, name)
-    if four_bit is not None and not on_the_way:
-        quantise_linears(model, four_bit, dtype, device)
-    return model.to(device) if not on_the_way else model
+        if four_bit is not None:
+            quantise_linears(model, four_bit, dtype, device)
+    elif four_bit is not None:
+        return model  # on the device already, and transformers moves no model that it quantised itself
+    return model.to(device)
 
 
 def add_adapters(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> PeftModel:

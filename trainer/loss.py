@@ -35,7 +35,13 @@ def _slice_loss_and_gradient(hidden: Tensor, weight: Tensor, bias: Tensor | None
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int, divisor: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        rows: int,
+        divisor: Tensor,
     ) -> Tensor:
         gradient = hidden.detach().clone() if hidden.requires_grad else None
         total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer.counting import TensorBytes
+from trainer.host_store import pinned_now
 from trainer.session import BuiltRun
 
 BETWEEN = "between"
@@ -96,7 +97,7 @@ class Recorder:
 
     def _sample_until_stopped(self) -> None:
         while True:
-            self.host_anonymous = max(self.host_anonymous, host_anonymous_bytes() - self.pinned_bytes)
+            self.host_anonymous = max(self.host_anonymous, host_anonymous_bytes() - pinned_now())
             held = self._driver() if self._driver else None
             if held is not None:
                 self.driver = max(held, self.driver or 0)

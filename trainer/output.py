@@ -61,7 +61,7 @@ class RunFolder:
         final, made = self.path / "adapter", self.path / ".adapter-being-written"
         shutil.rmtree(made, ignore_errors=True)
         # PEFT would otherwise ask the hub whether the vocabulary grew; it is never trained here.
-        built.model.save_pretrained(made, safe_serialization=True, save_embedding_layers=False)
+        built.model.save_pretrained(str(made), safe_serialization=True, save_embedding_layers=False)
         if built.tokenizer is not None:
             built.tokenizer.save_pretrained(made)
         (made / "README.md").write_text(_card(self._plan, step, ""), encoding="utf-8")

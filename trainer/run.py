@@ -162,8 +162,7 @@ def probe(plan: Plan, built: BuiltRun, recorder: Recorder) -> tuple[dict[str, in
             _wait(built.device)
             seconds = time.perf_counter() - began
             terms = exact_terms(built)
-            recorder.mark(Phase.EVALUATE)
-            evaluate(built.loss, [batch], built.device)
+            evaluate(built.loss, [batch], built.device, recorder.mark)
             recorder.mark(BETWEEN)
     with torch.no_grad():
         for parameter, value in zip(built.trained, adapters, strict=True):
@@ -178,7 +177,7 @@ def probe(plan: Plan, built: BuiltRun, recorder: Recorder) -> tuple[dict[str, in
 
 
 def give_back_unused(device: torch.device) -> None:
-    """Hand back what the allocator holds and nobody uses, so that no phase pays for the sizes of the one before."""
+    """Hand back what the allocator holds unused, so that no phase pays for the sizes of the one before."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
@@ -288,8 +287,7 @@ def _judge(
 ) -> Evaluation | None:
     if not judged:
         return None
-    recorder.mark(Phase.EVALUATE)
-    made = evaluate(built.loss, judged, built.device)
+    made = evaluate(built.loss, judged, built.device, recorder.mark)
     recorder.mark(BETWEEN)
     folder.log(evaluation=when, loss=made.loss, perplexity=made.perplexity, tokens=made.tokens)
     console.print(

@@ -122,14 +122,15 @@ class Evaluation:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
-def evaluate(loss: Loss, batches: Sequence[Batch], device: torch.device) -> Evaluation:
-    """Loss on batches, every trained token with the same weight.
+def evaluate(loss: Loss, batches: Sequence[Batch], device: torch.device, mark: Mark = nothing) -> Evaluation:
+    """Loss on batches, every trained token with the same weight; ``mark`` hears of each batch's two phases.
 
     The model stays in training mode, which changes nothing: it has no dropout.
     """
     total, one = 0.0, torch.ones((), device=device)
     with torch.no_grad():
         for batch in batches:
-            total += float(loss(batch.to(device), one, nothing))
+            mark("evaluate")
+            total += float(loss(batch.to(device), one, lambda _: mark("evaluate_loss")))
     tokens = sum(batch.trained for batch in batches)
     return Evaluation(total / tokens, sum(len(batch.inputs) for batch in batches), tokens)

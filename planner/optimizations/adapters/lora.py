@@ -63,13 +63,13 @@ class Lora(Optimization):
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
         """Adapters, their gradients and two moments."""
         source = "PEFT's LoRA layers; torch.optim.AdamW(fused=True)"
-        after_load = ALWAYS - {Phase.LOAD}
+        after_load = ALWAYS - {Phase.LOAD}  # the optimiser makes its state in the first step
         return ledger.with_terms(
             Term(
                 "adapters/weights",
                 adapter_parameters,
                 float32,
-                after_load,
+                ALWAYS,
                 "adapter matrices",
                 source,
                 basis=Basis.EXACT,
@@ -78,7 +78,7 @@ class Lora(Optimization):
                 "gradients/adapters",
                 adapter_parameters,
                 float32,
-                after_load,
+                ALWAYS,
                 "their gradients",
                 source,
                 basis=Basis.EXACT,

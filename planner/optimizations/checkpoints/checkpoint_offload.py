@@ -18,6 +18,11 @@ def outgoing(x: Letters) -> Number:
     return 2 * x.B * x.S * x.D
 
 
+def last(x: Letters) -> Number:
+    """The input of the last layer, the first that the backward pass needs."""
+    return x.B * x.S * x.D
+
+
 def incoming(x: Letters) -> Number:
     """The checkpoint in use and the next one, fetched ahead."""
     return 2 * x.B * x.S * x.D
@@ -35,7 +40,7 @@ class CheckpointOffload(Optimization):
     title = "checkpoints in host memory"
     numbers = (4,)
     claims = frozenset({"activations/checkpoints.device"})
-    makes = frozenset({"buffers/checkpoints_out", "buffers/checkpoints_in"})
+    makes = frozenset({"buffers/checkpoints_out", "buffers/checkpoints_last", "buffers/checkpoints_in"})
     requires = (OnCard("with the CPU alone there is one memory, so there is nowhere to move checkpoints to"),)
     evidence = (
         Evidence("checkpoints in host memory", "Rajbhandari et al. 2021, arXiv 2104.07857"),
@@ -52,8 +57,16 @@ class CheckpointOffload(Optimization):
                     "buffers/checkpoints_out",
                     outgoing,
                     bits_of_activation,
-                    frozenset({Phase.FORWARD, Phase.LOSS}),
+                    frozenset({Phase.FORWARD}),
                     "hidden states on their way to the host",
+                    source,
+                ),
+                Term(
+                    "buffers/checkpoints_last",
+                    last,
+                    bits_of_activation,
+                    frozenset({Phase.LOSS}),
+                    "the last layer's input, which need not leave",
                     source,
                 ),
                 Term(

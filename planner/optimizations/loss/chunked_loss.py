@@ -65,7 +65,7 @@ class ChunkedLoss(Optimization):
                     "loss/gradient",
                     gradient_rows,
                     bits_of_activation,
-                    frozenset({Phase.LOSS, Phase.EVALUATE}),
+                    frozenset({Phase.LOSS}),
                     "gradient of the hidden states, kept from the forward pass",
                     "trainer/loss.py",
                 )

@@ -28,22 +28,17 @@ def constants(x: Letters) -> Number:
 
 
 def dequantised(x: Letters) -> Number:
-    """The largest matrix in 16 bits, as far as it stands above the gradients that follow it.
+    """The largest matrix in 16 bits, as far as it stands above what follows it.
 
-    It is alive beside one gradient of width F fewer than at the height of the backward pass
-    (``activations/backward``), so for more than M/F tokens the gradients hide it.
+    While it is alive there is a tensor of width F fewer than at the height of the pass it belongs to, forward or
+    backward; so for more than M/F tokens that height hides it.
     """
     return greatest(x.M - x.B * x.S * x.F, 0)
 
 
-def dequantised_alone(x: Letters) -> Number:
-    """The largest matrix in 16 bits."""
-    return x.M
-
-
 def loading(x: Letters) -> Number:
-    """The matrix being quantised in 16 bits, and its scales before they are quantised themselves."""
-    return 2 * x.M + 4 * ceil_div(x.M, BLOCK)
+    """The matrix being quantised in 16 bits and its scales in float32, gone before adapters and gradients come."""
+    return greatest(2 * x.M + 4 * ceil_div(x.M, BLOCK) - 8 * x.L * x.R * x.U, 0)
 
 
 def dequantised_bytes(x: Letters) -> Number:
@@ -58,9 +53,7 @@ class Nf4Weights(Optimization):
     title = "4-bit NF4 weights, double quantisation"
     numbers = (6, 11)
     claims = frozenset({"weights/linear.bits"})
-    makes = frozenset(
-        {"weights/constants", "buffers/dequantised", "buffers/dequantised_evaluation", "buffers/loading"}
-    )
+    makes = frozenset({"weights/constants", "buffers/dequantised", "buffers/loading"})
     requires = (
         Capability((6, 0), "bitsandbytes builds its 4-bit kernels for it"),
         Needs("adapters/weights", "4-bit weights cannot be trained themselves"),
@@ -95,16 +88,8 @@ class Nf4Weights(Optimization):
                     "buffers/dequantised",
                     dequantised,
                     sixteen,
-                    frozenset({Phase.BACKWARD}),
-                    "a matrix in 16 bits, where the gradients do not hide it",
-                    source,
-                ),
-                Term(
-                    "buffers/dequantised_evaluation",
-                    dequantised_alone,
-                    sixteen,
-                    frozenset({Phase.FORWARD, Phase.EVALUATE}),
-                    "a matrix in 16 bits",
+                    frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.EVALUATE}),
+                    "a matrix in 16 bits, where nothing larger follows it",
                     source,
                 ),
                 Term(
