@@ -26,7 +26,7 @@ def console() -> Console:
 
 def print_json(text: str) -> None:
     """One JSON document on standard output, in UTF-8 whatever the terminal is."""
-    # A stream without bytes beneath it, such as a StringIO that output is collected in, takes the text itself.
+    # A stream without bytes beneath, such as a StringIO that collects output, takes the text itself.
     click.echo(text.encode("utf-8") if hasattr(sys.stdout, "buffer") else text)
 
 

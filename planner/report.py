@@ -18,7 +18,7 @@ from planner.ledger import GROUPS, Phase
 from planner.plan import Plan, Scalar
 from planner.units import GIB, MIB, format_bytes, format_seconds
 
-WIDEST = 120  # lines longer than this are hard to read
+NARROWEST, WIDEST = 80, 120  # what the table of phases needs; what can be read with ease
 BAR_WIDEST = 96
 TITLES: Mapping[str, tuple[str, str]] = {
     "fits": ("FITS", "bold green"),
@@ -43,10 +43,10 @@ def print_report(plan: Plan, console: Console, *, written: Path | None = None, c
 
 
 def print_parts(console: Console, parts: Iterable[RenderableType]) -> None:
-    """Print parts one below the other, none wider than ``WIDEST``; plain text has no trailing spaces."""
+    """Print parts one below the other, none wider than a page; in plain text no line ends in spaces."""
     with console.capture() as captured:
         for part in parts:
-            console.print(part, highlight=False, markup=False, width=min(console.width, WIDEST))
+            console.print(part, highlight=False, markup=False, width=page_width(console))
     text = captured.get()
     if console.color_system is None:  # cells are padded with spaces, which nobody wants in a file
         text = "".join(line.rstrip() + "\n" for line in text.splitlines())
@@ -59,7 +59,7 @@ def report(
     plan: Plan, console: Console, *, written: Path | None = None, closing: bool = True
 ) -> Iterator[RenderableType]:
     """The parts of the report, in reading order."""
-    width = min(console.width, WIDEST)
+    width = page_width(console)
     title, style = TITLES[plan.verdict]
     yield hanging([(Text(title, style=style), Text(printable(plan.summary), style="bold"))])
     if plan.nearest:
@@ -84,6 +84,11 @@ def report(
         yield section("Next", hanging(rows))
 
 
+def page_width(console: Console) -> int:
+    """Columns to write in; below the narrowest the terminal wraps, which is better than numbers cut short."""
+    return max(NARROWEST, min(console.width, WIDEST))
+
+
 def facts(plan: Plan) -> RenderableType:
     """Card, model, sequence, longest, time and host in one line each."""
     return hanging((Text(name, style="bold"), printable(told)) for name, told in _facts(plan))
@@ -98,7 +103,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     else:
         yield "Machine", f"{gpu.name}, no card: {usable} of memory to use"
     model, count = plan.model, plan.model.parameters
-    many = f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.0f} million"
+    many = f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.4g} million"
     made_for = f"{model.layers} layers, made for {model.native_context:,} tokens"
     yield "Model", f"{model.id}: {many} parameters, {made_for}"
     tier = f"tier {plan.tier}: " if plan.tier is not None else ""
@@ -114,18 +119,11 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def longest(plan: Plan) -> str:
     """The longest sequence at the same rank."""
-    with_target, every = plan.longest.with_target, plan.longest.all_trained
-    if with_target is None and every is None:
-        return f"no sequence fits at rank {plan.lora_rank}"
-    told = (
-        [f"{with_target:,} tokens if {plan.target:,} are trained"]
-        if with_target is not None and plan.context
-        else []
-    )
-    told += (
-        [f"{every:,} if all are" if told else f"{every:,} tokens, all trained"] if every is not None else []
-    )
-    return ", ".join(told) + f", at rank {plan.lora_rank}" if told else "none with every token trained"
+    with_target, every, rank = plan.longest.with_target, plan.longest.all_trained, f"at rank {plan.lora_rank}"
+    if with_target is not None and plan.context and with_target > plan.target:
+        rest = f", {every:,} if all are" if every is not None else ""
+        return f"{with_target:,} tokens if {plan.target:,} are trained{rest}, {rank}"
+    return f"{every:,} tokens, all trained, {rank}" if every is not None else f"no sequence fits {rank}"
 
 
 def _step(bound: float | None, estimate: float | None, limit: float, basis: str) -> str:

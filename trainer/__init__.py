@@ -1,1 +1,8 @@
 """Trains what the planner planned. Imports planner, never the reverse."""
+
+import os
+
+# Segments that can grow keep what the allocator reserves close to what is allocated. torch reads the setting when
+# it is loaded, so it is made here, before any module of this package imports torch; what the user set stands.
+if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+    os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"

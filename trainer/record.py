@@ -142,6 +142,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         found["allocator"] = {
             "backend": torch.cuda.get_allocator_backend(),
             "settings": os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
+            "expandable_segments": any(part.get("is_expandable") for part in torch.cuda.memory_snapshot()),
         }
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -51,9 +50,6 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
         raise PlanError(
             "train.data", "is empty, so there is nothing to train on.", "--data FOLDER names some."
         )
-    # Segments that can grow keep what is reserved close to what is allocated. Read when CUDA first allocates.
-    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     console, folder, device = Console(), RunFolder(plan), take_device(plan)
     reading = read_documents(Path(plan.train.data))  # its mistakes come to light before minutes of loading
     built = None

@@ -77,6 +77,7 @@ def run(case: Case, out: Path) -> str:
     reserved = measured["reserved_bytes"]
     return (
         f"{time.monotonic() - began:5.0f} s  allocated {allocated / 2**20:9.1f} MiB, predicted {share:+6.2f} %, "
+        f"{'expandable, ' if found['environment']['allocator']['expandable_segments'] else ''}"
         f"reserved {(reserved or 0) / 2**20:9.1f} MiB, driver {(measured['driver_bytes'] or 0) / 2**20:9.1f} MiB, "
         f"step {found['step_seconds']['median']:.3f} s"
     )

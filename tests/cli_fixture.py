@@ -1,0 +1,53 @@
+"""What the tests of the command line share: a plan in place of planning, a trainer, mistakes as told."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import planner.planning
+from planner.cli import main
+from planner.plan import Plan
+from planner.planning import Request
+
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+
+
+def planning_gives(monkeypatch: Patch, plan: Plan) -> list[Request]:
+    """Put this plan in place of planning; the list takes every request that planning is asked for."""
+    requests: list[Request] = []
+
+    def make_plan(request: Request) -> Plan:
+        requests.append(request)
+        return plan
+
+    monkeypatch.setattr(planner.planning, "make_plan", make_plan)
+    return requests
+
+
+def trainer_that(monkeypatch: Patch, act: Callable[[Plan], int]) -> None:
+    """Put a trainer in place that does this."""
+    module = ModuleType("trainer.run")
+    module.execute = act  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "trainer.run", module)
+
+
+def mistakes(capsys: Capture, *arguments: str) -> list[str]:
+    """What a command that is given wrongly says, line by line; it exits with 2 and prints nothing else."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and "Traceback" not in err
+    return err.splitlines()
+
+
+def answered(capsys: Capture, *arguments: str) -> Any:
+    """The JSON that a command prints."""
+    assert main(arguments) == 0
+    return json.loads(capsys.readouterr().out)

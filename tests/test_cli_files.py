@@ -1,0 +1,158 @@
+"""Plan files written and run: whole or not at all, unchanged, and never over something else."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from cli_fixture import Capture, Patch, mistakes, planning_gives, trainer_that
+from plan_fixture import example_plan, too_long_plan
+
+import planner.hardware
+import planner.planning
+from planner.cli import main
+from planner.cli_output import write_plan
+from planner.errors import PlanError
+from planner.plan import Plan, load_plan
+
+
+def test_out_writes_the_plan_and_equal_plans_give_equal_bytes(
+    monkeypatch: Patch, tmp_path: Path, capsys: Capture
+) -> None:
+    planning_gives(monkeypatch, example_plan())
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    assert main(["--gpu", "rtx2060s", "--out", str(first)]) == 0
+    assert str(first) in "".join(capsys.readouterr().out.split())
+    assert main(["--gpu", "rtx2060s", "--json", "--out", str(second)]) == 0
+    json.loads(capsys.readouterr().out)
+    assert first.read_bytes() == second.read_bytes()
+    assert load_plan(first) == example_plan()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.yaml", "second.yaml"]
+
+
+def test_out_replaces_a_plan_but_nothing_else(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
+    planning_gives(monkeypatch, example_plan())
+    place = tmp_path / "plan.yaml"
+    write_plan(too_long_plan(), place)
+    assert main(["--gpu", "rtx2060s", "--out", str(place)]) == 0
+    assert load_plan(place).verdict == "fits"
+    capsys.readouterr()
+    for text in ("my notes\n", "schema: tierplan/0\n", "a: b\n", ""):
+        place.write_text(text)
+        assert "is not overwritten" in mistakes(capsys, "--gpu", "rtx2060s", "--out", str(place))[0]
+        assert place.read_text() == text
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    place, link = tmp_path / "plan.yaml", tmp_path / "link.yaml"
+    write_plan(example_plan(), place)
+    link.symlink_to(place)
+    write_plan(too_long_plan(), link)
+    assert link.is_symlink() and load_plan(place).verdict == "does-not-fit"
+
+
+def test_a_full_disk_leaves_the_old_plan_whole(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
+    planning_gives(monkeypatch, too_long_plan())
+    place = tmp_path / "plan.yaml"
+    write_plan(example_plan(), place)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    told = mistakes(capsys, "--gpu", "rtx2060s", "--out", str(place))
+    assert told == [f"error: --out {place}: cannot be written: No space left on device."]
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
+    assert load_plan(place) == example_plan()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that takes no files even from root")
+def test_a_folder_that_takes_no_file_is_an_error_and_no_traceback(
+    monkeypatch: Patch, capsys: Capture
+) -> None:
+    planning_gives(monkeypatch, example_plan())
+    assert "cannot be written" in mistakes(capsys, "--gpu", "rtx2060s", "--out", "/proc/plan.yaml")[0]
+
+
+def test_a_plan_file_is_reported_as_it_is(tmp_path: Path, capsys: Capture) -> None:
+    place = tmp_path / "plan.yaml"
+    write_plan(too_long_plan(), place)
+    assert main(["--plan", str(place)]) == 1
+    assert capsys.readouterr().out.startswith("DOES NOT FIT")
+    assert main(["--plan", str(place), "--json"]) == 1
+    assert Plan.model_validate_json(capsys.readouterr().out) == too_long_plan()
+
+
+def test_a_plan_file_is_run_unchanged(tmp_path: Path, monkeypatch: Patch) -> None:
+    run: list[Plan] = []
+    trainer_that(monkeypatch, lambda plan: run.append(plan) or 130)
+    place, plan = tmp_path / "plan.yaml", example_plan(train={"data": str(tmp_path)})
+    write_plan(plan, place)
+    assert main(["--plan", str(place), "--execute"]) == 130
+    assert run == [plan]
+
+
+def test_data_fills_a_plan_that_names_none_and_changes_no_other(
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    run: list[Plan] = []
+    trainer_that(monkeypatch, lambda plan: run.append(plan) or 0)
+    place = tmp_path / "plan.yaml"
+    write_plan(example_plan(), place)
+    assert "there is nothing to train on" in mistakes(capsys, "--plan", str(place), "--execute")[0]
+    assert main(["--plan", str(place), "--execute", "--data", str(tmp_path)]) == 0
+    assert run == [example_plan(train={"data": str(tmp_path)})]
+    capsys.readouterr()
+    write_plan(example_plan(train={"data": "elsewhere"}), place)
+    told = mistakes(capsys, "--plan", str(place), "--execute", "--data", str(tmp_path))
+    assert "a plan file is run unchanged" in told[0]
+
+
+def test_what_does_not_fit_is_not_trained(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
+    planning_gives(monkeypatch, too_long_plan())
+    trainer_that(monkeypatch, lambda plan: pytest.fail("trained"))
+    assert main(["--gpu", "rtx2060s", "--execute", "--data", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert told == f"error: --execute: nothing was trained. {too_long_plan().summary}\n"
+
+
+def test_without_the_train_extra_training_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    planning_gives(monkeypatch, example_plan())
+    monkeypatch.setitem(sys.modules, "trainer.run", None)
+    assert main(["--gpu", "rtx2060s", "--execute", "--data", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: --execute: training needs the train extra")
+    assert told.endswith("pip install 'tierplan[train]' brings it.\n")
+
+
+def test_a_mistake_found_while_training_is_told(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
+    def fail(plan: Plan) -> int:
+        raise PlanError("the tokenizer", "is missing.")
+
+    planning_gives(monkeypatch, example_plan())
+    trainer_that(monkeypatch, fail)
+    assert main(["--gpu", "rtx2060s", "--execute", "--data", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "error: the tokenizer: is missing.\n"
+
+
+def test_execute_without_a_card_named_plans_for_this_machine(
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    requests = planning_gives(monkeypatch, example_plan())
+    trainer_that(monkeypatch, lambda plan: 0)
+    monkeypatch.setattr(planner.hardware, "detect_local", lambda: object())
+    assert main(["--execute", "--data", str(tmp_path)]) == 0
+
+    def none_here() -> None:
+        raise PlanError("--gpu local", "no driver answers here.")
+
+    monkeypatch.setattr(planner.hardware, "detect_local", none_here)
+    assert main(["--execute", "--data", str(tmp_path)]) == 0
+    assert [request.gpu for request in requests] == ["local", "cpu"]
+    told = capsys.readouterr().err
+    assert told == "No card to train on: no driver answers here. Planning for the CPU.\n"
