@@ -17,7 +17,6 @@ from torch import Tensor
 from planner.errors import PlanError
 from planner.units import format_bytes
 
-
 _pinned_now = 0
 
 

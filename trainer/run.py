@@ -75,7 +75,7 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
             built.close()
 
 
-_SHORTER = "Plan a shorter context, and report the record: the plan was wrong."
+_SHORTER = "Plan a shorter context, and please report this: the plan was wrong."
 
 
 def _run(
@@ -179,18 +179,18 @@ def give_back_unused(device: torch.device) -> None:
 
 
 def check_bound(plan: Plan, recorder: Recorder) -> None:
-    """Stop where the probe took more than the plan's bound.
+    """Stop where tensors took more than the plan's bound, although the card may have had it.
+
+    What the allocator reserves is held to the budget by ``take_device``.
 
     Raises:
         PlanError: by how much.
     """
-    reserved, high = recorder.peak("reserved_bytes"), plan.memory.gpu.peak_bytes.high
-    taken = recorder.peak("allocated_bytes") if reserved is None else reserved
+    taken, high = recorder.peak("allocated_bytes"), plan.memory.gpu.peak_bytes.high
     if taken is not None and taken > high:
         asked = f"{plan.total_tokens:,} tokens on {plan.gpu.name}"
         over = f"{format_bytes(taken - high)} ({100 * (taken / high - 1):.1f} %)"
-        bound = format_bytes(high)
-        why = f"the probe step took {format_bytes(taken)}, {over} more than the plan's bound of {bound}."
+        why = f"the probe step took {format_bytes(taken)}, {over} more than the plan's bound of {format_bytes(high)}."
         raise PlanError(asked, why, _SHORTER)
 
 

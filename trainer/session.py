@@ -250,7 +250,7 @@ def build(plan: Plan) -> BuiltRun:
 
 
 def take_device(plan: Plan) -> torch.device:
-    """The device that was planned for, held to the plan's bound.
+    """The device that was planned for, held to the planned budget.
 
     Raises:
         PlanError: this machine has no such card, or less of its memory.
@@ -270,11 +270,9 @@ def take_device(plan: Plan) -> torch.device:
     if here.total_memory < needed:
         why = f"the plan needs {needed:,} bytes of it, and this card shows {here.total_memory:,}."
         raise PlanError(asked, why, "`plan --gpu local` plans for what it shows.")
-    # Held to the plan's bound, the allocator gives pages back that it holds unused before it asks for more, and
-    # beyond the bound the run fails at once; it never spills into memory that is not the card's own.
-    torch.cuda.set_per_process_memory_fraction(
-        min(1.0, plan.memory.gpu.peak_bytes.high / here.total_memory), 0
-    )
+    # Beyond the budget the run fails at once; it never spills into memory that is not the card's own. Held to a
+    # smaller budget the allocator gives pages back that it holds unused before it asks for more.
+    torch.cuda.set_per_process_memory_fraction(min(1.0, plan.memory.gpu.budget_bytes / here.total_memory), 0)
     return torch.device("cuda", 0)
 
 

@@ -4,7 +4,8 @@
     python -m reports.validation.measure run OUT [NAME…]  run the frozen plans here; one record each into OUT
 
 Freeze and commit the plans first: a record holds the plan it was run by, so git shows that the prediction came
-before the measurement. A case that fails leaves ``NAME.failed.txt`` with the reason, never a silence.
+before the measurement. Each run is held to its plan's bound (`high`): it is shown to suffice, not only that it was
+not passed. A case that fails leaves ``NAME.failed.txt`` with the reason, never a silence.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from planner.plan import load_plan
+from planner.plan import Memory, load_plan
 from reports.validation.cases import CASES, Case
 
 PLANS = Path(__file__).with_name("plans")
@@ -48,15 +49,20 @@ def synthetic_text(folder: Path, tokens: int) -> Path:
     return folder
 
 
+def held_to_bound(memory: Memory) -> Memory:
+    """The same with the bound for a budget: the run fails where the bound does not suffice."""
+    gpu = memory.gpu.model_copy(update={"budget_bytes": memory.gpu.peak_bytes.high})
+    return memory.model_copy(update={"gpu": gpu})
+
+
 def run(case: Case, out: Path) -> str:
     """Run one frozen plan in a fresh process; gives what came of it in a line."""
     plan = load_plan(PLANS / f"{case.name}.yaml")
     with tempfile.TemporaryDirectory() as scratch:
         data = synthetic_text(Path(scratch) / "data", plan.total_tokens)
         record = Path(scratch) / "run" / "measurement.json"
-        moved = plan.model_copy(
-            update={"train": plan.train.model_copy(update={"data": str(data), "out": str(record.parent)})}
-        )
+        train = plan.train.model_copy(update={"data": str(data), "out": str(record.parent)})
+        moved = plan.model_copy(update={"train": train, "memory": held_to_bound(plan.memory)})
         frozen = Path(scratch) / "plan.yaml"
         frozen.write_text(moved.to_yaml(), encoding="utf-8")
         command = [sys.executable, "-m", "planner", "--plan", str(frozen), "--execute"]
