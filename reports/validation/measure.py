@@ -11,9 +11,9 @@ not passed. A case that fails leaves ``NAME.failed.txt`` with the reason, never 
 from __future__ import annotations
 
 import json
+import os
 import random
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,7 +31,7 @@ def freeze(case: Case) -> str:
     """Write a case's plan; gives the planner's word on it."""
     PLANS.mkdir(exist_ok=True)
     target = PLANS / f"{case.name}.yaml"
-    command = [sys.executable, "-m", "planner", *shlex.split(case.arguments), "--out", str(target)]
+    command = [sys.executable, "-m", "planner", *shlex.split(case.arguments), "--out", os.path.relpath(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return (
         "frozen"
@@ -75,8 +75,9 @@ def run(case: Case, out: Path) -> str:
         if code != 0 or not record.exists():
             (out / f"{case.name}.failed.txt").write_text(output, encoding="utf-8")
             return f"FAILED ({code}): {output.strip()[-400:]}"
-        shutil.copy(record, out / f"{case.name}.json")
-    found = json.loads((out / f"{case.name}.json").read_text(encoding="utf-8"))
+        found = json.loads(record.read_text(encoding="utf-8"))
+    found["plan"]["train"] |= {"data": "synthetic", "out": "scratch"}  # the folder of this run is gone by now
+    (out / f"{case.name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     measured, predicted = found["measured"]["gpu"], found["predicted"]["gpu"]
     allocated = measured["allocated_bytes"]
     share = 100 * (predicted["expected_bytes"] / allocated - 1)
