@@ -1,4 +1,4 @@
-"""The terms and the work of a training step with nothing switched on: float32, eager attention, stock loss.
+"""The terms of memory of a training step with nothing switched on: float32, eager attention, stock loss.
 
 Without an optimisation that makes ``adapters/weights`` nothing is trained; without checkpointing every layer's
 saved tensors live at once. Each formula states what autograd keeps for one layer as transformers 5.17 to 5.23
@@ -8,7 +8,8 @@ computes it, with the adapter forward of ``trainer/adapters.py``; they are check
 
 from __future__ import annotations
 
-from planner.ledger import ALWAYS, Basis, Formula, Ledger, Phase, Resource, Term, Work
+from planner.baseline_work import WORK
+from planner.ledger import ALWAYS, Basis, Formula, Ledger, Phase, Term
 from planner.symbols import Letters, Number, greatest
 
 EVALUATION = frozenset({Phase.EVALUATE, Phase.EVALUATE_LOSS})
@@ -231,13 +232,9 @@ PER_LAYER: tuple[Term, ...] = (
     _saved("activations/hidden", norm_outputs, bits_of_activation, "norm outputs, the inputs of adapters"),
     _saved("activations/adapters", adapter_inner, bits_of_activation, "inner activations of adapters"),
     _saved("activations/mlp", mlp_saved, bits_of_activation, "gate, up, activation and product in the MLP"),
-    _saved(
-        "attention/qkv", attention_inputs_expanded, bits_of_activation, "query, key and value after rotation"
-    ),
+    _saved("attention/qkv", attention_inputs_expanded, bits_of_activation, "query, key and value after rotation"),
     _saved("attention/output", attention_output, bits_of_activation, "output of attention"),
-    _saved(
-        "attention/scores", eager_scores, scores_bits, "what attention saves beside its inputs and output"
-    ),
+    _saved("attention/scores", eager_scores, scores_bits, "what attention saves beside its inputs and output"),
 )
 
 FIXED: tuple[Term, ...] = (
@@ -250,12 +247,8 @@ FIXED: tuple[Term, ...] = (
         SHAPES,
         basis=Basis.EXACT,
     ),
-    Term(
-        "weights/embedding", embedding, bits_of_weight, ALWAYS, "token embedding", SHAPES, basis=Basis.EXACT
-    ),
-    Term(
-        "weights/head", head, bits_of_weight, ALWAYS, "output head, where not tied", SHAPES, basis=Basis.EXACT
-    ),
+    Term("weights/embedding", embedding, bits_of_weight, ALWAYS, "token embedding", SHAPES, basis=Basis.EXACT),
+    Term("weights/head", head, bits_of_weight, ALWAYS, "output head, where not tied", SHAPES, basis=Basis.EXACT),
     Term(
         "weights/norms",
         norms_and_biases,
@@ -265,9 +258,7 @@ FIXED: tuple[Term, ...] = (
         SHAPES,
         basis=Basis.EXACT,
     ),
-    Term(
-        "weights/rotary", rotary_frequencies, float32, ALWAYS, "rotary frequencies", SHAPES, basis=Basis.EXACT
-    ),
+    Term("weights/rotary", rotary_frequencies, float32, ALWAYS, "rotary frequencies", SHAPES, basis=Basis.EXACT),
 )
 
 PASSING: tuple[Term, ...] = (
@@ -354,48 +345,6 @@ WORKSPACE = Term(
     "workspace that cuBLAS keeps",
     "torch CUDABlas.cpp and CublasHandlePool.cpp: a handle, and a workspace, for each thread",
     basis=Basis.MEASURED,
-)
-
-
-def linear_forward_flops(x: Letters) -> Number:
-    """Two FLOPs for each weight, adapters included, and each token."""
-    return 2 * tokens(x) * x.L * (x.P + x.R * x.U)
-
-
-def linear_backward_flops(x: Letters) -> Number:
-    """Gradient of the inputs through base and adapters, and of the adapters themselves; the base is frozen."""
-    return 2 * tokens(x) * x.L * (x.P + 2 * x.R * x.U)
-
-
-def attention_forward_flops(x: Letters) -> Number:
-    """Two products over the causal half of all pairs."""
-    return 2 * x.B * x.S**2 * x.L * x.H * x.E
-
-
-def attention_backward_flops(x: Letters) -> Number:
-    """Five products over the causal half of all pairs, one of them the scores again."""
-    return 5 * x.B * x.S**2 * x.L * x.H * x.E
-
-
-def head_flops(x: Letters) -> Number:
-    """Logits and the gradient of the hidden states, for every token."""
-    return 4 * tokens(x) * x.V * x.D
-
-
-WORK: tuple[Work, ...] = (
-    Work("linear/forward", linear_forward_flops, Resource.LINEAR, Phase.FORWARD, "linears of the layers"),
-    Work(
-        "linear/backward", linear_backward_flops, Resource.LINEAR, Phase.BACKWARD, "gradients of the linears"
-    ),
-    Work("attention/forward", attention_forward_flops, Resource.ATTENTION, Phase.FORWARD, "attention"),
-    Work(
-        "attention/backward",
-        attention_backward_flops,
-        Resource.ATTENTION,
-        Phase.BACKWARD,
-        "gradient of attention",
-    ),
-    Work("head/both", head_flops, Resource.LINEAR, Phase.LOSS, "output head, forward and backward"),
 )
 
 

@@ -66,9 +66,7 @@ class _Plan(click.Group):
 @planning_options(*OPTIONS)
 @click.option("--out", metavar="FILE", help="Write the plan to this file (YAML).")
 @click.option("--json", "json_", is_flag=True, help="Print the plan as one JSON object, and no report.")
-@click.option(
-    "--execute", is_flag=True, help="Train what was planned; without --gpu, plan for this machine first."
-)
+@click.option("--execute", is_flag=True, help="Train what was planned; without --gpu, plan for this machine first.")
 @click.option("--plan", "plan_", metavar="FILE", help="Take the plan from this file instead of making one.")
 @click.version_option(__version__, "--version", prog_name="tierplan", message="%(prog)s %(version)s")
 @click.pass_context
@@ -212,12 +210,12 @@ def _execute(plan: Plan) -> int:
     except ImportError as error:
         nearest = "pip install 'tierplan[train]' brings it."
         raise PlanError("--execute", f"training needs the train extra ({error}).", nearest) from error
-    return execute(plan)
+    return int(execute(plan))
 
 
 def _this_machine() -> str:
     """``local``, or ``cpu`` with a word about why."""
-    from planner.hardware import detect_local
+    from planner.machine import detect_local
 
     try:
         detect_local()
@@ -233,9 +231,7 @@ def _refuse_misplaced(context: click.Context, options: Options) -> None:
     if misplaced:
         command = f"plan {context.invoked_subcommand}"
         nearest = f"`{command} --help` lists those it takes."
-        raise PlanError(
-            f"plan {misplaced[0]} … {context.invoked_subcommand}", "options come after it.", nearest
-        )
+        raise PlanError(f"plan {misplaced[0]} … {context.invoked_subcommand}", "options come after it.", nearest)
 
 
 def _tell(*messages: str, hint: str = "") -> None:

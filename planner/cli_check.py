@@ -127,7 +127,7 @@ def card_of(plan: Plan) -> str:
 
 
 def _is_here(card: str) -> bool:
-    from planner.hardware import detect_local
+    from planner.machine import detect_local
 
     try:
         return detect_local().id == card
@@ -179,7 +179,5 @@ def _told(difference: Difference) -> tuple[str, str]:
         file, now = map(format_bytes, values)
         if file != now:
             return file, now
-    file, now = (
-        "nothing" if value is None else f"{value:,}" if type(value) is int else str(value) for value in values
-    )
+    file, now = ("nothing" if value is None else f"{value:,}" if type(value) is int else str(value) for value in values)
     return file, now

@@ -75,9 +75,7 @@ def models(json_: bool) -> None:
         return
     table = _table("id", "on the hub", "parameters", "made for", "licence", right=("parameters", "made for"))
     for facts in known:
-        table.add_row(
-            facts.id, facts.hub_id, f"{facts.counted:,}", f"{facts.native_context:,}", facts.licence
-        )
+        table.add_row(facts.id, facts.hub_id, f"{facts.counted:,}", f"{facts.native_context:,}", facts.licence)
     other = "a folder with config.json, a GGUF file, or a hub id (org/name)"
     _print(table, f"made for: tokens. `--model` also takes {other}.")
 
@@ -167,9 +165,7 @@ def _card(card: HardwareProfile) -> dict[str, Any]:
         "aliases": list(card.aliases),
         "kind": card.kind,
         "architecture": card.architecture,
-        "compute_capability": ".".join(map(str, card.compute_capability))
-        if card.compute_capability
-        else None,
+        "compute_capability": ".".join(map(str, card.compute_capability)) if card.compute_capability else None,
         "budget_bytes": card.budget_bytes(),
         "supports_bf16": card.supports_bf16,
         "supports_flash_attention_2": card.supports_flash_attention_2,
@@ -213,9 +209,7 @@ def _table(*columns: str, right: Iterable[str] = ()) -> Table:
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for name in columns:
-        table.add_column(
-            name, justify="right" if name in right else "left", no_wrap=name in ("id", "", *right)
-        )
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name in ("id", "", *right))
     return table
 
 

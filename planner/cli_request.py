@@ -22,33 +22,25 @@ Value = TypeVar("Value")
 
 # Everything arrives as text and is read here, not by click, which stops at the first mistake.
 OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "gpu": click.option(
-        "--gpu", metavar="ID", help="Card: an id of `plan gpus`, a YAML file, local, or cpu."
-    ),
+    "gpu": click.option("--gpu", metavar="ID", help="Card: an id of `plan gpus`, a YAML file, local, or cpu."),
     "model": click.option(
         "--model",
         metavar="ID",
         help=f"Model: an id of `plan models`, a folder, a GGUF file, or a hub id. [{DEFAULT_MODEL}]",
     ),
     "tier": click.option("--tier", metavar="N", help="Tier 1 to 11 instead of the highest that fits."),
-    "context": click.option(
-        "--context", metavar="TOKENS", help="Length of a sequence instead of a tier, such as 24K."
-    ),
+    "context": click.option("--context", metavar="TOKENS", help="Length of a sequence instead of a tier, such as 24K."),
     "objective": click.option(
         "--objective",
         metavar="WHAT",
         help="context (longest), or at a given length speed or memory. [context]",
     ),
     "host_ram": click.option("--host-ram", metavar="SIZE", help="Host memory a run may take. [32GiB]"),
-    "max_step_time": click.option(
-        "--max-step-time", metavar="TIME", help="Longest bearable step, such as 10m. [24h]"
-    ),
+    "max_step_time": click.option("--max-step-time", metavar="TIME", help="Longest bearable step, such as 10m. [24h]"),
     "with_": click.option(
         "--with", "with_", multiple=True, metavar="NAME", help="Insist on an optimisation; repeatable."
     ),
-    "without": click.option(
-        "--without", multiple=True, metavar="NAME", help="Rule an optimisation out; repeatable."
-    ),
+    "without": click.option("--without", multiple=True, metavar="NAME", help="Rule an optimisation out; repeatable."),
     "set_": click.option(
         "--set",
         "set_",
@@ -56,9 +48,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
         metavar="KNOB=VALUE",
         help="Fix a knob (lora.rank=16) or setting (train.lr=1e-4).",
     ),
-    "data": click.option(
-        "--data", metavar="PATH", help="Text, code or JSONL to train on: a folder or a file."
-    ),
+    "data": click.option("--data", metavar="PATH", help="Text, code or JSONL to train on: a folder or a file."),
 }
 
 
@@ -106,9 +96,7 @@ def read_request(options: Options, errors: list[PlanError]) -> Request:
         try:
             return read(text)
         except PlanError as error:
-            errors.append(
-                PlanError(f"{option_name(name)} {text}", _without_quantity(error, text), error.nearest)
-            )
+            errors.append(PlanError(f"{option_name(name)} {text}", _without_quantity(error, text), error.nearest))
             return absent
 
     try:
@@ -119,9 +107,7 @@ def read_request(options: Options, errors: list[PlanError]) -> Request:
     target = train.pop("target", None)
     data = options.get("data")
     if data and train.setdefault("data", data) != data:
-        errors.append(
-            PlanError(f"--data {data} --set train.data={train['data']}", "name two places.", "Drop one.")
-        )
+        errors.append(PlanError(f"--data {data} --set train.data={train['data']}", "name two places.", "Drop one."))
     return Request(
         gpu=options.get("gpu") or Request.gpu,
         model=options.get("model") or DEFAULT_MODEL,
@@ -172,9 +158,7 @@ def _tier(text: str) -> int:
 
     last = TIERS[-1].number
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= last:
-        raise PlanError(
-            text, f"tiers are whole numbers from 1 to {last}.", "--context takes a number of tokens."
-        )
+        raise PlanError(text, f"tiers are whole numbers from 1 to {last}.", "--context takes a number of tokens.")
     return int(text)
 
 

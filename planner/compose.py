@@ -91,9 +91,7 @@ def problems(ids: Iterable[str], situation: Situation) -> dict[str, tuple[str, .
             if "/" in claim and term not in existing:
                 found[choice.id].append(f"nothing here makes {term}; {_makers(term, known)}")
         for term in sorted(choice.makes):
-            found[choice.id] += [
-                f"{term} is already made by {other}" for other in made_by[term] if other != choice.id
-            ]
+            found[choice.id] += [f"{term} is already made by {other}" for other in made_by[term] if other != choice.id]
         for need in choice.requires:
             if isinstance(need, Needs) and need.term not in existing:
                 found[choice.id].append(
@@ -107,9 +105,7 @@ def _makers(term: str, known: Mapping[str, Optimization]) -> str:
     return f"{' or '.join(makers)} does" if makers else "no optimisation does"
 
 
-def compose(
-    ids: Iterable[str], knobs: Mapping[str, Mapping[str, Scalar]], situation: Situation
-) -> Configuration:
+def compose(ids: Iterable[str], knobs: Mapping[str, Mapping[str, Scalar]], situation: Situation) -> Configuration:
     """The configuration of a valid set; knobs that are not given take their best choice.
 
     Optimisations are applied makers first; beyond that the order does not matter, since nothing is claimed twice.
@@ -128,15 +124,10 @@ def compose(
         ready = next((c for c in waiting if {_term(claim) for claim in c.claims} - {""} <= made), None)
         assert ready is not None, f"compose an invalid set: {[c.id for c in waiting]}"
         waiting.remove(ready)
-        values = {
-            knob.name: knobs.get(ready.id, {}).get(knob.name, knob.choices(situation)[0])
-            for knob in ready.knobs
-        }
+        values = {knob.name: knobs.get(ready.id, {}).get(knob.name, knob.choices(situation)[0]) for knob in ready.knobs}
         before = ledger
         ledger = ready.rewrite(ledger, values, situation)
-        assert set(ledger.terms) - set(before.terms) == set(ready.makes), (
-            f"{ready.id} makes other terms than it says"
-        )
+        assert set(ledger.terms) - set(before.terms) == set(ready.makes), f"{ready.id} makes other terms than it says"
         made = set(ledger.terms)
         letters |= ready.letters(situation, values)
         settings |= ready.settings(situation, values)

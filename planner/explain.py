@@ -153,11 +153,7 @@ def _knob(owner: Optimization, knob: Knob, run: Run) -> Explanation:
             (f"{offered} (the first is preferred)" if "," in offered else offered) or "none on this card",
         ),
     ]
-    facts += (
-        [("Allowed", f"{knob.low:,} to {knob.high:,}")]
-        if knob.low is not None and knob.high is not None
-        else []
-    )
+    facts += [("Allowed", f"{knob.low:,} to {knob.high:,}")] if knob.low is not None and knob.high is not None else []
     facts += [("Belongs to", f"{owner.id}: {owner.title}")]
     facts += [("Used by", used)] if knob.letter and (used := used_by(knob.letter, run)) else []
     letters = values([getattr(symbolic_letters(), knob.letter)], run) if knob.letter else ()
@@ -168,16 +164,12 @@ def _optimisation(each: Optimization, run: Run) -> Explanation:
     shown = run if each.id in run.configuration.ids else smallest_run_with(each.id, run)
     formulas, letters = formulas_of(each, shown) if shown is not None else ((), ())
     facts = tuple(_about(each, run))
-    return Explanation(
-        each.id, "optimisation", each.title, _docstring(each), facts, formulas, letters, _where(run)
-    )
+    return Explanation(each.id, "optimisation", each.title, _docstring(each), facts, formulas, letters, _where(run))
 
 
 def _about(each: Optimization, run: Run) -> Iterable[tuple[str, str]]:
     on = next((choice.reason for choice in run.plan.choices if choice.id == each.id), None)
-    off = next(
-        ("; ".join(rejection.reasons) for rejection in run.plan.rejected if rejection.id == each.id), ""
-    )
+    off = next(("; ".join(rejection.reasons) for rejection in run.plan.rejected if rejection.id == each.id), "")
     yield "In this plan", f"on: {on}" if on is not None else f"off: {off}"
     yield (
         "Result",
@@ -214,6 +206,4 @@ def _unknown(asked: str, names: list[str]) -> PlanError:
     group = [name for name in names if asked and name.startswith(asked.rstrip("/.") + "/")]
     nearest = f"It is a group: {', '.join(group)}." if group else did_you_mean(asked, names)
     why = "is no optimisation, term, letter or knob."
-    return PlanError(
-        f"explain {asked!r}", why, nearest or "`plan optimizations` and `plan --gpu ID` name some."
-    )
+    return PlanError(f"explain {asked!r}", why, nearest or "`plan optimizations` and `plan --gpu ID` name some.")

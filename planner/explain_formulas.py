@@ -9,8 +9,9 @@ from typing import Any
 from planner.baseline import baseline
 from planner.calibration import calibration
 from planner.compose import Configuration, compose, problems
-from planner.hardware import cpu_profile, detect_local, load_profile
+from planner.hardware import load_profile
 from planner.ledger import Device, Phase, Resource, Term, Work
+from planner.machine import cpu_profile, detect_local
 from planner.model import load_model
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Optimization, Situation
@@ -73,8 +74,7 @@ def planned_run(plan: Plan, gpu: str = "") -> Run:
     shape = load_model(plan.model.source.removeprefix("random:"))
     situation = Situation(card, shape, plan.memory.host.budget_bytes)
     knobs = {
-        choice.id: {name: value for name, value in choice.knobs.items() if value is not None}
-        for choice in plan.choices
+        choice.id: {name: value for name, value in choice.knobs.items() if value is not None} for choice in plan.choices
     }
     return _at(plan, situation, compose([choice.id for choice in plan.choices], knobs, situation))
 
@@ -86,9 +86,7 @@ def smallest_run_with(name: str, run: Run) -> Run | None:
         existing = set(baseline().terms) | {term for each in ids for term in known[each].makes}
         wanted = {claim.rpartition(".")[0] for each in ids for claim in known[each].claims if "/" in claim}
         wanted |= {need.term for each in ids for need in known[each].requires if hasattr(need, "term")}
-        makers = [
-            maker for term in sorted(wanted - existing) for maker in known if term in known[maker].makes
-        ]
+        makers = [maker for term in sorted(wanted - existing) for maker in known if term in known[maker].makes]
         if not makers:
             break
         ids.add(makers[0])
@@ -198,9 +196,7 @@ def attributes(each: Optimization, term: str) -> list[str]:
 def value(symbol: str, run: Run) -> int | None:
     """A letter's value; None where it belongs to an optimisation that is off."""
     always = {"B", "S", "T", "Z", "R"}
-    return (
-        int(getattr(run.letters, symbol)) if symbol in always or symbol in run.configuration.letters else None
-    )
+    return int(getattr(run.letters, symbol)) if symbol in always or symbol in run.configuration.letters else None
 
 
 def values(expressions: Iterable[Any], run: Run) -> tuple[LetterValue, ...]:

@@ -29,9 +29,7 @@ def _parts(found: Explanation) -> Iterator[RenderableType]:
     yield Text()
     yield hanging((Text(name, style="bold"), told) for name, told in found.facts)
     for formula in found.formulas:
-        yield section(
-            formula.name, hanging((Text(name, style="dim"), told) for name, told in _lines(formula))
-        )
+        yield section(formula.name, hanging((Text(name, style="dim"), told) for name, told in _lines(formula)))
     if found.letters:
         yield section("Letters", _letters(found))
     yield Text()

@@ -9,9 +9,7 @@ from planner.solver import Limits, Objective, Outcome, Search
 from planner.units import format_bytes, format_count, format_seconds
 
 
-def reasons_for_choices(
-    found: Search, limits: Limits, objective: Objective, required: Sequence[str]
-) -> dict[str, str]:
+def reasons_for_choices(found: Search, limits: Limits, objective: Objective, required: Sequence[str]) -> dict[str, str]:
     """For each optimisation that is on, what would be lost without it."""
     return {name: _why_on(name, found, limits, objective, required) for name in found.best.configuration.ids}
 
@@ -85,11 +83,7 @@ def _why_off(name: str, found: Search, limits: Limits, objective: Objective) -> 
     saved = int(best.high[index]) - int(other.high[index])
     if saved > 0:
         parts.append(f"the {format_bytes(saved)} it would save are not needed here")
-    return (
-        "not needed: " + "; ".join(parts)
-        if parts
-        else "not needed: the plan fits as it is, and it brings nothing"
-    )
+    return "not needed: " + "; ".join(parts) if parts else "not needed: the plan fits as it is, and it brings nothing"
 
 
 def suggestions(found: Search, limits: Limits, required: Sequence[str], excluded: Sequence[str]) -> list[str]:
@@ -106,9 +100,7 @@ def suggestions(found: Search, limits: Limits, required: Sequence[str], excluded
             f"--context {found.longest_all_trained} fits: the longest at rank {want.rank}, every token trained"
         )
     lines += [
-        line
-        for line in (_host(found, limits, index), _time(found, limits, index), _card(found, limits, index))
-        if line
+        line for line in (_host(found, limits, index), _time(found, limits, index), _card(found, limits, index)) if line
     ]
     if required or excluded:
         lines.append("without the --with and --without given, more sets are free to choose from")
@@ -143,9 +135,7 @@ def _time(found: Search, limits: Limits, index: int) -> str:
     slow = [float(o.time.estimate[index]) for o in enough if _slow(o, limits, index)]
     if not slow or len(slow) < len(enough):
         return ""
-    return (
-        f"--max-step-time {int(min(slow) * 1.01) + 1}s fits: a step takes about {format_seconds(min(slow))}"
-    )
+    return f"--max-step-time {int(min(slow) * 1.01) + 1}s fits: a step takes about {format_seconds(min(slow))}"
 
 
 def _card(found: Search, limits: Limits, index: int) -> str:

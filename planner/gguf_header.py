@@ -110,9 +110,7 @@ def config_of_gguf(header: GGUFHeader, where: str) -> dict[str, Any]:
         "quantization_config": {"quant_method": "gguf"},
     }
     width, heads = config["hidden_size"], config["num_attention_heads"]
-    head_size = metadata.get(
-        f"{kind}.attention.key_length", width // heads if _divides(heads, width) else None
-    )
+    head_size = metadata.get(f"{kind}.attention.key_length", width // heads if _divides(heads, width) else None)
     if head_size is not None:
         config["head_dim"] = head_size
     rotary = metadata.get(f"{kind}.rope.dimension_count")

@@ -6,12 +6,10 @@ id opens one file; only an alias or a printed name makes every file be read.
 
 from __future__ import annotations
 
-import importlib
 import os
-import platform
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +17,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from planner.errors import PlanError, did_you_mean, raise_all
-from planner.units import GIB, format_bytes, parse_bandwidth, parse_bytes, parse_flops, parse_watts
+from planner.units import format_bytes, parse_bandwidth, parse_bytes, parse_flops, parse_watts
 
 Basis = Literal["measured", "datasheet", "derived", "assumed"]
 
@@ -75,9 +73,7 @@ class HardwareProfile:
 
     def budget_bytes(self) -> int | None:
         """What the allocator may reserve: visible less in use less context; None if one is unknown."""
-        visible, in_use, context = (
-            f.value for f in (self.visible_bytes, self.in_use_bytes, self.context_bytes)
-        )
+        visible, in_use, context = (f.value for f in (self.visible_bytes, self.in_use_bytes, self.context_bytes))
         if visible is None or in_use is None or context is None:
             return None
         return max(0, int(visible) - int(in_use) - int(context))
@@ -116,7 +112,7 @@ def load_profile(name_or_path: str) -> HardwareProfile:
         if (path := folder / f"{asked.lower()}.yaml").is_file():
             return _read(path, named_by_id=True)
     cards = list_profiles()
-    matches = [card for card in cards if _squash(asked) in _names(card)]
+    matches = [card for card in cards if squashed(asked) in _names(card)]
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -145,162 +141,15 @@ def list_profiles() -> list[HardwareProfile]:
     return cards
 
 
-def detect_local() -> HardwareProfile:
-    """The card of this machine, through NVML (the package nvidia-ml-py): CUDA's first visible one.
-
-    A card is a known one only if both its printed name and its memory fit; otherwise the profile holds what
-    NVML says and its rates are unknown. Raises PlanError without the package, the driver or a card.
-    """
-    try:
-        nvml = importlib.import_module("pynvml")
-    except ImportError:
-        install = "Run pip install 'tierplan[gpu]', or use --gpu cpu."
-        raise _no_card("needs the package nvidia-ml-py to look at the card.", install) from None
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        raise _no_card(f"no NVIDIA driver answers here ({error}).") from None
-    try:
-        handle = _first_visible(nvml)
-        printed = nvml.nvmlDeviceGetName(handle)
-        driver = nvml.nvmlSystemGetDriverVersion()
-        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
-        total, reserved, used = int(memory.total), int(memory.reserved), int(memory.used)
-    except nvml.NVMLError as error:
-        raise _no_card(f"the driver does not tell about the card ({error}).") from None
-    finally:
-        nvml.nvmlShutdown()
-    name, version = _text(printed), _text(driver)
-    said = f"NVML on this machine, driver {version}"
-    # Approximate: what CUDA sees is taken to be the total less what the driver reserves.
-    visible = Sourced(total - reserved, f"{said}: total less reserved", basis="measured")
-    in_use = Sourced(used, f"{said}: held by other processes when looked at", basis="measured")
-    known = [card for card in list_profiles() if _is_card(card, name, total)]
-    if known:
-        card = min(known, key=lambda each: abs(total - (each.memory_bytes.value or 0)))
-        shipped = card.visible_bytes  # the lower of the two: nothing is gained by trusting the higher
-        lower = shipped if shipped.value is not None and shipped.value < total - reserved else visible
-        return replace(card, visible_bytes=lower, in_use_bytes=in_use)
-    unknown = Sourced(None, said, f"no profile has the name {name!r} with {format_bytes(total)} of memory")
-    return HardwareProfile(
-        id=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
-        name=name,
-        vendor="NVIDIA",
-        aliases=(),
-        kind="gpu",
-        architecture="unknown",
-        compute_capability=(major, minor),
-        memory_bytes=Sourced(total, f"{said}: total", basis="measured"),
-        visible_bytes=visible,
-        context_bytes=Sourced(GIB, "above the largest found on any card, 0.62 GiB", basis="assumed"),
-        bandwidth=unknown,
-        rates=dict.fromkeys(RATES, unknown),
-        pcie_bytes_per_second=unknown,
-        # Both begin at compute capability 8.0: NVIDIA's manuals, and the flash-attention package's own list.
-        supports_bf16=major >= 8,
-        supports_flash_attention_2=major >= 8,
-        sm_count=unknown,
-        tdp_w=unknown,
-        in_use_bytes=in_use,
-    )
-
-
-def cpu_profile() -> HardwareProfile:
-    """This machine without a card: memory is what this process may use, rates are not known."""
-    memory = Sourced(host_ram_bytes(), "this machine's memory and cgroup limits", basis="measured")
-    unknown = Sourced(None, "this machine", "not measured on this machine")
-    absent = Sourced(None, "this machine", "a CPU has none")
-    return HardwareProfile(
-        id="cpu",
-        name=platform.processor() or platform.machine() or "CPU",
-        vendor="unknown",
-        aliases=(),
-        kind="cpu",
-        architecture=platform.machine(),
-        compute_capability=None,
-        memory_bytes=memory,
-        visible_bytes=memory,
-        context_bytes=Sourced(0, "no CUDA context without a card", basis="derived"),
-        bandwidth=unknown,
-        rates=dict.fromkeys(RATES, unknown),
-        pcie_bytes_per_second=absent,
-        supports_bf16=False,
-        supports_flash_attention_2=False,
-        sm_count=absent,
-        tdp_w=unknown,
-    )
-
-
-def host_ram_bytes() -> int:
-    """Bytes of host memory this process may use: what is built in, or a lower limit set by a cgroup."""
-    import psutil  # type: ignore[import-untyped]
-
-    return min([int(psutil.virtual_memory().total), *_cgroup_limits()])
-
-
-def _cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Memory limits of this process's cgroup and all above it, of version 1 and 2; none outside Linux."""
-    try:
-        lines = own.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    limits = []
-    for _, controllers, group in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-        if controllers == "":
-            tree, name = root, "memory.max"
-        elif "memory" in controllers.split(","):
-            tree, name = root / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        leaf = tree / group.lstrip("/")
-        # In a container the group's path may be the host's and not exist here: then the root is the limit.
-        for folder in [leaf, *leaf.parents][: len(leaf.parts) - len(tree.parts) + 1]:
-            try:
-                text = (folder / name).read_text(encoding="utf-8").strip()
-            except OSError:
-                continue
-            limits += [int(text)] if text.isdigit() else []  # "max" is no limit
-    return limits
-
-
-def _no_card(why: str, nearest: str = "Name a card, or use --gpu cpu.") -> PlanError:
-    return PlanError("--gpu local", why, nearest)
-
-
-def _first_visible(nvml: Any) -> Any:
-    """NVML's handle of CUDA's first visible card. Approximate: in the order of the bus."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    first = (visible if visible is not None else "0").split(",")[0].strip()
-    count = int(nvml.nvmlDeviceGetCount())
-    if first.startswith("GPU-"):
-        return nvml.nvmlDeviceGetHandleByUUID(first)
-    if first.isdigit() and int(first) < count:
-        return nvml.nvmlDeviceGetHandleByIndex(int(first))
-    why = f"the driver lists {count} cards"
-    why += f" and CUDA_VISIBLE_DEVICES is {visible!r}." if visible is not None else "."
-    raise _no_card(why)
-
-
-def _is_card(card: HardwareProfile, printed: str, total: int) -> bool:
-    # Older drivers left out "NVIDIA "; totals differ by 2 % between drivers, by 20 % between variants.
-    sold = card.memory_bytes.value
-    same_name = _squash(card.name).removeprefix("nvidia") == _squash(printed).removeprefix("nvidia")
-    return same_name and sold is not None and abs(total - sold) <= sold / 10
-
-
-def _text(answer: str | bytes) -> str:
-    return answer.decode() if isinstance(answer, bytes) else answer  # bytes from older nvidia-ml-py
-
-
-def _squash(name: str) -> str:
+def squashed(name: str) -> str:
+    """A name as it is compared: lower case, without spaces, underscores and dashes."""
     return re.sub(r"[\s_-]+", "", name.lower())
 
 
 def _names(card: HardwareProfile) -> set[str]:
-    printed = _squash(card.name)
-    bare = printed.removeprefix(_squash(card.vendor))
-    return {printed, bare, bare.removeprefix("geforce"), *map(_squash, (card.id, *card.aliases))}
+    printed = squashed(card.name)
+    bare = printed.removeprefix(squashed(card.vendor))
+    return {printed, bare, bare.removeprefix("geforce"), *map(squashed, (card.id, *card.aliases))}
 
 
 def _folders() -> list[Path]:
@@ -325,9 +174,7 @@ class _Loader(_SafeLoader):  # type: ignore[misc]
         keys = [key.value for key, _ in node.value]
         for index, (key, _) in enumerate(node.value):
             if key.value in keys[:index]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} is given twice", key.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -356,15 +203,11 @@ def _reads(read: Callable[[Any], Any], most: float | None = None) -> AfterValida
             raise PlanError("the value", "is neither a number with its unit nor unknown.")
         errors = []
         if not fact.source.strip():
-            errors.append(
-                PlanError(str(fact.value), "has no source.", "Add source: and say where it comes from.")
-            )
+            errors.append(PlanError(str(fact.value), "has no source.", "Add source: and say where it comes from."))
         try:
             value = read(fact.value)
             if most is not None and not 0 < value <= most:
-                raise PlanError(
-                    str(fact.value), "is no figure of a card.", f"It lies between 0 and {most:g}."
-                )
+                raise PlanError(str(fact.value), "is no figure of a card.", f"It lies between 0 and {most:g}.")
         except PlanError as error:
             errors.append(error)
         raise_all(errors)

@@ -152,9 +152,7 @@ class Ledger:
         wanted, sizes = frozenset(devices), self.bytes(letters)
         return {
             phase: {
-                name: sizes[name]
-                for name, term in self.terms.items()
-                if phase in term.phases and term.device in wanted
+                name: sizes[name] for name, term in self.terms.items() if phase in term.phases and term.device in wanted
             }
             for phase in Phase
         }

@@ -82,9 +82,7 @@ def load_model(name: str | os.PathLike[str]) -> ModelShape:
     except (OSError, RuntimeError) as error:  # a name too long, a folder one may not enter, ~ of nobody
         raise PlanError(f"model {text[:80]!r}", f"cannot be looked up: {error}.") from error
     if text.startswith((".", "~", os.sep)) or path.suffix.lower() in (".json", ".gguf"):
-        raise PlanError(
-            f"model {text!r}", "there is no such file or folder.", did_you_mean(path.stem, _shipped_ids())
-        )
+        raise PlanError(f"model {text!r}", "there is no such file or folder.", did_you_mean(path.stem, _shipped_ids()))
     if HUB_ID.fullmatch(text):
         return _load_from_hub(text)
     raise PlanError(
@@ -121,9 +119,7 @@ def _load_folder(folder: Path) -> ModelShape:
         return _load_gguf(ggufs[0], id)
     if ggufs:
         names = ", ".join(path.name for path in ggufs)
-        raise PlanError(
-            str(folder), f"has no config.json and several GGUF files: {names}.", "Name one of them."
-        )
+        raise PlanError(str(folder), f"has no config.json and several GGUF files: {names}.", "Name one of them.")
     raise PlanError(str(folder), "has neither a config.json nor a GGUF file.")
 
 
@@ -193,9 +189,7 @@ def _read_facts(id: str) -> ModelFacts:
     ):
         for name in block:
             if name not in known:
-                errors.append(
-                    PlanError(f"{path}: {label}{name}", "unknown field.", did_you_mean(str(name), known))
-                )
+                errors.append(PlanError(f"{path}: {label}{name}", "unknown field.", did_you_mean(str(name), known)))
     facts = ModelFacts(
         id=id,
         hub_id=take(document, "hub_id", str),

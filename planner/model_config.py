@@ -60,8 +60,7 @@ def read_shape(config: Mapping[str, Any], where: str, id: str, hub_id: str | Non
     _check_architecture(fields, family)
 
     width, mlp_width, layers, heads, vocab = (
-        fields.whole(name, most=MOST_LAYERS if name == "num_hidden_layers" else LARGEST_SIZE)
-        for name in SIZES
+        fields.whole(name, most=MOST_LAYERS if name == "num_hidden_layers" else LARGEST_SIZE) for name in SIZES
     )
     context = fields.whole("max_position_embeddings", absent=family.absent_context)
     kv_heads = fields.whole(
@@ -83,16 +82,12 @@ def read_shape(config: Mapping[str, Any], where: str, id: str, hub_id: str | Non
     rope_type, rope_theta, factor = _rope(fields, family)
     rotary_width = int(head_size * factor)
     if head_size and (rotary_width < 2 or rotary_width % 2):
-        fields.refuse(
-            "head_dim", f"rotary embedding needs an even number of dimensions; it gets {rotary_width}."
-        )
+        fields.refuse("head_dim", f"rotary embedding needs an even number of dimensions; it gets {rotary_width}.")
     window, sliding_layers = _window(fields, family, layers, context)
 
     activation = fields.text("hidden_act", absent=family.absent_activation)
     if activation and activation not in ACTIVATIONS:
-        fields.refuse(
-            "hidden_act", f"unknown activation {activation!r}.", did_you_mean(activation, ACTIVATIONS)
-        )
+        fields.refuse("hidden_act", f"unknown activation {activation!r}.", did_you_mean(activation, ACTIVATIONS))
     residual = fields.rate(family.residual_dropout)
     embedding = fields.rate(family.embedding_dropout)
     attention = fields.rate("attention_dropout")
@@ -215,9 +210,7 @@ def _family(config: Mapping[str, Any], where: str) -> Family:
     if "model_type" not in config:
         name = "model_type is missing"
     else:
-        name = (
-            f"unknown architecture {model_type!r}" if isinstance(model_type, str) else "model_type is no name"
-        )
+        name = f"unknown architecture {model_type!r}" if isinstance(model_type, str) else "model_type is no name"
     if config.get("auto_map"):
         raise PlanError(
             where,
@@ -251,9 +244,7 @@ def _check_architecture(fields: _Fields, family: Family) -> None:
 
 def _head_size(fields: _Fields, family: Family, width: int, heads: int) -> int:
     given = fields.config.get("head_dim", _ABSENT)
-    from_width = (
-        family.absent_head_size is None if given is _ABSENT else given is None and family.null_head_size
-    )
+    from_width = family.absent_head_size is None if given is _ABSENT else given is None and family.null_head_size
     if width and heads and width % heads and (from_width or family.always_divides):
         fields.refuse("hidden_size", f"{width} is not a multiple of the {heads} query heads.")
         return 0

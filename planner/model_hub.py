@@ -45,14 +45,10 @@ def download_config(hub_id: str, nearest: str = "") -> bytes:
         raise PlanError(hub_id, why, nearest) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         why = "the hub is out of reach and the local cache does not hold this model's config.json."
-        raise PlanError(
-            hub_id, why, nearest or "A folder with its config.json works without network."
-        ) from error
+        raise PlanError(hub_id, why, nearest or "A folder with its config.json works without network.") from error
     except errors.EntryNotFoundError as error:
         why = "that repository has no config.json."
-        raise PlanError(
-            hub_id, why, nearest or "Of a GGUF repository, download the file and name it."
-        ) from error
+        raise PlanError(hub_id, why, nearest or "Of a GGUF repository, download the file and name it.") from error
     except errors.HFValidationError as error:
         raise PlanError(hub_id, f"is no name the hub can have: {_first_line(error)}.", nearest) from error
     except (errors.HfHubHTTPError, OSError) as error:  # every other answer, and lost connections

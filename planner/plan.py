@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from planner.errors import PlanError, did_you_mean, raise_all
 
-SCHEMA = "tierplan/1"
+SCHEMA: Literal["tierplan/1"] = "tierplan/1"
 MAX_FILE_BYTES = 4 * 2**20
 
 Verdict = Literal["fits", "does-not-fit", "unknown"]
@@ -115,7 +115,10 @@ class Time(Strict):
 
 
 class Longest(Strict):
-    """The longest sequence the same settings can train, with the tier's target and with every token trained."""
+    """The longest sequence the card can train at the plan's rank with any valid set of optimisations.
+
+    Once with as many trained tokens as the plan has, once with every token trained.
+    """
 
     with_target: int | None
     all_trained: int | None
@@ -249,5 +252,5 @@ def _mistake(asked: str, item: Any) -> PlanError:
 
 
 def _all_keys() -> list[str]:
-    models = [Plan, *Strict.__subclasses__()]
+    models: list[type[BaseModel]] = [Plan, *Strict.__subclasses__()]
     return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})

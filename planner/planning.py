@@ -15,8 +15,9 @@ from planner import __version__
 from planner.calibration import calibration
 from planner.errors import PlanError, raise_all
 from planner.explanations import reasons_for_choices, reasons_for_rejections, suggestions
-from planner.hardware import HardwareProfile, cpu_profile, detect_local, load_profile
+from planner.hardware import HardwareProfile, load_profile
 from planner.ledger import Device
+from planner.machine import cpu_profile, detect_local
 from planner.model import ModelShape, load_model, shipped_folder
 from planner.optimizations.base import Scalar, Situation
 from planner.plan import (
@@ -132,23 +133,13 @@ def _contradictions(request: Request) -> list[PlanError]:
         errors.append(PlanError(f"--tier {request.tier}", f"tiers go from 1 to {len(TIERS)}."))
     if request.total_tokens is not None and not 2 <= request.total_tokens <= 2**26:
         asked = format_count(request.total_tokens)
-        errors.append(
-            PlanError(f"--context {asked}", "must be from 2 to 67,108,864 tokens.", "Try --context 8K.")
-        )
-    if (
-        request.target is not None
-        and request.total_tokens is not None
-        and request.target > request.total_tokens
-    ):
+        errors.append(PlanError(f"--context {asked}", "must be from 2 to 67,108,864 tokens.", "Try --context 8K."))
+    if request.target is not None and request.total_tokens is not None and request.target > request.total_tokens:
         asked = f"--set train.target={request.target}"
-        errors.append(
-            PlanError(asked, f"is more than the {format_count(request.total_tokens)} tokens of --context.")
-        )
+        errors.append(PlanError(asked, f"is more than the {format_count(request.total_tokens)} tokens of --context."))
     if request.objective != "context" and request.tier is None and request.total_tokens is None:
         errors.append(
-            PlanError(
-                f"--objective {request.objective}", "needs a length.", "Add --context 8K or --tier 1, say."
-            )
+            PlanError(f"--objective {request.objective}", "needs a length.", "Add --context 8K or --tier 1, say.")
         )
     return errors
 
@@ -162,11 +153,7 @@ def _read(errors: list[PlanError], reader: Any, name: str) -> Any:
 
 
 def _gpu(name: str) -> HardwareProfile:
-    return (
-        {"local": detect_local, "cpu": cpu_profile}[name]()
-        if name in ("local", "cpu")
-        else load_profile(name)
-    )
+    return {"local": detect_local, "cpu": cpu_profile}[name]() if name in ("local", "cpu") else load_profile(name)
 
 
 def _model(name: str) -> ModelShape:
@@ -180,9 +167,7 @@ def _wanted(request: Request) -> list[Wanted]:
         total = request.total_tokens
         return [Wanted(None, total, request.target or total, int(rank or NO_TIER_RANK))]
     return [
-        Wanted(
-            tier.number, tier.total, min(request.target or tier.target, tier.total), int(rank or tier.rank)
-        )
+        Wanted(tier.number, tier.total, min(request.target or tier.target, tier.total), int(rank or tier.rank))
         for tier in TIERS
         if request.tier in (None, tier.number)
     ]
@@ -196,7 +181,7 @@ def _write(request: Request, situation: Situation, limits: Limits, found: Search
         name: dict(values) for name, values in best.configuration.knobs.items()
     }
     if "lora" in knobs:
-        knobs["lora"]["rank"] = want.rank
+        knobs["lora"] |= {"rank": want.rank, "alpha": knobs["lora"]["alpha"] or 2 * want.rank}
     chosen = reasons_for_choices(found, limits, request.objective, request.required)
     rejected = reasons_for_rejections(found, limits, request.objective, request.excluded)
     return Plan(
@@ -288,9 +273,7 @@ def _gpu_memory(found: Search, limits: Limits) -> GpuMemory:
     totals = {phase: sum(terms.values()) for phase, terms in by_phase.items()}
     return GpuMemory(
         budget_bytes=limits.gpu_bytes,
-        peak_bytes=Peak(
-            low=int(best.low[index]), expected=int(best.expected[index]), high=int(best.high[index])
-        ),
+        peak_bytes=Peak(low=int(best.low[index]), expected=int(best.expected[index]), high=int(best.high[index])),
         peak_phase=max(totals, key=lambda phase: totals[phase]).value,
         phases={phase.value: terms for phase, terms in by_phase.items() if terms},
     )
@@ -314,20 +297,22 @@ def _summary(situation: Situation, limits: Limits, fits: bool, want: Wanted) -> 
     tokens = f"{format_count(want.total)} tokens"
     what = f"tier {want.tier}, {tokens}" if want.tier else tokens
     conditions = (
-        f"with {format_bytes(limits.host_bytes)} host RAM, no disk offload, "
+        f"with {_round_gib(limits.host_bytes)} host RAM, no disk offload, "
         f"at most {format_seconds(limits.step_seconds)} a step"
     )
     verb = "trains" if fits else "does not fit"
     return f"{situation.model.id} on {situation.gpu.name} {verb} {what}, {conditions}."
 
 
+def _round_gib(size: int) -> str:
+    return f"{size // GIB} GiB" if size % GIB == 0 else format_bytes(size)
+
+
 def _warnings(situation: Situation, total: int) -> list[str]:
     gpu, model = situation.gpu, situation.model
     warnings = []
     if gpu.kind == "gpu":
-        warnings.append(
-            f"No run on {gpu.name} is recorded: the bound rests on runs elsewhere (docs/validation.md)."
-        )
+        warnings.append(f"No run on {gpu.name} is recorded: the bound rests on runs elsewhere (docs/validation.md).")
     if gpu.context_bytes.basis == "assumed":
         size = format_bytes(int(gpu.context_bytes.value or 0))
         warnings.append(f"The CUDA context of {gpu.name} is assumed to be {size}, not measured.")
@@ -336,13 +321,7 @@ def _warnings(situation: Situation, total: int) -> list[str]:
             f"{model.id} was made for {format_count(model.native_context)} tokens. Longer sequences train without "
             "error, but positions beyond are new to it: context trained is not context used."
         )
-    rates = [
-        f"{rate:g}"
-        for rate in (model.residual_dropout, model.attention_dropout, model.embedding_dropout)
-        if rate
-    ]
+    rates = [f"{rate:g}" for rate in (model.residual_dropout, model.attention_dropout, model.embedding_dropout) if rate]
     if rates:
-        warnings.append(
-            f"The model's own dropout ({', '.join(rates)}) is off while training, so recomputing is exact."
-        )
+        warnings.append(f"The model's own dropout ({', '.join(rates)}) is off while training, so recomputing is exact.")
     return warnings

@@ -163,9 +163,7 @@ def budget_bar(plan: Plan, width: int, plain: bool = False) -> RenderableType:
         (4, "budget", budget, "a plan fits when high is within it"),
     )
     for sign, name, size, meaning in rows:
-        words.add_row(
-            f"{signs[sign]} {name}", Text(format_bytes(size), justify="right"), Text(meaning, style="dim")
-        )
+        words.add_row(f"{signs[sign]} {name}", Text(format_bytes(size), justify="right"), Text(meaning, style="dim"))
     return Group(bar, words)
 
 
@@ -177,9 +175,7 @@ def phase_table(plan: Plan) -> RenderableType:
     grid.add_column("", no_wrap=True, overflow="ellipsis", ratio=1, max_width=28)
     for phase in phases:
         high = phase == plan.memory.gpu.peak_phase
-        grid.add_column(
-            HEADINGS.get(phase, phase), justify="right", no_wrap=True, style="bold" if high else ""
-        )
+        grid.add_column(HEADINGS.get(phase, phase), justify="right", no_wrap=True, style="bold" if high else "")
     sizes = plan.memory.gpu.phases
 
     def row(label: str, terms: Iterable[str], style: str) -> None:
@@ -218,9 +214,7 @@ def _groups(plan: Plan) -> list[str]:
 
 def _terms(plan: Plan, group: str) -> list[str]:
     """Terms of a group that are ever more than nothing, the largest first."""
-    names = {
-        term for phase in plan.memory.gpu.phases.values() for term in phase if term.startswith(group + "/")
-    }
+    names = {term for phase in plan.memory.gpu.phases.values() for term in phase if term.startswith(group + "/")}
     return sorted((name for name in names if _most(plan, name)), key=lambda name: (-_most(plan, name), name))
 
 
@@ -279,16 +273,12 @@ def _size(count: int) -> str:
 
 
 def _knobs(knobs: Mapping[str, Scalar]) -> list[str]:
-    told = (
-        f"{name} = {value:,}" if type(value) is int else f"{name} = {value}" for name, value in knobs.items()
-    )
+    told = (f"{name} = {value:,}" if type(value) is int else f"{name} = {value}" for name, value in knobs.items())
     return [", ".join(told)] if knobs else []
 
 
 def _named(rows: Iterable[tuple[str, Iterable[str]]]) -> RenderableType:
-    return hanging(
-        (Text(printable(name), style="bold"), "\n".join(map(printable, lines))) for name, lines in rows
-    )
+    return hanging((Text(printable(name), style="bold"), "\n".join(map(printable, lines))) for name, lines in rows)
 
 
 def _bullets(lines: Iterable[str], mark: str = "*") -> RenderableType:

@@ -46,9 +46,7 @@ def _split(assignment: str) -> tuple[str, str, str]:
     owner, dot, name = place.strip().partition(".")
     if not (equals and dot and name and text.strip()):
         asked = f"--set {assignment}"
-        raise PlanError(
-            asked, "is not of the form <optimisation>.<knob>=<value>.", "For example --set lora.rank=16."
-        )
+        raise PlanError(asked, "is not of the form <optimisation>.<knob>=<value>.", "For example --set lora.rank=16.")
     return owner, name.strip(), text.strip()
 
 
@@ -142,9 +140,7 @@ def check_sets(
         errors += _clashes(required)
     for owner, values in knobs.items():
         if owner in excluded:
-            errors.append(
-                PlanError(f"--set {owner}.…", f"{owner} is switched off by --without.", "Drop one of them.")
-            )
+            errors.append(PlanError(f"--set {owner}.…", f"{owner} is switched off by --without.", "Drop one of them."))
         errors += [
             error
             for knob in known[owner].knobs
@@ -172,9 +168,7 @@ def _not_offered(owner: str, knob: Knob, value: Scalar, situation: Situation) ->
     if knob.low is not None or value in choices or known_unusable(owner, situation):
         return None
     offered = f"It can be {' or '.join(map(str, choices))}." if choices else ""
-    return PlanError(
-        f"--set {owner}.{knob.name}={value}", f"is not to be had on {situation.gpu.name}.", offered
-    )
+    return PlanError(f"--set {owner}.{knob.name}={value}", f"is not to be had on {situation.gpu.name}.", offered)
 
 
 def known_unusable(owner: str, situation: Situation) -> bool:

@@ -65,9 +65,7 @@ class Outcome:
         return ok if self.time.estimate is None else ok & (self.time.estimate <= limits.step_seconds)
 
 
-def valid_sets(
-    situation: Situation, required: Sequence[str], excluded: Sequence[str]
-) -> Iterator[tuple[str, ...]]:
+def valid_sets(situation: Situation, required: Sequence[str], excluded: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Every valid set that trains something, holds what is required and lacks what is excluded."""
     known = all_optimizations()
     usable = [name for name in known if name not in excluded and not known[name].reasons(situation)]
@@ -97,14 +95,18 @@ def configurations(
     ]
     combos: list[dict[str, dict[str, Scalar]]] = [{}]
     for name, knob_name, choices in options:
-        combos = [
-            {**combo, name: {**combo.get(name, {}), knob_name: value}}
-            for combo in combos
-            for value in choices
-        ]
+        combos = [{**combo, name: {**combo.get(name, {}), knob_name: value}} for combo in combos for value in choices]
+    # A knob with a letter does no more than give the letter its value, so one composition serves all of them.
+    first = compose(ids, knobs, situation)
     for combo in combos:
-        merged = {name: {**combo.get(name, {}), **knobs.get(name, {})} for name in {*combo, *knobs}}
-        yield compose(ids, merged, situation)
+        letters = {
+            knob.letter: int(values[knob.name])
+            for name, values in combo.items()
+            for knob in known[name].knobs
+            if knob.name in values
+        }
+        chosen = {name: {**first.knobs[name], **combo.get(name, {})} for name in first.ids}
+        yield replace(first, knobs=chosen, letters={**first.letters, **letters})
 
 
 class Evaluator:
@@ -127,9 +129,7 @@ class Evaluator:
         letters.R = at.rank
         return letters
 
-    def _once(
-        self, formulas: tuple[object, ...], signature: tuple[object, ...], compute: Callable[[], Any]
-    ) -> Any:
+    def _once(self, formulas: tuple[object, ...], signature: tuple[object, ...], compute: Callable[[], Any]) -> Any:
         key = (*formulas, signature)
         if key not in self._kept:
             self._kept[key] = compute()
@@ -202,19 +202,20 @@ def longest(
     rank: int,
     target: int | None,
     batch: int = 1,
+    least: int = COARSEST,
 ) -> int | None:
-    """The longest sequence any of the configurations can train; None where not even the least fits.
+    """The longest sequence any of the configurations can train; None where not even ``least`` tokens fit.
 
     Memory and time grow with the sequence, so the answer is bracketed on a grid that is refined around it.
 
     Args:
         target: trained tokens, or None where every token is trained.
     """
-    low, high, remaining = COARSEST, 2**24, list(found)
+    low, high, remaining = max(least, COARSEST), 2**24, list(found)
     best: int | None = None
     while True:
-        grid = np.unique(np.geomspace(low, high, 33).astype(np.int64) // FINEST * FINEST)
-        grid = grid[grid >= COARSEST]
+        steps = np.geomspace(low, high, 33).astype(np.int64) // FINEST * FINEST
+        grid = np.array(sorted({int(total) for total in steps if total >= COARSEST} | {low}))
         targets = grid if target is None else np.minimum(grid, target)
         evaluate = Evaluator(Candidates(grid, targets, np.full_like(grid, rank), batch), situation, constants)
         fits = [evaluate(configuration).fits(limits) for configuration in remaining]
@@ -260,9 +261,8 @@ class Search:
     def phases(self, devices: Sequence[Device]) -> dict[Phase, dict[str, int]]:
         """Bytes of the chosen configuration: each term alive in each phase on the devices, none that is empty."""
         want = self.wanted[self.index]
-        one = Candidates(
-            *(np.array([size]) for size in (want.total, want.target, want.rank)), self.candidates.batch
-        )
+        total, target, rank = (np.array([size]) for size in (want.total, want.target, want.rank))
+        one = Candidates(total, target, rank, self.candidates.batch)
         letters = Evaluator(one, self.situation, self.constants).letters(self.best.configuration)
         by_phase = self.best.configuration.ledger.by_phase(letters, devices)
         return {
@@ -307,9 +307,7 @@ def search(
         for configuration in configurations(ids, knobs or {}, situation)
     ]
     if not found:
-        asked = " ".join(
-            [*(f"--with {name}" for name in required), *(f"--without {name}" for name in excluded)]
-        )
+        asked = " ".join([*(f"--with {name}" for name in required), *(f"--without {name}" for name in excluded)])
         raise PlanError(
             asked or "a plan",
             "no valid set of optimisations is left.",
@@ -321,23 +319,28 @@ def search(
     for index in reversed(range(len(wanted))):
         fitting = [outcome for outcome in outcomes if bool(outcome.fits(limits)[index])]
         if fitting:
-            best = _first_like(
-                min(fitting, key=lambda outcome: cost(outcome, index, objective)), fitting, objective
-            )
+            best = _first_like(min(fitting, key=lambda outcome: cost(outcome, index, objective)), fitting, objective)
             break
     if best is None:
         index = 0
         best = min(outcomes, key=lambda outcome: _excess(outcome, limits, 0))
     want = wanted[index]
-    arguments: dict[str, Any] = {"rank": want.rank, "batch": batch}
+
+    def reach(target: int | None) -> int | None:
+        # What fits a longer sequence fits this one too; only where that finds nothing are all sets looked at.
+        fitting = [outcome.configuration for outcome in outcomes if bool(outcome.fits(limits)[index])]
+        arguments: dict[str, Any] = {"rank": want.rank, "target": target, "batch": batch}
+        here = longest(fitting, situation, limits, constants, **arguments, least=want.total) if fitting else None
+        return here or longest(found, situation, limits, constants, **arguments)
+
     return Search(
         wanted=tuple(wanted),
         candidates=candidates,
         outcomes=outcomes,
         best=best,
         index=index,
-        longest_with_target=longest(found, situation, limits, constants, target=want.target, **arguments),
-        longest_all_trained=longest(found, situation, limits, constants, target=None, **arguments),
+        longest_with_target=reach(want.target),
+        longest_all_trained=reach(None),
         situation=situation,
         constants=constants,
     )

@@ -53,9 +53,7 @@ LETTERS: tuple[Letter, ...] = (
     Letter("q", "1 where query and key have a norm of their own", "flag", least=0),
     Letter("f", "tensors of width F that the MLP of a layer saves for its backward pass", "tensors"),
     Letter("g", "tensors of width F alive at once while the MLP runs without autograd", "tensors"),
-    Letter(
-        "Y", "1 where the output head has a weight of its own, 0 where it is the embedding", "flag", least=0
-    ),
+    Letter("Y", "1 where the output head has a weight of its own, 0 where it is the embedding", "flag", least=0),
     # The adapters
     Letter("R", "rank of the adapters", "ranks", "lora.rank"),
     Letter("U", "inputs plus outputs, summed over the adapted linears of one layer", "elements"),

@@ -16,7 +16,6 @@ from planner.hardware import HardwareProfile
 from planner.ledger import Phase, Resource
 from planner.symbols import greatest
 
-
 # Rates that stand in where a card's are unknown: they rank configurations and are never shown.
 NOMINAL = {Resource.LINEAR: 1e12, Resource.ATTENTION: 1e12, Resource.MEMORY: 1e11, Resource.LINK: 1e10}
 
@@ -61,9 +60,7 @@ def step_time(
     }
     used = {work.resource for work in configuration.ledger.work.values()}
     complete = all(known[resource] for resource in used)
-    rates = {
-        resource: float(known[resource] or 0) if complete else NOMINAL[resource] for resource in Resource
-    }
+    rates = {resource: float(known[resource] or 0) if complete else NOMINAL[resource] for resource in Resource}
     bound: Any = 0.0
     estimate: Any = 0.0
     for phase in (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD):

@@ -30,9 +30,7 @@ PASSING = {
 
 def phases() -> dict[str, dict[str, int]]:
     """Every term alive in every phase."""
-    return {
-        phase: WEIGHTS | ({} if phase == "load" else TRAINED) | PASSING.get(phase, {}) for phase in PHASES
-    }
+    return {phase: WEIGHTS | ({} if phase == "load" else TRAINED) | PASSING.get(phase, {}) for phase in PHASES}
 
 
 def document(**changes: Any) -> dict[str, Any]:

@@ -39,20 +39,13 @@ def test_nothing_asked_brings_the_help(capsys: Capture) -> None:
     ids=["fits", "does not fit", "unknown"],
 )
 @pytest.mark.parametrize("form", [(), ("--json",)], ids=["report", "json"])
-def test_the_verdict_is_the_exit_code(
-    monkeypatch: Patch, plan: Plan, code: int, form: tuple[str, ...]
-) -> None:
+def test_the_verdict_is_the_exit_code(monkeypatch: Patch, plan: Plan, code: int, form: tuple[str, ...]) -> None:
     planning_gives(monkeypatch, plan)
     assert main(["--gpu", "rtx2060s", *form]) == code
 
 
 def test_a_real_plan_as_one_json_object(capsys: Capture) -> None:
-    assert (
-        main(
-            ["--gpu", "rtx2060s", "--tier", "1", "--set", "train.lr=1e-4", "--set", "lora.rank=16", "--json"]
-        )
-        == 0
-    )
+    assert main(["--gpu", "rtx2060s", "--tier", "1", "--set", "train.lr=1e-4", "--set", "lora.rank=16", "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     plan = Plan.model_validate_json(out)

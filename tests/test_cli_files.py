@@ -11,7 +11,7 @@ import pytest
 from cli_fixture import Capture, Patch, mistakes, planning_gives, trainer_that
 from plan_fixture import example_plan, too_long_plan
 
-import planner.hardware
+import planner.machine
 import planner.planning
 from planner.cli import main
 from planner.cli_output import write_plan
@@ -70,9 +70,7 @@ def test_a_full_disk_leaves_the_old_plan_whole(tmp_path: Path, monkeypatch: Patc
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that takes no files even from root")
-def test_a_folder_that_takes_no_file_is_an_error_and_no_traceback(
-    monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_a_folder_that_takes_no_file_is_an_error_and_no_traceback(monkeypatch: Patch, capsys: Capture) -> None:
     planning_gives(monkeypatch, example_plan())
     assert "cannot be written" in mistakes(capsys, "--gpu", "rtx2060s", "--out", "/proc/plan.yaml")[0]
 
@@ -145,13 +143,13 @@ def test_execute_without_a_card_named_plans_for_this_machine(
 ) -> None:
     requests = planning_gives(monkeypatch, example_plan())
     trainer_that(monkeypatch, lambda plan: 0)
-    monkeypatch.setattr(planner.hardware, "detect_local", lambda: object())
+    monkeypatch.setattr(planner.machine, "detect_local", lambda: object())
     assert main(["--execute", "--data", str(tmp_path)]) == 0
 
     def none_here() -> None:
         raise PlanError("--gpu local", "no driver answers here.")
 
-    monkeypatch.setattr(planner.hardware, "detect_local", none_here)
+    monkeypatch.setattr(planner.machine, "detect_local", none_here)
     assert main(["--execute", "--data", str(tmp_path)]) == 0
     assert [request.gpu for request in requests] == ["local", "cpu"]
     told = capsys.readouterr().err

@@ -33,9 +33,7 @@ def test_the_lists_as_tables_fit_80_columns(capsys: Capture) -> None:
 
 
 def test_optimisations_have_the_state_they_have_in_the_plan(capsys: Capture) -> None:
-    listed = answered(
-        capsys, "optimizations", "--gpu", "cpu", "--model", "smollm2-135m", "--context", "1K", "--json"
-    )
+    listed = answered(capsys, "optimizations", "--gpu", "cpu", "--model", "smollm2-135m", "--context", "1K", "--json")
     states = {each["id"]: each["state"] for each in listed["optimizations"]}
     plan = make_plan(Request(gpu="cpu", model="smollm2-135m", total_tokens=1024))
     assert {name for name, state in states.items() if state == "on"} == {choice.id for choice in plan.choices}

@@ -47,9 +47,7 @@ def gguf_bytes(pairs: dict[str, int | float | str | list[str]], tensors: dict[st
         else:
             content += struct.pack("<II", 4, value)
     for name, size in tensors.items():
-        content += (
-            gguf_text(name) + struct.pack(f"<I{len(size)}Q", len(size), *size) + struct.pack("<IQ", 0, 0)
-        )
+        content += gguf_text(name) + struct.pack(f"<I{len(size)}Q", len(size), *size) + struct.pack("<IQ", 0, 0)
     return content
 
 
@@ -144,9 +142,7 @@ class TestGGUF:
 
     @given(place=st.integers(0, 600), value=st.binary(min_size=1, max_size=8))
     @settings(max_examples=200)
-    def test_spoilt_anywhere(
-        self, tmp_path_factory: pytest.TempPathFactory, place: int, value: bytes
-    ) -> None:
+    def test_spoilt_anywhere(self, tmp_path_factory: pytest.TempPathFactory, place: int, value: bytes) -> None:
         content = bytearray(gguf_bytes(*tiny_gguf()))
         content[place : place + len(value)] = value
         path = tmp_path_factory.mktemp("gguf") / "spoilt.gguf"

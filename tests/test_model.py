@@ -88,11 +88,7 @@ class TestShipped:
         assert [linear.name for linear in qwen2.linears if linear.bias] == ["q_proj", "k_proj", "v_proj"]
         assert qwen2.tied_head and qwen2.head_parameters == 0
         assert qwen2.sliding_window is None  # the file names one and switches it off
-        assert (
-            qwen3.qk_norm
-            and qwen3.norm_parameters_per_layer == 2 * 2048 + 2 * 128
-            and qwen3.norms_per_layer == 2
-        )
+        assert qwen3.qk_norm and qwen3.norm_parameters_per_layer == 2 * 2048 + 2 * 128 and qwen3.norms_per_layer == 2
         assert llama.head_parameters == llama.embedding_parameters == 128256 * 4096
         assert llama.linears[1] == Linear("k_proj", 4096, 1024, False, "attention")
         assert (llama.query_width, llama.kv_width) == (4096, 1024)
@@ -105,9 +101,7 @@ class TestShipped:
             "print(sorted({'torch', 'transformers', 'huggingface_hub', 'gguf', 'numpy'} & set(sys.modules)))"
         )
         root = Path(planner.model.__file__).parents[1]
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "[]"
 
 
@@ -279,9 +273,7 @@ sources: [a line]
         assert facts.hub_gated is None and facts.sources == ("a line",)
 
     def test_every_mistake_is_named(self, model_yaml: Path) -> None:
-        model_yaml.write_text(
-            self.GOOD.replace("licence: mit", "license: 7").replace("native: 512", "native: long")
-        )
+        model_yaml.write_text(self.GOOD.replace("licence: mit", "license: 7").replace("native: 512", "native: long"))
         with pytest.raises(PlanErrors) as caught:
             list_models()
         text = str(caught.value)

@@ -55,9 +55,7 @@ def agree(shape: ModelShape, model: Any) -> None:
             if isinstance(module, torch.nn.Linear)
         }
         parts = {"attention": "self_attn", "mlp": "mlp"}
-        expected = {
-            each.name: (each.inputs, each.outputs, each.bias, parts[each.part]) for each in shape.linears
-        }
+        expected = {each.name: (each.inputs, each.outputs, each.bias, parts[each.part]) for each in shape.linears}
         assert found == expected
 
     names = dict(model.named_parameters())
@@ -68,9 +66,7 @@ def agree(shape: ModelShape, model: Any) -> None:
         shape.layers * shape.linear_parameters_per_layer
     )
     norms = [module for name, module in layers[0].named_modules() if "norm" in name.split(".")[-1]]
-    assert (
-        sum(value.numel() for norm in norms for value in norm.parameters()) == shape.norm_parameters_per_layer
-    )
+    assert sum(value.numel() for norm in norms for value in norm.parameters()) == shape.norm_parameters_per_layer
     wide = [norm for norm in norms if norm.weight.numel() == shape.width and not shape.qk_norm]
     assert shape.qk_norm or len(wide) == shape.norms_per_layer
 
@@ -101,18 +97,14 @@ def test_adapters(id: str, rank: int) -> None:
     # Two layers are enough: the count per layer is what could be wrong, and PEFT needs seconds for eighty.
     config = published(id) | {"num_hidden_layers": 2}
     shape = read_shape(config, "config.json", id)
-    assert trainable(config, rank, [linear.name for linear in shape.linears]) == shape.adapter_parameters(
-        rank
-    )
+    assert trainable(config, rank, [linear.name for linear in shape.linears]) == shape.adapter_parameters(rank)
     some = [shape.linears[0].name, shape.linears[-1].name]
     assert trainable(config, rank, some) == shape.adapter_parameters(rank, some)
 
 
 def test_adapters_of_the_whole_phi_2() -> None:
     names = [linear.name for linear in load_model("phi-2").linears]
-    assert (
-        trainable(published("phi-2"), 16, names) == load_model("phi-2").adapter_parameters(16) == 23_592_960
-    )
+    assert trainable(published("phi-2"), 16, names) == load_model("phi-2").adapter_parameters(16) == 23_592_960
 
 
 def trainable(config: dict[str, Any], rank: int, targets: list[str]) -> int:

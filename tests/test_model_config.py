@@ -179,12 +179,8 @@ class TestFields:
         assert all(linear.bias for linear in biased.linears) and not biased.head_bias
         assert biased.bias_parameters_per_layer == 64 + 32 + 32 + 64 + 96 + 96 + 64
         # Qwen2 and Mistral do not look at the switch.
-        assert (
-            shape_of(LLAMA | {"model_type": "mistral", "attention_bias": True}).bias_parameters_per_layer == 0
-        )
-        assert (
-            shape_of(LLAMA | {"model_type": "qwen2", "attention_bias": True}).bias_parameters_per_layer == 128
-        )
+        assert shape_of(LLAMA | {"model_type": "mistral", "attention_bias": True}).bias_parameters_per_layer == 0
+        assert shape_of(LLAMA | {"model_type": "qwen2", "attention_bias": True}).bias_parameters_per_layer == 128
 
     def test_rotary(self) -> None:
         phi = LLAMA | {"model_type": "phi"}
@@ -230,9 +226,7 @@ class TestFields:
 
 class TestUnknown:
     def test_remote_code_is_refused(self) -> None:
-        text = refusal(
-            LLAMA | {"model_type": "phi-msft", "auto_map": {"AutoModelForCausalLM": "modeling_phi.Phi"}}
-        )
+        text = refusal(LLAMA | {"model_type": "phi-msft", "auto_map": {"AutoModelForCausalLM": "modeling_phi.Phi"}})
         assert "'phi-msft'" in text and "remote code" in text and "refused" in text
 
     def test_a_known_family_ignores_the_code_that_comes_along(self) -> None:

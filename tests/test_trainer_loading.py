@@ -83,9 +83,7 @@ def test_a_file_that_is_no_gguf_is_an_error_for_users(tmp_path: Path) -> None:
 def test_code_of_the_repository_is_refused(tmp_path: Path) -> None:
     save_model("llama", tmp_path)
     (tmp_path / "code.py").write_text("raise SystemExit('it ran')")
-    _with_config(
-        tmp_path, model_type="mine", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
-    )
+    _with_config(tmp_path, model_type="mine", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"})
     with pytest.raises(PlanError, match=r"type 'mine'; its own code \(auto_map\) is refused"):
         load_config(find_source(str(tmp_path)))
 
@@ -118,9 +116,7 @@ def test_random_weights_have_the_shape_and_the_tables(tmp_path: Path, family: st
         _load(f"random:{tmp_path}", dtype=torch.bfloat16),
         AutoModelForCausalLM.from_pretrained(tmp_path),
     )
-    assert {n: p.shape for n, p in made.named_parameters()} == {
-        n: p.shape for n, p in stored.named_parameters()
-    }
+    assert {n: p.shape for n, p in made.named_parameters()} == {n: p.shape for n, p in stored.named_parameters()}
     assert {p.dtype for p in made.parameters()} == {torch.bfloat16}
     assert {n for n, _ in made.named_buffers()} == {n for n, _ in stored.named_buffers()}
     for name, buffer in stored.named_buffers():
@@ -136,11 +132,7 @@ def test_random_weights_have_the_shape_and_the_tables(tmp_path: Path, family: st
 def test_four_bit_linears_and_nothing_else(llama: Path, random: bool) -> None:
     source = f"random:{llama}" if random else str(llama)
     model = _load(source, dtype=torch.bfloat16, four_bit=FourBit(double_quantization=True))
-    kinds = {
-        name.split(".")[-1]: type(m).__name__
-        for name, m in model.named_modules()
-        if hasattr(m, "in_features")
-    }
+    kinds = {name.split(".")[-1]: type(m).__name__ for name, m in model.named_modules() if hasattr(m, "in_features")}
     assert kinds.pop("lm_head") == "Linear" and set(kinds.values()) == {"Linear4bit"} and len(kinds) == 7
     assert model.lm_head.weight is model.get_input_embeddings().weight
     weight = model.model.layers[0].mlp.up_proj.weight
@@ -154,9 +146,7 @@ def test_gguf_is_loaded_as_plain_tensors(tmp_path: Path, four_bit: FourBit | Non
     write_gguf(tmp_path / "model.gguf")
     model = _load(str(tmp_path), dtype=torch.bfloat16, four_bit=four_bit)
     kind = "Linear" if four_bit is None else "Linear4bit"
-    assert {
-        type(model.model.layers[0].mlp.get_submodule(name)).__name__ for name in ("up_proj", "down_proj")
-    } == {kind}
+    assert {type(model.model.layers[0].mlp.get_submodule(name)).__name__ for name in ("up_proj", "down_proj")} == {kind}
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert model.lm_head.weight.dtype == torch.bfloat16
     session = ResidentSession(make_plan(tmp_path / "model.gguf"))

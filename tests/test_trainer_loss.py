@@ -37,9 +37,7 @@ def test_float64_equals_cross_entropy(tokens: int, rows: int, biased: bool, seed
     hidden, weight, bias, targets = _case(tokens, torch.float64, seed)
     hidden.requires_grad_()
     divisor = torch.tensor(7.0, dtype=torch.float64)
-    loss = chunked_cross_entropy(
-        hidden, weight, bias if biased else None, targets, rows=rows, divisor=divisor
-    )
+    loss = chunked_cross_entropy(hidden, weight, bias if biased else None, targets, rows=rows, divisor=divisor)
     (3 * loss).backward()
     wanted, gradient = _whole(hidden.detach(), weight, bias if biased else None, targets)
     torch.testing.assert_close(loss.detach(), wanted / 7, rtol=1e-12, atol=1e-12)
@@ -51,9 +49,7 @@ def test_float64_equals_cross_entropy(tokens: int, rows: int, biased: bool, seed
     (torch.float16, 1e-3, 2e-3),
     (torch.bfloat16, 8e-3, 1e-2),
 ])  # fmt: skip
-def test_sixteen_bits_round_like_sixteen_bits(
-    dtype: torch.dtype, loss_error: float, gradient_error: float
-) -> None:
+def test_sixteen_bits_round_like_sixteen_bits(dtype: torch.dtype, loss_error: float, gradient_error: float) -> None:
     hidden, weight, bias, targets = _case(37, dtype)
     hidden.requires_grad_()
     loss = chunked_cross_entropy(hidden, weight, bias, targets, rows=8, divisor=torch.tensor(37.0))
@@ -87,8 +83,6 @@ def test_without_gradient_the_hidden_states_stay_as_they_are() -> None:
 def test_trainable_head_and_no_rows_are_refused() -> None:
     hidden, weight, bias, targets = _case(3, torch.float32)
     with pytest.raises(ValueError, match="trainable"):
-        chunked_cross_entropy(
-            hidden, weight.requires_grad_(), None, targets, rows=4, divisor=torch.tensor(1.0)
-        )
+        chunked_cross_entropy(hidden, weight.requires_grad_(), None, targets, rows=4, divisor=torch.tensor(1.0))
     with pytest.raises(ValueError, match="rows"):
         chunked_cross_entropy(hidden, weight.detach(), bias, targets, rows=0, divisor=torch.tensor(1.0))

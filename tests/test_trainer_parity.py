@@ -50,9 +50,7 @@ def _wide_norms(model: torch.nn.Module) -> None:
 
 
 def _adapted(model: torch.nn.Module) -> PeftModel:
-    config = LoraConfig(
-        r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         # PEFT asks for an attribute that transformers has renamed.
         warnings.simplefilter("ignore", FutureWarning)
@@ -70,12 +68,8 @@ def _gradients(model: PeftModel) -> dict[str, Tensor]:
 
 def _stock(folder: Path, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """What plain transformers and PEFT give, with transformers' own default attention."""
-    dropouts = {"attention_dropout": 0.0} | (
-        {"resid_pdrop": 0.0, "embd_pdrop": 0.0} if folder.name == "phi" else {}
-    )
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float64, attn_implementation="sdpa", **dropouts
-    )
+    dropouts = {"attention_dropout": 0.0} | ({"resid_pdrop": 0.0, "embd_pdrop": 0.0} if folder.name == "phi" else {})
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa", **dropouts)
     _wide_norms(model)
     adapted = _adapted(model)
     logits = adapted(input_ids=batch.inputs, use_cache=False).logits
@@ -153,9 +147,7 @@ def test_layer_inputs_in_host_memory_change_nothing(folders: dict[str, Path], fa
 
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("rows", [None, 5])
-def test_loss_is_what_transformers_returns_for_labels(
-    folders: dict[str, Path], family: str, rows: int | None
-) -> None:
+def test_loss_is_what_transformers_returns_for_labels(folders: dict[str, Path], family: str, rows: int | None) -> None:
     """Given a row whole, transformers shifts the labels itself; here inputs and targets come shifted."""
     generator = torch.Generator().manual_seed(5)
     tokens = torch.randint(VOCAB, (2, 19), generator=generator)

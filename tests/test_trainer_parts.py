@@ -30,9 +30,7 @@ class _Two(nn.Module):
 
 def _adapted(**options: object) -> nn.Module:
     torch.manual_seed(1)
-    config = LoraConfig(
-        r=3, lora_alpha=6, target_modules=["first", "second"], init_lora_weights=False, **options
-    )
+    config = LoraConfig(r=3, lora_alpha=6, target_modules=["first", "second"], init_lora_weights=False, **options)
     return get_peft_model(_Two(), config)
 
 
@@ -76,9 +74,7 @@ def test_adapters_are_float32_under_sixteen_bits() -> None:
     output.float().sum().backward()
     trained = [p for p in model.parameters() if p.requires_grad]
     assert output.dtype == torch.bfloat16
-    assert (
-        {p.dtype for p in trained} == {torch.float32} == {p.grad.dtype for p in trained if p.grad is not None}
-    )
+    assert {p.dtype for p in trained} == {torch.float32} == {p.grad.dtype for p in trained if p.grad is not None}
 
 
 def test_registered_kernel_is_exact_and_gets_fewer_key_heads() -> None:

@@ -52,9 +52,7 @@ def _plan(place: Path, out: Path, **given: Any) -> Plan:
         "evaluation_rows": 5,
         "validation": 0.25,
     }
-    return make_plan(
-        place / "model", data=str(place / "data"), out=str(out), choices=LEAN, **(options | given)
-    )
+    return make_plan(place / "model", data=str(place / "data"), out=str(out), choices=LEAN, **(options | given))
 
 
 def _built(place: Path, plan: Plan | None = None, *, eight_bit: bool = False) -> BuiltRun:
@@ -126,9 +124,7 @@ def test_adapter_gives_the_same_loss_through_plain_peft(finished: Path, place: P
     with torch.no_grad():
         for batch in evaluation_batches(data.validation, 5, 1, 0):
             logits = model(input_ids=batch.inputs).logits.flatten(0, 1)
-            total += float(
-                cross_entropy(logits, batch.targets.flatten(), ignore_index=NOT_TRAINED, reduction="sum")
-            )
+            total += float(cross_entropy(logits, batch.targets.flatten(), ignore_index=NOT_TRAINED, reduction="sum"))
             tokens += batch.trained
     after = json.loads((finished / "measurement.json").read_text())["evaluation"]["after"]
     assert tokens == after["tokens"]
@@ -137,18 +133,14 @@ def test_adapter_gives_the_same_loss_through_plain_peft(finished: Path, place: P
 
 def test_equal_runs_give_equal_losses_and_adapters(finished: Path, place: Path, tmp_path: Path) -> None:
     assert execute(_plan(place, tmp_path / "again")) == 0
-    first, second = (
-        json.loads((out / "measurement.json").read_text()) for out in (finished, tmp_path / "again")
-    )
+    first, second = (json.loads((out / "measurement.json").read_text()) for out in (finished, tmp_path / "again"))
     assert first["losses"] == second["losses"] and first["evaluation"] == second["evaluation"]
     name = "adapter/adapter_model.safetensors"
     assert (finished / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 def test_over_the_bound_nothing_is_trained(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        PlanError, match=r"32 tokens on CPU: the probe step took .* KiB .*%\) more than the plan's"
-    ):
+    with pytest.raises(PlanError, match=r"32 tokens on CPU: the probe step took .* KiB .*%\) more than the plan's"):
         execute(_plan(place, tmp_path / "out", high=100_000))
     record = json.loads((tmp_path / "out" / "measurement.json").read_text())
     assert record["measured"]["gpu"]["allocated_bytes"] > 100_000 and record["losses"] == []
@@ -213,9 +205,7 @@ def test_probe_leaves_no_trace(place: Path, eight_bit: bool) -> None:
     after = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(1))
-    data = prepare(
-        read_documents(place / "data"), probed.tokenise, length=32, target=None, validation=0.0, seed=0
-    )
+    data = prepare(read_documents(place / "data"), probed.tokenise, length=32, target=None, validation=0.0, seed=0)
     losses = []
     for built in (probed, untouched):
         with Recorder(built.device) as recorder:
@@ -230,9 +220,7 @@ def test_accumulated_gradients_are_those_of_one_large_batch(place: Path) -> None
     generator = torch.Generator().manual_seed(1)
     for parameter in built.trained:  # B starts at zero, and A then has no gradient
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
-    data = prepare(
-        read_documents(place / "data"), built.tokenise, length=29, target=None, validation=0.0, seed=0
-    )
+    data = prepare(read_documents(place / "data"), built.tokenise, length=29, target=None, validation=0.0, seed=0)
     rows = sorted(data.train.rows, key=lambda row: row.inputs)[:5]
     assert len({row.inputs for row in rows}) > 1  # a mean of means would be wrong
 

@@ -52,7 +52,5 @@ def test_order_and_number_are_held_to() -> None:
 
 
 def test_memory_that_cannot_be_had_is_named() -> None:
-    with pytest.raises(
-        PlanError, match=r"131,072\.00 GiB of pinned host memory \(140,737,488,355,328 bytes\)"
-    ):
+    with pytest.raises(PlanError, match=r"131,072\.00 GiB of pinned host memory \(140,737,488,355,328 bytes\)"):
         HostStore(2, (1, 2**25, 2**20), torch.float16, torch.device("cpu"))

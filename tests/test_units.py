@@ -65,9 +65,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_bytes(text)
 
 
-@pytest.mark.parametrize(
-    "value", [-1, LARGEST + 1, f"{LARGEST + 1}", "2000000 TiB", True, None, 8.0, ["8GiB"]]
-)
+@pytest.mark.parametrize("value", [-1, LARGEST + 1, f"{LARGEST + 1}", "2000000 TiB", True, None, 8.0, ["8GiB"]])
 def test_sizes_out_of_range_or_of_another_type_are_refused(value: object) -> None:
     with pytest.raises(PlanError):
         parse_bytes(value)  # type: ignore[arg-type]
@@ -127,9 +125,7 @@ def test_counts(text: str | int, expected: int) -> None:
     assert parse_count(text) == expected
 
 
-@pytest.mark.parametrize(
-    "text", ["", "-1", "1.5", "0.3M", "128KiB", "4,09", "1G", "twelve", "2" * 40, -1, LARGEST + 1]
-)
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "0.3M", "128KiB", "4,09", "1G", "twelve", "2" * 40, -1, LARGEST + 1])
 def test_what_is_no_count_is_refused(text: str | int) -> None:
     with pytest.raises(PlanError):
         parse_count(text)
@@ -159,9 +155,7 @@ def test_durations(text: str | float, expected: float) -> None:
     assert parse_seconds(text) == expected
 
 
-@pytest.mark.parametrize(
-    "text", ["", "m", "5x", "-5s", "10m later", "99999d", float("nan"), float("inf"), -1.0, True]
-)
+@pytest.mark.parametrize("text", ["", "m", "5x", "-5s", "10m later", "99999d", float("nan"), float("inf"), -1.0, True])
 def test_what_is_no_duration_is_refused(text: str | float) -> None:
     with pytest.raises(PlanError):
         parse_seconds(text)

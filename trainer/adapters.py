@@ -38,9 +38,7 @@ def make_lean(model: nn.Module) -> int:
     for path, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        if layer.lora_variant or any(
-            not isinstance(drop, nn.Identity) for drop in layer.lora_dropout.values()
-        ):
+        if layer.lora_variant or any(not isinstance(drop, nn.Identity) for drop in layer.lora_dropout.values()):
             raise ValueError(f"{path}: only plain LoRA without dropout has a lean forward")
         layer.forward = MethodType(adapted_forward, layer)  # type: ignore[method-assign]
         changed += 1

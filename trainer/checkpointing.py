@@ -39,9 +39,7 @@ class DeviceStore:
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, run: Callable[[Tensor], Tensor], store: Store, hidden: Tensor, anchor: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, run: Callable[[Tensor], Tensor], store: Store, hidden: Tensor, anchor: Tensor) -> Tensor:
         ctx.run, ctx.store, ctx.ticket = run, store, store.keep(hidden)
         return run(hidden)  # autograd is off inside a Function's forward
 

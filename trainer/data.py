@@ -97,9 +97,7 @@ class Batch:
         return Batch(self.inputs.to(device), self.targets.to(device), self.spans, self.tokens, self.trained)
 
 
-def split_documents(
-    documents: Sequence[Document], fraction: float, seed: int
-) -> tuple[list[Document], list[Document]]:
+def split_documents(documents: Sequence[Document], fraction: float, seed: int) -> tuple[list[Document], list[Document]]:
     """Deal documents into training and validation, whole and by chance, each in the order they came.
 
     Args:
@@ -136,9 +134,7 @@ def cut(tokens: Tensor, length: int, target: int | None) -> list[Row]:
     return rows
 
 
-def tokenise_and_cut(
-    documents: Sequence[Document], tokenise: Tokenise, length: int, target: int | None
-) -> Rows:
+def tokenise_and_cut(documents: Sequence[Document], tokenise: Tokenise, length: int, target: int | None) -> Rows:
     """Tokenise documents and cut each into rows."""
     rows: list[Row] = []
     with_rows = tokens = lost = 0

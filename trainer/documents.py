@@ -134,7 +134,5 @@ def _field(row: object, asked: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise PlanError(
-            asked, f"has text that is no Unicode: half a surrogate pair at {error.start}."
-        ) from error
+        raise PlanError(asked, f"has text that is no Unicode: half a surrogate pair at {error.start}.") from error
     return text

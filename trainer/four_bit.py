@@ -51,9 +51,7 @@ def quantised(linear: nn.Linear, four_bit: FourBit, dtype: torch.dtype, device: 
     return made.to(device)  # quantises on the way
 
 
-def quantise_linears(
-    model: PreTrainedModel, four_bit: FourBit, dtype: torch.dtype, device: torch.device
-) -> None:
+def quantise_linears(model: PreTrainedModel, four_bit: FourBit, dtype: torch.dtype, device: torch.device) -> None:
     """Quantise every linear of the layers, one after the other, each on the device."""
     layers = model.get_decoder().layers
     for path, module in list(layers.named_modules()):

@@ -46,9 +46,7 @@ class HostStore:
         PlanError: the host cannot give or pin that much memory.
     """
 
-    def __init__(
-        self, layers: int, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, layers: int, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         self._device, self._dtype = device, dtype
         self._size = math.prod(shape) * dtype.itemsize
         self._buffers: list[Tensor] = []

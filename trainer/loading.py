@@ -84,12 +84,8 @@ def find_source(source: str) -> Source:
         raise PlanError(asked, f"holds {len(ggufs)} GGUF files: {', '.join(ggufs)}.", "Name one of them.")
     if any(path.glob("*.bin")):
         why = "holds pickled weights (.bin), which can run code when they are read, and no safetensors."
-        raise PlanError(
-            asked, why, "Convert them with safetensors' own converter, or take a revision that has them."
-        )
-    nearest = (
-        f"{RANDOM}{source} trains random weights of its shape." if (path / "config.json").is_file() else ""
-    )
+        raise PlanError(asked, why, "Convert them with safetensors' own converter, or take a revision that has them.")
+    nearest = f"{RANDOM}{source} trains random weights of its shape." if (path / "config.json").is_file() else ""
     raise PlanError(asked, "holds no weights (*.safetensors or one *.gguf).", nearest)
 
 
@@ -136,9 +132,7 @@ def load_config(source: Source) -> PretrainedConfig:
     if quantised and not source.gguf:
         method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"
         why = f"its weights are quantised already ({method})."
-        raise PlanError(
-            f"model {source.asked}", why, "Take the model's 16-bit weights; NF4 is made while loading."
-        )
+        raise PlanError(f"model {source.asked}", why, "Take the model's 16-bit weights; NF4 is made while loading.")
     for name, value in config.to_dict().items():
         if _DROPOUT.search(name) and isinstance(value, int | float):
             setattr(config, name, 0.0)
@@ -197,9 +191,7 @@ def load_model(
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if wrong:
         why = f"{len(wrong)} of its weights are missing or of another shape, such as {wrong[0]}."
-        raise PlanError(
-            f"model {source.asked}", why, "Fetch the files again; nothing is trained on made-up weights."
-        )
+        raise PlanError(f"model {source.asked}", why, "Fetch the files again; nothing is trained on made-up weights.")
     if source.gguf:
         # The weights are plain tensors now, so nothing may take the model for a quantised one.
         model.hf_quantizer = None
@@ -217,9 +209,7 @@ def load_model(
 def add_adapters(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> PeftModel:
     """LoRA in float32 on every linear of every layer; the same seed gives the same adapters."""
     layers = model.get_decoder().layers
-    names = {
-        path.rpartition(".")[2] for path, module in layers.named_modules() if isinstance(module, nn.Linear)
-    }
+    names = {path.rpartition(".")[2] for path, module in layers.named_modules() if isinstance(module, nn.Linear)}
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,

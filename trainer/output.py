@@ -33,9 +33,7 @@ class RunFolder:
             raise PlanError(asked, "is something else than a folder.", nearest)
         if self.path.is_dir() and any(self.path.iterdir()):
             raise PlanError(asked, "is not empty, and nothing is overwritten.", nearest)
-        place = next(
-            parent for parent in [self.path.absolute(), *self.path.absolute().parents] if parent.exists()
-        )
+        place = next(parent for parent in [self.path.absolute(), *self.path.absolute().parents] if parent.exists())
         if not os.access(place, os.W_OK):
             raise PlanError(asked, f"cannot be made: {place} is not writable.", nearest)
         needed, free = predicted_groups(plan).get("adapters", 0) + _LOGS, shutil.disk_usage(place).free

@@ -58,17 +58,13 @@ class Progress:
         memory = f", {format_bytes(step['allocated_bytes'])}" if step["allocated_bytes"] else ""
         told = f"loss {step['loss']:.4f}, {step['tokens_per_second']:,.0f} tokens/s{memory}"
         self._bar.update(self._task, completed=self.done, description=told)
-        if not self._console.is_terminal and (
-            self.done % max(1, self._steps // 10) == 0 or self.done == self._steps
-        ):
+        if not self._console.is_terminal and (self.done % max(1, self._steps // 10) == 0 or self.done == self._steps):
             self._console.print(f"step {self.done}/{self._steps}: {told}", highlight=False)
 
     def _open_tensorboard(self) -> Any:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self._console.print(
-                "No TensorBoard log: the package tensorboard is not installed.", highlight=False
-            )
+            self._console.print("No TensorBoard log: the package tensorboard is not installed.", highlight=False)
             return None
         return SummaryWriter(str(self._folder.path / "tensorboard"))

@@ -25,9 +25,7 @@ def memory_table(plan: Plan, recorder: Recorder, terms: dict[str, int]) -> Table
         table.add_column(column, justify="right")
     for phase in Phase:
         predicted = sum(plan.memory.gpu.phases.get(phase, {}).values())
-        _row(
-            table, f"phase {phase}", predicted or None, recorder.phases.get(phase, {}).get("allocated_bytes")
-        )
+        _row(table, f"phase {phase}", predicted or None, recorder.phases.get(phase, {}).get("allocated_bytes"))
     table.add_section()
     groups = predicted_groups(plan)
     for group in GROUPS:

@@ -43,13 +43,9 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
         why = "a run is not stored while it is under way, so there is nothing to go on from."
         raise PlanError("--resume", why, "Without it the run starts from its first step.")
     if plan.verdict == "does-not-fit":
-        raise PlanError(
-            "the plan", f"says of itself that it does not fit: {plan.summary}", " ".join(plan.nearest)
-        )
+        raise PlanError("the plan", f"says of itself that it does not fit: {plan.summary}", " ".join(plan.nearest))
     if plan.train.data is None:
-        raise PlanError(
-            "train.data", "is empty, so there is nothing to train on.", "--data FOLDER names some."
-        )
+        raise PlanError("train.data", "is empty, so there is nothing to train on.", "--data FOLDER names some.")
     console, folder, device = Console(), RunFolder(plan), take_device(plan)
     reading = read_documents(Path(plan.train.data))  # its mistakes come to light before minutes of loading
     built = None
@@ -78,9 +74,7 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
 _SHORTER = "Plan a shorter context, and please report this: the plan was wrong."
 
 
-def _run(
-    plan: Plan, built: BuiltRun, reading: Reading, recorder: Recorder, folder: RunFolder, console: Console
-) -> int:
+def _run(plan: Plan, built: BuiltRun, reading: Reading, recorder: Recorder, folder: RunFolder, console: Console) -> int:
     train = plan.train
     data = prepare(
         reading,
@@ -211,9 +205,7 @@ def train_steps(plan: Plan, built: BuiltRun, data: Data, recorder: Recorder) -> 
         recorder.mark(Phase.OPTIMIZER)
         if built.scaler is None and not math.isfinite(loss):
             why = f"the loss of step {step} is {loss}."
-            raise PlanError(
-                "training", why, "A smaller learning rate is the first thing to try: --set train.lr=…"
-            )
+            raise PlanError("training", why, "A smaller learning rate is the first thing to try: --set train.lr=…")
         made = update(built.optimizer, built.scaler, built.trained, train.max_grad_norm)
         recorder.mark(BETWEEN)
         if made.taken:
@@ -273,9 +265,7 @@ def learning_rate_factor(train: Train, done: int, steps: int) -> float:
     if done < warm:
         return (done + 1) / warm
     share = min(1.0, (done - warm) / max(1, steps - warm))
-    return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[
-        train.schedule
-    ]
+    return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[train.schedule]
 
 
 def _judge(

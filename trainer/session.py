@@ -104,9 +104,7 @@ class ResidentSession:
         assert self._choice is not None, "a knob belongs to a choice that is being applied"
         value = self._choice.knobs.get(name)
         if value is None:
-            raise PlanError(
-                self._who(), f"has no value for its knob {name}.", did_you_mean(name, self._choice.knobs)
-            )
+            raise PlanError(self._who(), f"has no value for its knob {name}.", did_you_mean(name, self._choice.knobs))
         return value
 
     def store_weights(self, form: Literal["nf4"], *, double_quantization: bool) -> None:
@@ -162,9 +160,7 @@ class ResidentSession:
         if self._rank is None:
             raise PlanError("the plan's choices", "put no adapters on, so nothing would be trained.")
         if self._offloading and not self._checkpointing:
-            raise PlanError(
-                "the plan's choices", "keep layer inputs in host memory, but keep no layer inputs."
-            )
+            raise PlanError("the plan's choices", "keep layer inputs in host memory, but keep no layer inputs.")
         plan, device = self._plan, take_device(self._plan)
         source = find_source(plan.model.source)
         tokenizer = load_tokenizer(source)
@@ -188,7 +184,7 @@ class ResidentSession:
         return BuiltRun(
             model=adapted,
             tokenizer=tokenizer,
-            tokenise=_tokenise_with(tokenizer) if tokenizer is not None else tokenise_bytes,
+            tokenise=tokenise_with(tokenizer) if tokenizer is not None else tokenise_bytes,
             optimizer=self._make_optimizer(adapted),
             scaler=torch.amp.GradScaler(device.type) if self._scale_loss else None,
             loss=make_loss(model, self._loss_rows),
@@ -233,9 +229,7 @@ class ResidentSession:
 
     def _once(self, what: str) -> None:
         if what in self._asked:
-            raise PlanError(
-                self._who(), f"asks for {what}, which another choice of the plan asked for already."
-            )
+            raise PlanError(self._who(), f"asks for {what}, which another choice of the plan asked for already.")
         self._asked.add(what)
 
     def _who(self) -> str:
@@ -260,9 +254,7 @@ def take_device(plan: Plan) -> torch.device:
     asked = f"GPU {plan.gpu.name}"
     if not torch.cuda.is_available():
         why = "the plan needs it, and PyTorch sees no GPU here."
-        raise PlanError(
-            asked, why, "`plan --gpu local` plans for the card that is there, `plan --gpu cpu` for none."
-        )
+        raise PlanError(asked, why, "`plan --gpu local` plans for the card that is there, `plan --gpu cpu` for none.")
     here = torch.cuda.get_device_properties(0)
     if " ".join(here.name.lower().split()) != " ".join(plan.gpu.name.lower().split()):
         raise PlanError(asked, f"this machine has a {here.name}.", "`plan --gpu local` plans for that.")
@@ -276,7 +268,9 @@ def take_device(plan: Plan) -> torch.device:
     return torch.device("cuda", 0)
 
 
-def _tokenise_with(tokenizer: Any) -> Tokenise:
+def tokenise_with(tokenizer: Any) -> Tokenise:
+    """Texts to token ids with nothing added, and no control token recognised inside a text."""
+
     def tokenise(texts: Any) -> list[list[int]]:
         encoded = tokenizer(
             list(texts),

@@ -94,9 +94,7 @@ def update(
     if scaler is None:
         if not math.isfinite(norm):
             why = f"the gradients' norm is {norm}, so a step would destroy the adapters."
-            raise PlanError(
-                "training", why, "A smaller learning rate is the first thing to try: --set train.lr=…"
-            )
+            raise PlanError("training", why, "A smaller learning rate is the first thing to try: --set train.lr=…")
         optimizer.step()
         taken = True
     else:

@@ -24,7 +24,12 @@ def _load() -> None:
 def all_optimizations() -> dict[str, Optimization]:
     """Every registered optimisation by id, in a fixed order; further packages may add theirs by entry point."""
     _load()
-    return {name: REGISTRY[name]() for name in sorted(REGISTRY)}
+    return {name: _instance(REGISTRY[name]) for name in sorted(REGISTRY)}
+
+
+@cache
+def _instance(kind: type[Optimization]) -> Optimization:
+    return kind()
 
 
 def by_id(name: str) -> Optimization:
@@ -35,7 +40,5 @@ def by_id(name: str) -> Optimization:
     """
     known = all_optimizations()
     if name not in known:
-        raise PlanError(
-            f"optimisation '{name}'", "is not known.", did_you_mean(name, known, "plan optimizations")
-        )
+        raise PlanError(f"optimisation '{name}'", "is not known.", did_you_mean(name, known, "plan optimizations"))
     return known[name]

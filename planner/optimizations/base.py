@@ -75,14 +75,10 @@ class Capability:
         if gpu.kind != "gpu":
             return (f"needs a graphics card: {self.because}",)
         if gpu.compute_capability is None:
-            return (
-                f"needs compute capability ≥ {self.least[0]}.{self.least[1]}; that of {gpu.name} is unknown",
-            )
+            return (f"needs compute capability ≥ {self.least[0]}.{self.least[1]}; that of {gpu.name} is unknown",)
         if gpu.compute_capability < self.least:
             major, minor = gpu.compute_capability
-            return (
-                f"needs compute capability ≥ {self.least[0]}.{self.least[1]}; {gpu.name} has {major}.{minor}",
-            )
+            return (f"needs compute capability ≥ {self.least[0]}.{self.least[1]}; {gpu.name} has {major}.{minor}",)
         return ()
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Everything that a small card needs; what each case changes follows it.
-SMALL = "--with nf4_weights --with mixed_precision --with exact_attention --with gradient_checkpointing --with chunked_loss"
+SMALL = (
+    "--with nf4_weights --with mixed_precision --with exact_attention --with gradient_checkpointing --with chunked_loss"
+)
 TURING = f"{SMALL} --set mixed_precision.dtype=float16 --set exact_attention.kernel=efficient"
 STEPS = "--set train.steps=4 --set train.evaluation_rows=1 --set train.validation=0.5"
 
@@ -27,9 +29,7 @@ CASES: tuple[Case, ...] = (
     _h200("8192-small", "phi-2", f"--context 8192 --set lora.rank=16 {SMALL} --without checkpoint_offload"),
     _h200("4096-turing", "phi-2", f"--context 4096 --set lora.rank=16 {TURING} --without checkpoint_offload"),
     _h200("8192-turing", "phi-2", f"--context 8192 --set lora.rank=16 {TURING} --without checkpoint_offload"),
-    _h200(
-        "8192-flash", "phi-2", f"--context 8192 --set lora.rank=16 {SMALL} --set exact_attention.kernel=flash"
-    ),
+    _h200("8192-flash", "phi-2", f"--context 8192 --set lora.rank=16 {SMALL} --set exact_attention.kernel=flash"),
     _h200("tier3-turing", "phi-2", f"--tier 3 {TURING} --with checkpoint_offload"),
     _h200("8192-offload", "phi-2", f"--context 8192 --set lora.rank=16 {SMALL} --with checkpoint_offload"),
     _h200("8192-adamw8bit", "phi-2", f"--context 8192 --set lora.rank=16 {SMALL} --with adamw_8bit"),
@@ -48,9 +48,7 @@ CASES: tuple[Case, ...] = (
     ),
     _h200("8192-small", "llama-3.2-1b", f"--context 8192 --set lora.rank=16 {SMALL}"),
     _h200("32768-small", "llama-3.2-1b", f"--context 32768 --set lora.rank=16 {SMALL}"),
-    _h200(
-        "8192-turing", "llama-3.2-1b", f"--context 8192 --set lora.rank=16 {TURING} --with checkpoint_offload"
-    ),
+    _h200("8192-turing", "llama-3.2-1b", f"--context 8192 --set lora.rank=16 {TURING} --with checkpoint_offload"),
     _h200("4096-small", "llama-3.1-8b", f"--context 4096 {SMALL}"),
     _h200("8192-small", "qwen3-1.7b", f"--context 8192 {SMALL}"),
     _h200("8192-small", "qwen2.5-0.5b", f"--context 8192 {SMALL}"),

@@ -31,13 +31,16 @@ def freeze(case: Case) -> str:
     """Write a case's plan; gives the planner's word on it."""
     PLANS.mkdir(exist_ok=True)
     target = PLANS / f"{case.name}.yaml"
-    command = [sys.executable, "-m", "planner", *shlex.split(case.arguments), "--out", os.path.relpath(target)]
+    command = [
+        sys.executable,
+        "-m",
+        "planner",
+        *shlex.split(case.arguments),
+        "--out",
+        os.path.relpath(target),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (
-        "frozen"
-        if done.returncode == 0
-        else f"refused ({done.returncode}): {done.stderr.strip() or 'does not fit'}"
-    )
+    return "frozen" if done.returncode == 0 else f"refused ({done.returncode}): {done.stderr.strip() or 'does not fit'}"
 
 
 def synthetic_text(folder: Path, tokens: int) -> Path:

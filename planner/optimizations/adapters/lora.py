@@ -45,17 +45,15 @@ class Lora(Optimization):
         Knob("rank", "rank of the adapters", lambda situation: RANKS, letter="R", low=1, high=1024),
         Knob(
             "alpha",
-            "adapters are scaled by alpha / rank; 0 means twice the rank",
+            "adapters are scaled by alpha / rank; twice the rank unless set",
             lambda _: (0,),
-            low=0,
+            low=1,
             high=65536,
         ),
     )
     evidence = (
         Evidence("low-rank adapters", "Hu et al. 2021, arXiv 2106.09685"),
-        Evidence(
-            "23,592,960 parameters for Phi-2 at rank 16", "PEFT; tests/test_model_against_transformers.py"
-        ),
+        Evidence("23,592,960 parameters for Phi-2 at rank 16", "PEFT; tests/test_model_against_transformers.py"),
     )
     exact = False
     effect = "updates are limited to the adapters' rank"
@@ -105,5 +103,4 @@ class Lora(Optimization):
 
     def apply(self, session: Session) -> None:
         """Put the adapters on."""
-        rank = int(session.knob("rank"))
-        session.adapt(rank=rank, alpha=int(session.knob("alpha")) or 2 * rank)
+        session.adapt(rank=int(session.knob("rank")), alpha=int(session.knob("alpha")))

@@ -1,8 +1,8 @@
 """Compute attention exactly without ever holding the scores, by the best kernel the card has.
 
-cuDNN's and the flash kernel need compute capability 8.0 and 16-bit numbers; the memory-efficient kernel runs from 5.0 on and is the
-one for Turing. Scores of all pairs of tokens are replaced by one float32 per query. Rows are causal from their
-first token, so no mask is needed.
+cuDNN's and the flash kernel need compute capability 8.0 and 16-bit numbers; the memory-efficient kernel runs from
+5.0 on and is the one for Turing. Scores of all pairs of tokens are replaced by one float32 per query. Rows are
+causal from their first token, so no mask is needed.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ class _HasKernel:
         """Names the capability, or the window."""
         found = []
         if not _kernels(situation):
-            found.append(
-                f"no exact kernel runs on {situation.gpu.name}: the oldest needs compute capability ≥ 5.0"
-            )
+            found.append(f"no exact kernel runs on {situation.gpu.name}: the oldest needs compute capability ≥ 5.0")
         if situation.model.sliding_window is not None:
             found.append(
                 f"{situation.model.id} attends within a window of {situation.model.sliding_window} tokens, "
@@ -98,11 +96,7 @@ class ExactAttention(Optimization):
         ledger = ledger.claimed("attention/scores", count=log_sum_exp, bits=float32).claimed(
             "attention/eager", count=nothing
         )
-        return (
-            ledger
-            if knobs["kernel"] == "efficient"
-            else ledger.claimed("attention/qkv", count=grouped_inputs)
-        )
+        return ledger if knobs["kernel"] == "efficient" else ledger.claimed("attention/qkv", count=grouped_inputs)
 
     def apply(self, session: Session) -> None:
         """Use this kernel and no other."""

@@ -7,14 +7,17 @@ layer. One checkpoint per layer is the best spacing as long as all of them lie o
 from __future__ import annotations
 
 from planner.baseline import (
-    attention_forward_flops,
     bits_of_activation,
     forward_working,
     incoming_gradient,
-    linear_forward_flops,
     mlp_gradients,
     norm_copies_of_layer,
     per_layer_names,
+)
+from planner.baseline_work import (
+    attention_forward_flops,
+    elementwise_forward_bytes,
+    linear_forward_flops,
 )
 from planner.ledger import STEP, Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Evidence, Knobs, Optimization, Situation
@@ -85,8 +88,13 @@ class GradientCheckpointing(Optimization):
                 ),
             )
             .with_work(
+                Work("linear/recompute", linear_forward_flops, Resource.LINEAR, Phase.BACKWARD, "linears again"),
                 Work(
-                    "linear/recompute", linear_forward_flops, Resource.LINEAR, Phase.BACKWARD, "linears again"
+                    "elementwise/recompute",
+                    elementwise_forward_bytes,
+                    Resource.MEMORY,
+                    Phase.BACKWARD,
+                    "norms, activations, sums again",
                 ),
                 Work(
                     "attention/recompute",
