@@ -82,7 +82,7 @@ def _why_off(name: str, found: Search, limits: Limits, objective: Objective) -> 
         parts.append(optimization.effect)
     saved = int(best.high[index]) - int(other.high[index])
     if saved > 0:
-        parts.append(f"the {format_bytes(saved)} it would save are not needed here")
+        parts.append(f"it would save {format_bytes(saved)}")
     return "not needed: " + "; ".join(parts) if parts else "not needed: the plan fits as it is, and it brings nothing"
 
 
@@ -139,6 +139,9 @@ def _time(found: Search, limits: Limits, index: int) -> str:
 
 
 def _card(found: Search, limits: Limits, index: int) -> str:
-    need = min(int(outcome.high[index]) for outcome in found.outcomes)
-    over = need - limits.gpu_bytes
+    if found.situation.gpu.kind == "cpu":
+        # One memory holds everything, the process itself included.
+        over = min(int(outcome.host[index]) for outcome in found.outcomes) - limits.host_bytes
+        return f"{format_bytes(over)} more memory would fit" if over > 0 else ""
+    over = min(int(outcome.high[index]) for outcome in found.outcomes) - limits.gpu_bytes
     return f"{format_bytes(over)} more memory on the card would fit" if over > 0 else ""

@@ -311,8 +311,10 @@ def _round_gib(size: int) -> str:
 def _warnings(situation: Situation, total: int) -> list[str]:
     gpu, model = situation.gpu, situation.model
     warnings = []
-    if gpu.kind == "gpu":
-        warnings.append(f"No run on {gpu.name} is recorded: the bound rests on runs elsewhere (docs/validation.md).")
+    if gpu.kind == "gpu" and gpu.id not in calibration().document["measured_cards"]:
+        warnings.append(
+            f"No run on {gpu.name} is recorded: its bound and its times rest on runs on other cards (docs/validation.md)."
+        )
     if gpu.context_bytes.basis == "assumed":
         size = format_bytes(int(gpu.context_bytes.value or 0))
         warnings.append(f"The CUDA context of {gpu.name} is assumed to be {size}, not measured.")

@@ -1,15 +1,18 @@
 """The machine at hand: NVML's answers, its CPU, and the memory limits of containers."""
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from planner import machine
 from planner.errors import PlanError
-from planner.hardware import load_profile
+from planner.hardware import SHIPPED, load_profile
 from planner.machine import cpu_profile, detect_local, host_ram_bytes
 
 MIB = 2**20

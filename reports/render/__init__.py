@@ -1,0 +1,1 @@
+"""Writes what the documentation takes from code and records: `python -m reports.render`."""
