@@ -32,6 +32,10 @@ class Session(Protocol):
         """Put LoRA adapters on every linear of every layer."""
         ...
 
+    def fuse_activation(self) -> None:
+        """Compute the MLP's activation function in one operation instead of several."""
+        ...
+
     def checkpoint_layers(self) -> None:
         """Keep each layer's input alone, and recompute the layer in the backward pass."""
         ...

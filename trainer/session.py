@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from planner.errors import PlanError, did_you_mean
+from planner.optimizations.mlp.fused_activation import FUSED
 from planner.plan import Choice, Plan
 from trainer.attention import KERNELS, register
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
@@ -80,6 +81,7 @@ class ResidentSession:
         self._kernel: str | None = None
         self._rank: tuple[int, int] | None = None
         self._checkpointing = self._offloading = False
+        self._fused_activation = False
         self._loss_rows: int | None = None
         self._optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
 
@@ -131,6 +133,11 @@ class ResidentSession:
         self._once("adapt")
         self._rank = (rank, alpha)
 
+    def fuse_activation(self) -> None:
+        """See the protocol."""
+        self._once("fuse_activation")
+        self._fused_activation = True
+
     def checkpoint_layers(self) -> None:
         """See the protocol."""
         self._once("checkpoint_layers")
@@ -166,6 +173,8 @@ class ResidentSession:
         tokenizer = load_tokenizer(source)
         config = load_config(source)
         self._check_config(config)
+        if self._fused_activation:
+            config.hidden_act = FUSED[config.hidden_act]
         model = load_model(
             source,
             config,

@@ -65,9 +65,7 @@ def leftovers(documents: Iterable[Path]) -> list[Path]:
 def outdated(documents: Mapping[Path, str]) -> list[Path]:
     """Files that differ from what they ought to be, and files that ought not to be."""
     differing = [
-        path
-        for path, text in documents.items()
-        if not path.is_file() or path.read_text(encoding="utf-8") != text
+        path for path, text in documents.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
     ]
     return [*differing, *leftovers(documents)]
 

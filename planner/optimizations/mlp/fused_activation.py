@@ -1,0 +1,53 @@
+"""Compute GELU's tanh form in one operation instead of eight.
+
+``gelu_new`` of transformers is written out in Python and saves four tensors of width F for its backward pass;
+``gelu_pytorch_tanh`` is the same function as one operation of torch, and saves its input alone.
+"""
+
+from __future__ import annotations
+
+from planner.ledger import Ledger
+from planner.optimizations.base import Evidence, Knobs, Optimization, Situation
+from planner.session import Session
+
+FUSED = {"gelu_new": "gelu_pytorch_tanh"}
+
+
+class _HasUnfusedActivation:
+    """Needs a model whose activation function transformers writes out in Python."""
+
+    text = f"a model whose activation function is {' or '.join(FUSED)}"
+
+    def reasons(self, situation: Situation) -> tuple[str, ...]:
+        """Names the activation function that the model has."""
+        activation = situation.model.activation
+        return (
+            () if activation in FUSED else (f"{situation.model.id} has {activation}, which is one operation already",)
+        )
+
+
+class FusedActivation(Optimization):
+    """The same activation function in one operation, with one saved tensor instead of four."""
+
+    id = "fused_activation"
+    title = "activation function in one operation"
+    numbers = (41,)
+    claims = frozenset({"letter f", "letter g"})
+    requires = (_HasUnfusedActivation(),)
+    evidence = (
+        Evidence("the same function, to 1e-15 in float64", "tests/test_fused_activation.py"),
+        Evidence("one saved tensor instead of four", "counted by tests/test_fused_activation.py"),
+    )
+
+    def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
+        """Tensors of width F that the MLP saves, and that live at once without autograd."""
+        gated = situation.model.gated_mlp
+        return {"f": 4 if gated else 2, "g": 3 if gated else 2}
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """All follows from the letters f and g."""
+        return ledger
+
+    def apply(self, session: Session) -> None:
+        """Switch the model to the fused form."""
+        session.fuse_activation()
