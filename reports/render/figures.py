@@ -27,8 +27,7 @@ STACK = (
     ("activations of one layer", ("activations",), svg.GREEN),
     ("attention of one layer", ("attention",), svg.YELLOW),
     ("logits and loss", ("loss",), svg.PURPLE),
-    ("checkpoints passing through", ("buffers",), svg.ORANGE),
-    ("workspace of cuBLAS", ("runtime",), svg.INK),
+    ("passing checkpoints, workspace", ("buffers", "runtime"), svg.ORANGE),
 )
 
 
@@ -65,18 +64,16 @@ def _peaks(configuration: Configuration, plan: Plan, totals: Any) -> dict[str, A
 def memory_by_context() -> str:
     """Memory of the reference card, stacked by what takes it, against the length of a sequence."""
     plan = reference_plan()
-    longest, budget = plan.longest.with_target or 0, plan.memory.gpu.budget_bytes
-    totals = np.arange(1, 65) * 512
+    budget, longest = plan.memory.gpu.budget_bytes, _longest(plan)
+    most = -(-(longest + 1) // 8192) * 8192
+    totals = np.arange(1, most // 256 + 1) * 256
     peaks = _peaks(_configuration(plan), plan, totals)
-    across, up = svg.Scale(0, 32768, 62, 590), svg.Scale(0, 8, 366, 46)
-    shapes = [
-        svg.label(
-            62, 24, f"Memory on the card against context: Phi-2 on an 8 GB {plan.gpu.name[15:]}", size=15, bold=True
-        )
-    ]
+    across, up = svg.Scale(0, most, 62, 590), svg.Scale(0, 8, 366, 46)
+    title = f"Memory on the card against context: {MODEL} on the 8 GB {plan.gpu.name.removeprefix('NVIDIA GeForce ')}"
+    shapes = [svg.label(62, 24, title, size=15, bold=True)]
     for tick in range(0, 9, 2):
         shapes += [svg.line(62, up(tick), 590, up(tick), svg.GREY, 0.5), svg.label(54, up(tick) + 4, str(tick), "end")]
-    for tick in range(0, 32769, 4096):
+    for tick in range(0, most + 1, 8192):
         shapes += [svg.line(across(tick), 366, across(tick), 371)]
         shapes += [svg.label(across(tick), 386, f"{tick:,}", "middle", 11)]
     shapes += [svg.sideways(22, 206, "GiB"), svg.label(326, 408, "tokens in one sequence", "middle")]
@@ -93,12 +90,23 @@ def memory_by_context() -> str:
     shapes += _bounds(plan, totals, below, across, up)
     shapes += [svg.line(62, 366, 590, 366), svg.line(62, 366, 62, 46)]
     shapes += [svg.line(62, up(budget / GIB), 590, up(budget / GIB), svg.RED, 2.5)]
-    told = f"budget of the card: {format_bytes(budget)}"
-    shapes += [svg.label(70, up(budget / GIB) - 7, told, bold=True)]
+    shapes += [svg.label(70, up(budget / GIB) - 7, f"budget: {format_bytes(budget)}", bold=True)]
     shapes += [svg.line(across(longest), up(budget / GIB), across(longest), 366, svg.INK, 1, "2 3")]
     shapes += [svg.dot(across(longest), up(budget / GIB), 4.5, "#FFFFFF", svg.RED)]
     shapes += _legend(plan, entries, longest)
-    return svg.drawing(900, 420, f"{MODEL} on {plan.gpu.name}: at most {longest:,} tokens", shapes)
+    return svg.drawing(900, 420, f"{MODEL} on {plan.gpu.name}: at most {longest:,} tokens with these settings", shapes)
+
+
+def _high(peak: Any) -> Any:
+    """The bound on what is reserved, given the expected peak in bytes."""
+    return peak + calibration().reserve_bytes(peak, "gpu")
+
+
+def _longest(plan: Plan) -> int:
+    """The longest sequence whose bound is within the budget with the plan's own settings, in steps of 64."""
+    totals = np.arange(1, 2**14) * 64
+    high = _high(sum(_peaks(_configuration(plan), plan, totals).values()))
+    return int(totals[high <= plan.memory.gpu.budget_bytes].max())
 
 
 def _bounds(plan: Plan, totals: Any, expected: Any, across: svg.Scale, up: svg.Scale) -> list[str]:
@@ -110,8 +118,7 @@ def _bounds(plan: Plan, totals: Any, expected: Any, across: svg.Scale, up: svg.S
         curves.append((sum(peaks.values()), "6 4"))
     for peak, dash in curves:
         sizes = np.asarray(peak).astype(np.int64)
-        high = (sizes + calibration().reserve_bytes(sizes, "gpu")) / GIB
-        points = [(across(x), up(y)) for x, y in zip(totals, high, strict=True) if y <= 8]
+        points = [(across(x), up(y)) for x, y in zip(totals, _high(sizes) / GIB, strict=True) if y <= 8]
         shapes.append(svg.path(points, svg.INK, 2, dash))
     return shapes
 
@@ -130,11 +137,11 @@ def _legend(plan: Plan, entries: list[tuple[str, str]], longest: int) -> list[st
         shapes += [svg.line(left, top + 18, left + 16, top + 18, svg.INK, 2, "6 4")]
         shapes += [svg.label(left + 26, top + 22, "the same, checkpoints on the card")]
     shapes += [svg.dot(left + 8, top + 40, 4.5, "#FFFFFF", svg.RED)]
-    shapes += [svg.label(left + 26, top + 44, f"longest that fits: {longest:,} tokens")]
+    shapes += [svg.label(left + 26, top + 44, f"longest with these settings: {longest:,}")]
     note = (
-        f"LoRA rank {plan.lora_rank}, {plan.target:,} tokens",
-        "trained. Computed from the planner's",
-        "formulas; not measured on this card.",
+        f"LoRA rank {plan.lora_rank}, {plan.target:,} tokens trained.",
+        "Computed from the planner's formulas;",
+        "not measured on this card.",
     )
     return shapes + [svg.label(left, top + 260 + 17 * row, text, size=11) for row, text in enumerate(note)]
 

@@ -1,0 +1,94 @@
+"""The plan file: its schema ships and is true, equal inputs give equal bytes, mistakes are told all at once."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+import planner
+from planner.errors import PlanError, PlanErrors
+from planner.plan import json_schema, load_plan
+from planner.planning import Request, make_plan
+
+SHIPPED = Path(planner.__file__).with_name("plan.schema.json")
+
+
+def test_shipped_schema_is_the_schema() -> None:
+    """`plan schema > planner/plan.schema.json` writes it anew."""
+    assert json.loads(SHIPPED.read_text(encoding="utf-8")) == json_schema()
+
+
+@pytest.mark.parametrize("gpu", ["rtx2060s", "h200-sxm", "cpu"])
+def test_plans_satisfy_the_schema_and_hold_what_was_promised(gpu: str) -> None:
+    document = json.loads(make_plan(Request(gpu=gpu, model="smollm2-135m")).to_json())
+    jsonschema.validate(document, json.loads(SHIPPED.read_text(encoding="utf-8")))
+    for path in [
+        "schema",
+        "verdict",
+        "gpu.id",
+        "model.id",
+        "model.parameters",
+        "tier",
+        "context",
+        "target",
+        "total_tokens",
+        "lora_rank",
+        "executor",
+        "choices",
+        "rejected",
+        "memory.gpu.budget_bytes",
+        "memory.gpu.peak_bytes.low",
+        "memory.gpu.peak_bytes.expected",
+        "memory.gpu.peak_bytes.high",
+        "memory.gpu.peak_phase",
+        "memory.gpu.phases",
+        "memory.host.peak_bytes",
+        "time.step_seconds.bound",
+        "time.step_seconds.estimate",
+    ]:
+        place = document
+        for key in path.split("."):
+            assert key in place, path
+            place = place[key]
+    assert all({"id", "reason", "knobs"} <= choice.keys() for choice in document["choices"])
+    assert all(rejection["reasons"] for rejection in document["rejected"])
+    phases = document["memory"]["gpu"]["phases"]
+    expected = document["memory"]["gpu"]["peak_bytes"]["expected"]
+    assert max(sum(terms.values()) for terms in phases.values()) == expected
+    assert sum(phases[document["memory"]["gpu"]["peak_phase"]].values()) == expected
+
+
+def test_equal_inputs_give_equal_bytes_and_files_read_back(tmp_path: Path) -> None:
+    first, second = make_plan(Request()), make_plan(Request())
+    assert first.to_yaml() == second.to_yaml() and first.to_json() == second.to_json()
+    for name, text in (("plan.yaml", first.to_yaml()), ("plan.json", first.to_json())):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert load_plan(tmp_path / name) == first
+
+
+def test_mistakes_are_told_together(tmp_path: Path) -> None:
+    document = yaml.safe_load(make_plan(Request()).to_yaml())
+    document["lora_rang"], document["target"], document["memory"]["gpu"]["budget_bytes"] = 4, -1, "much"
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    with pytest.raises(PlanErrors) as caught:
+        load_plan(tmp_path / "plan.yaml")
+    message = str(caught.value)
+    assert "lora_rang" in message and "lora_rank" in message and "target" in message and "budget_bytes" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "holds no plan"),
+        ("a: [1", "is not valid YAML"),
+        ("schema: tierplan/9\n", "tierplan/9"),
+        ("a: &a [*a]\n", "schema"),
+        ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
+    ],
+)
+def test_files_that_are_no_plan(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "plan.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(PlanError, match=told):
+        load_plan(tmp_path / "plan.yaml")
