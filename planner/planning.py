@@ -313,7 +313,7 @@ def _warnings(situation: Situation, total: int) -> list[str]:
     warnings = []
     if gpu.kind == "gpu" and gpu.id not in calibration().document["measured_cards"]:
         warnings.append(
-            f"No run on {gpu.name} is recorded: its bound and its times rest on runs on other cards (docs/validation.md)."
+            f"No run on {gpu.name} is recorded: bound and times rest on runs on other cards (docs/validation.md)."
         )
     if gpu.context_bytes.basis == "assumed":
         size = format_bytes(int(gpu.context_bytes.value or 0))
