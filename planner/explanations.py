@@ -19,15 +19,17 @@ def _why_on(name: str, found: Search, limits: Limits, objective: Objective, requ
         return "asked for by --with"
     best, index = found.best, found.index
     without = [outcome for outcome in found.outcomes if name not in outcome.configuration.ids]
+    if not without and all_optimizations()[name].free:
+        return _why_free(found.without(name), best, limits, index)
     if not without:
         return "nothing would be trained without it"
-    other = found.best_among(limits, objective, lambda outcome: name not in outcome.configuration.ids, index)
+    other = found.best_among(objective, lambda outcome: name not in outcome.configuration.ids, index)
     if other is None:
-        reached = [i for i in range(index) if any(bool(outcome.fits(limits)[i]) for outcome in without)]
+        reached = [i for i in range(index) if any(bool(outcome.fits[i]) for outcome in without)]
         if reached:
             want = found.wanted[reached[-1]]
             return f"without it tier {want.tier} ({format_count(want.total)} tokens) is the longest that fits"
-        return _missing(without, best, limits, index)
+        return _missing(without, limits, index)
     time, faster = float(other.time.rank[index]), float(best.time.rank[index])
     if time > 1.005 * faster:
         return f"fastest: without it a step takes {time / faster:.2f} times as long"
@@ -37,7 +39,15 @@ def _why_on(name: str, found: Search, limits: Limits, objective: Objective, requ
     return "changes the result less than what would stand in its place"
 
 
-def _missing(without: Sequence[Outcome], best: Outcome, limits: Limits, index: int) -> str:
+def _why_free(other: Outcome | None, best: Outcome, limits: Limits, index: int) -> str:
+    if other is None:
+        return "costs nothing"
+    if not bool(other.fits[index]) and bool(best.fits[index]):
+        return f"costs nothing, and {_missing([other], limits, index)}"
+    return f"costs nothing and saves {format_bytes(max(0, int(other.high[index]) - int(best.high[index])))}"
+
+
+def _missing(without: Sequence[Outcome], limits: Limits, index: int) -> str:
     least = min(without, key=lambda outcome: int(outcome.high[index]))
     over = int(least.high[index]) - limits.gpu_bytes
     if over > 0:
@@ -71,7 +81,7 @@ def _why_off(name: str, found: Search, limits: Limits, objective: Objective) -> 
     optimization = all_optimizations()[name]
     if not any(name in outcome.configuration.ids for outcome in found.outcomes):
         return "cannot stand beside what is pinned"
-    other = found.best_among(limits, objective, lambda outcome: name in outcome.configuration.ids, index)
+    other = found.best_among(objective, lambda outcome: name in outcome.configuration.ids, index)
     if other is None:
         return "does not fit with it"
     parts = []

@@ -128,20 +128,16 @@ class Ledger:
         added = {term.name: term for term in terms}
         clash = self.terms.keys() & added.keys()
         assert not clash, f"made twice: {sorted(clash)}"
-        return replace(self, terms={**self.terms, **added})
+        return Ledger({**self.terms, **added}, self.work)
 
     def with_work(self, *work: Work) -> Ledger:
         """Add pieces of work."""
-        return replace(self, work={**self.work, **{piece.name: piece for piece in work}})
+        return Ledger(self.terms, {**self.work, **{piece.name: piece for piece in work}})
 
     def claimed(self, name: str, **attributes: Any) -> Ledger:
         """Replace attributes of one term (``count``, ``bits``, ``device``, ``phases``)."""
         assert set(attributes) <= ATTRIBUTES, attributes
-        return replace(self, terms={**self.terms, name: replace(self.terms[name], **attributes)})
-
-    def without(self, name: str) -> Ledger:
-        """Drop a term that nothing makes any more."""
-        return replace(self, terms={key: term for key, term in self.terms.items() if key != name})
+        return Ledger({**self.terms, name: replace(self.terms[name], **attributes)}, self.work)
 
     def bytes(self, letters: Letters) -> dict[str, Number]:
         """Bytes of every term."""

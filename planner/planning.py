@@ -114,7 +114,7 @@ def make_plan(request: Request) -> Plan:
 
     found = find(_wanted(request))
     open_length = request.tier is None and request.total_tokens is None
-    if open_length and not found.best.fits(limits)[found.index]:
+    if open_length and not found.best.fits[found.index]:
         # Not even tier 1: the longest sequence that fits at a smaller rank, every token trained.
         rank = int(request.knobs.get("lora", {}).get("rank", NO_TIER_RANK))
         small = find([Wanted(None, COARSEST, COARSEST, rank)])
@@ -176,7 +176,7 @@ def _wanted(request: Request) -> list[Wanted]:
 def _write(request: Request, situation: Situation, limits: Limits, found: Search) -> Plan:
     gpu, model, best, index = situation.gpu, situation.model, found.best, found.index
     want = found.wanted[index]
-    fits = bool(best.fits(limits)[index])
+    fits = bool(best.fits[index])
     knobs: dict[str, dict[str, str | int | float | bool | None]] = {
         name: dict(values) for name, values in best.configuration.knobs.items()
     }

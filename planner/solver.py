@@ -49,7 +49,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One configuration at all candidates. Arrays are indexed by candidate."""
+    """One configuration at all candidates. Arrays are indexed by candidate.
+
+    ``fits`` says of each candidate whether card, host and time allow it.
+    """
 
     configuration: Configuration
     low: Array
@@ -58,20 +61,20 @@ class Outcome:
     host: Array
     pinned: Array
     time: StepTime
-
-    def fits(self, limits: Limits) -> Any:
-        """For each candidate, whether card, host and time allow it."""
-        ok = (self.high <= limits.gpu_bytes) & (self.host <= limits.host_bytes)
-        return ok if self.time.estimate is None else ok & (self.time.estimate <= limits.step_seconds)
+    fits: Any
 
 
 def valid_sets(situation: Situation, required: Sequence[str], excluded: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Every valid set that trains something, holds what is required and lacks what is excluded."""
+    """Every valid set that trains something, holds what is required and lacks what is excluded.
+
+    What is free is in all of them: a set without it is never better (``tests/test_solver.py`` proves it).
+    """
     known = all_optimizations()
     usable = [name for name in known if name not in excluded and not known[name].reasons(situation)]
-    free = [name for name in usable if name not in required]
+    certain = {*required, *(name for name in usable if known[name].free)}
+    free = [name for name in usable if name not in certain]
     for extra in chain.from_iterable(combinations(free, size) for size in range(len(free) + 1)):
-        ids = tuple(sorted({*required, *extra}))
+        ids = tuple(sorted({*certain, *extra}))
         if any("adapters/weights" in known[name].makes for name in ids) and not problems(ids, situation):
             yield ids
 
@@ -116,8 +119,8 @@ class Evaluator:
     is computed once and kept.
     """
 
-    def __init__(self, candidates: Candidates, situation: Situation, constants: Calibration) -> None:
-        self.candidates, self.situation, self.constants = candidates, situation, constants
+    def __init__(self, candidates: Candidates, situation: Situation, constants: Calibration, limits: Limits) -> None:
+        self.candidates, self.situation, self.constants, self.limits = candidates, situation, constants, limits
         gpu = situation.gpu
         self.workspace = constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
         self._kept: dict[tuple[object, ...], Any] = {}
@@ -160,7 +163,10 @@ class Evaluator:
         # With the CPU alone there is one memory: what the card would hold lies in the host too.
         host = host + process + (high if gpu.kind == "cpu" else 0)
         time = step_time(configuration, amounts, gpu, self.constants)
-        return Outcome(configuration, exact, peak, high, host, pinned, time)
+        fits = (high <= self.limits.gpu_bytes) & (host <= self.limits.host_bytes)
+        if time.estimate is not None:
+            fits = fits & (time.estimate <= self.limits.step_seconds)
+        return Outcome(configuration, exact, peak, high, host, pinned, time, fits)
 
 
 @cache
@@ -217,8 +223,8 @@ def longest(
         steps = np.geomspace(low, high, 33).astype(np.int64) // FINEST * FINEST
         grid = np.array(sorted({int(total) for total in steps if total >= COARSEST} | {low}))
         targets = grid if target is None else np.minimum(grid, target)
-        evaluate = Evaluator(Candidates(grid, targets, np.full_like(grid, rank), batch), situation, constants)
-        fits = [evaluate(configuration).fits(limits) for configuration in remaining]
+        evaluate = Evaluator(Candidates(grid, targets, np.full_like(grid, rank), batch), situation, constants, limits)
+        fits = [evaluate(configuration).fits for configuration in remaining]
         together = np.logical_or.reduce(fits)
         if not together.any():
             return best
@@ -257,24 +263,31 @@ class Search:
     longest_all_trained: int | None
     situation: Situation
     constants: Calibration
+    limits: Limits
 
     def phases(self, devices: Sequence[Device]) -> dict[Phase, dict[str, int]]:
         """Bytes of the chosen configuration: each term alive in each phase on the devices, none that is empty."""
         want = self.wanted[self.index]
         total, target, rank = (np.array([size]) for size in (want.total, want.target, want.rank))
         one = Candidates(total, target, rank, self.candidates.batch)
-        letters = Evaluator(one, self.situation, self.constants).letters(self.best.configuration)
+        letters = Evaluator(one, self.situation, self.constants, self.limits).letters(self.best.configuration)
         by_phase = self.best.configuration.ledger.by_phase(letters, devices)
         return {
             phase: {name: int(np.ravel(size)[0]) for name, size in terms.items() if np.any(size)}
             for phase, terms in by_phase.items()
         }
 
-    def best_among(
-        self, limits: Limits, objective: Objective, wants: Callable[[Outcome], bool], index: int
-    ) -> Outcome | None:
+    def without(self, name: str) -> Outcome | None:
+        """The chosen configuration with one optimisation taken out; None where that is no valid set."""
+        ids = [other for other in self.best.configuration.ids if other != name]
+        if not ids or problems(ids, self.situation):
+            return None
+        configuration = compose(ids, self.best.configuration.knobs, self.situation)
+        return Evaluator(self.candidates, self.situation, self.constants, self.limits)(configuration)
+
+    def best_among(self, objective: Objective, wants: Callable[[Outcome], bool], index: int) -> Outcome | None:
         """The best configuration that fits one wanted length and meets a wish; None where there is none."""
-        fitting = [o for o in self.outcomes if wants(o) and bool(o.fits(limits)[index])]
+        fitting = [o for o in self.outcomes if wants(o) and bool(o.fits[index])]
         return min(fitting, key=lambda outcome: cost(outcome, index, objective), default=None)
 
 
@@ -313,11 +326,11 @@ def search(
             "no valid set of optimisations is left.",
             "`plan optimizations` says what each needs.",
         )
-    evaluate = Evaluator(candidates, situation, constants)
+    evaluate = Evaluator(candidates, situation, constants, limits)
     outcomes = tuple(evaluate(configuration) for configuration in found)
     best, index = None, 0
     for index in reversed(range(len(wanted))):
-        fitting = [outcome for outcome in outcomes if bool(outcome.fits(limits)[index])]
+        fitting = [outcome for outcome in outcomes if bool(outcome.fits[index])]
         if fitting:
             best = _first_like(min(fitting, key=lambda outcome: cost(outcome, index, objective)), fitting, objective)
             break
@@ -328,7 +341,7 @@ def search(
 
     def reach(target: int | None) -> int | None:
         # What fits a longer sequence fits this one too; only where that finds nothing are all sets looked at.
-        fitting = [outcome.configuration for outcome in outcomes if bool(outcome.fits(limits)[index])]
+        fitting = [outcome.configuration for outcome in outcomes if bool(outcome.fits[index])]
         arguments: dict[str, Any] = {"rank": want.rank, "target": target, "batch": batch}
         here = longest(fitting, situation, limits, constants, **arguments, least=want.total) if fitting else None
         return here or longest(found, situation, limits, constants, **arguments)
@@ -343,6 +356,7 @@ def search(
         longest_all_trained=reach(None),
         situation=situation,
         constants=constants,
+        limits=limits,
     )
 
 

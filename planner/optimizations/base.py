@@ -144,6 +144,7 @@ class Optimization(ABC):
         knobs: what the plan chooses for it.
         evidence: where its formulas come from.
         exact: whether the trained result is the same function as without it.
+        free: exact, and never more memory or time than without it: on wherever it can be, unless switched off.
         effect: what it does to the result where it is not exact, in a few words.
     """
 
@@ -156,6 +157,7 @@ class Optimization(ABC):
     knobs: ClassVar[tuple[Knob, ...]] = ()
     evidence: ClassVar[tuple[Evidence, ...]]
     exact: ClassVar[bool] = True
+    free: ClassVar[bool] = False
     effect: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
@@ -163,7 +165,7 @@ class Optimization(ABC):
         known = REGISTRY.get(cls.id)
         assert known is None or known.__module__ == cls.__module__, f"{cls.id} is defined twice"
         assert cls.__doc__ and cls.evidence, f"{cls.id}: a docstring and evidence are part of an optimisation"
-        assert cls.exact or cls.effect, f"{cls.id}: say what it does to the result"
+        assert cls.exact or (cls.effect and not cls.free), f"{cls.id}: say what it does to the result"
         REGISTRY[cls.id] = cls
 
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:

@@ -21,7 +21,7 @@ def gib(size: int | None) -> str:
 
 def seconds(value: float | None) -> str:
     """Seconds with three digits that mean something."""
-    return "–" if value is None else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+    return "–" if value is None else f"{value:#.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def percent(share: float, digits: int = 2) -> str:

@@ -65,6 +65,12 @@ class Record:
         return self.reserved - self.predicted["high_bytes"]
 
     @property
+    def context(self) -> int | None:
+        """What the driver counted beyond the reserved peak; None where it does not tell."""
+        driver = self.measured["driver_bytes"]
+        return None if driver is None else driver - self.reserved
+
+    @property
     def host_measured(self) -> int:
         """Host memory, pinned and anonymous together."""
         host = self.content["measured"]["host"]

@@ -39,6 +39,7 @@ class ChunkedLoss(Optimization):
     id = "chunked_loss"
     title = "loss by slices, trained tokens only"
     numbers = (41,)
+    free = True
     claims = frozenset({"loss/logits.count", "loss/logits.bits", "letter C"})
     makes = frozenset({"loss/gradient"})
     knobs = (

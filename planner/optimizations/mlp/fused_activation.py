@@ -32,6 +32,7 @@ class FusedActivation(Optimization):
     id = "fused_activation"
     title = "activation function in one operation"
     numbers = (41,)
+    free = True
     claims = frozenset({"letter f", "letter g"})
     requires = (_HasUnfusedActivation(),)
     evidence = (

@@ -1,0 +1,58 @@
+"""The end of `make demo`, told again from its committed record by the code that told it the first time."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from types import SimpleNamespace
+from typing import Any
+
+from planner.plan import Plan
+from reports.render.markdown import fenced
+from reports.render.records import DEMO
+
+
+def demo() -> str:
+    """What the demo printed from its second table on; folders, which differ from run to run, are left out.
+
+    Raises:
+        ValueError: there is no record.
+    """
+    if not DEMO.is_file():
+        raise ValueError(f"there is no {DEMO.name}; `python -m reports.demo --record` makes it")
+    record: dict[str, Any] = json.loads(DEMO.read_text(encoding="utf-8"))
+    lines = [*table_and_closing(record), "…", *promises(record)]
+    return fenced("$ make demo\n…\n" + "\n".join(lines), "console no-run")
+
+
+def table_and_closing(record: dict[str, Any]) -> list[str]:
+    """The trainer's table of predicted and measured memory, and its closing sentences."""
+    from rich.console import Console
+
+    from trainer.report import closing_lines, memory_table
+
+    phases = record["measured"]["phases"]
+
+    def peak(what: str) -> int | None:
+        return max((sizes[what] for sizes in phases.values() if what in sizes), default=None)
+
+    recorder: Any = SimpleNamespace(phases=phases, peak=peak, pinned_bytes=record["measured"]["host"]["pinned_bytes"])
+    printed = StringIO()
+    console = Console(file=printed, width=80, color_system=None, highlight=False)
+    console.print(
+        memory_table(Plan.model_validate_json(json.dumps(record["plan"])), recorder, record["measured"]["terms"])
+    )
+    for line in closing_lines(record):
+        console.print(line)
+    return [line.rstrip() for line in printed.getvalue().splitlines()]
+
+
+def promises(record: dict[str, Any]) -> list[str]:
+    """What the demo holds itself to: perplexity falls, and stock PEFT gives the same loss."""
+    before, after = (record["evaluation"][when] for when in ("before", "after"))
+    fall, loss = 100 * (1 - after["perplexity"] / before["perplexity"]), record["stock_peft_loss"]
+    away = abs(loss - after["loss"])
+    return [
+        f"Held-out perplexity fell from {before['perplexity']:.3f} to {after['perplexity']:.3f}: {fall:.1f} %.",
+        f"Stock transformers and PEFT load the adapter and give loss {loss:.6f}, {away:.1e} away.",
+    ]

@@ -1,0 +1,124 @@
+"""The generated blocks of README.md: real output of commands, and tables from records."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+from planner.hardware import list_profiles
+from planner.planning import Request, make_plan
+from planner.units import format_seconds
+from reports.render.demo import demo
+from reports.render.markdown import fenced, gib, percent, table
+from reports.render.records import failures, on_cards, records, step_ratios, summary
+
+ROOT = Path(__file__).resolve().parents[2]
+SPLIT = "GPU memory by phase"  # the report is shown as far as this, and the rest folded away
+MODELS = ("phi-2", "llama-3.1-8b")
+
+
+@cache
+def output(*command: str) -> str:
+    """What `plan` prints in a plain terminal of 80 columns."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TIERPLAN_")}
+    environment |= {"NO_COLOR": "1", "COLUMNS": "80", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT)}
+    environment.pop("FORCE_COLOR", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "planner", *command], env=environment, capture_output=True, encoding="utf-8", check=True
+    )
+    assert not done.stderr, done.stderr
+    return done.stdout
+
+
+def plan_head() -> str:
+    """The report of the reference card, as far as its budget."""
+    return fenced(f"$ make plan\n{output('--gpu', 'rtx2060s').partition(SPLIT)[0]}", "console")
+
+
+def plan_rest() -> str:
+    """The rest of that report."""
+    _, heading, rest = output("--gpu", "rtx2060s").partition(SPLIT)
+    return fenced(heading + rest, "text")
+
+
+def usage() -> str:
+    """The help of the command."""
+    return fenced(f"$ plan --help\n{output('--help')}", "console")
+
+
+def cards() -> str:
+    """What the planner gives each card."""
+    rows = []
+    for card in list_profiles():
+        row = [f"`{card.id}`"]
+        for model in MODELS:
+            plan = make_plan(Request(gpu=card.id, model=model))
+            step, longest = plan.time.step_seconds.estimate, plan.longest.all_trained
+            row += [
+                f"{plan.tier}, {plan.total_tokens:,} tokens" if plan.tier else "none",
+                f"{longest:,} tokens" if longest else "none",
+                f"{format_seconds(step) if step is not None else 'unknown'} at {plan.total_tokens:,}",
+            ]
+        rows.append(row)
+    heads = [f"{model}: {what}>" for model in MODELS for what in ("tier", "longest", "one step")]
+    return table(("card", *heads), rows)
+
+
+@cache
+def collected() -> int:
+    """How many tests pytest finds."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    counts = [int(count) for count in re.findall(r"^tests/\S+: (\d+)$", done.stdout, re.MULTILINE)]
+    if done.returncode or not counts:
+        raise ValueError(f"pytest collects no tests: {(done.stdout + done.stderr).strip()[-300:]}")
+    return sum(counts)
+
+
+def tests() -> str:
+    """How a test run begins and ends."""
+    return fenced(f"$ make test\n.venv/bin/python -m pytest -n 2\n…\n{collected()} passed in …", "console no-run")
+
+
+def measured() -> str:
+    """Every run on a card, in short."""
+    found, failed = on_cards(records()), failures()
+    all_of, ratios = summary(found), step_ratios(found)
+    rows = (
+        (
+            record.case,
+            f"{record.tokens:,}",
+            gib(record.allocated),
+            gib(record.predicted["expected_bytes"]),
+            percent(record.error),
+            gib(record.reserved) + (" **over**" if record.over > 0 else ""),
+            gib(record.predicted["high_bytes"]),
+        )
+        for record in found
+    )
+    told = (
+        f"{all_of.runs} runs on {' and '.join(sorted({record.content['card'] for record in found}))}, "
+        f"{len(failed)} more that gave no record. Error of the predicted peak, without its sign: median "
+        f"{percent(all_of.median)[1:]}, 95th percentile {percent(all_of.percentile_95)[1:]}, largest "
+        f"{percent(all_of.largest)[1:]}; under the measured peak in {all_of.under} runs. More than the bound was "
+        f"reserved in {all_of.over_bound}. Steps took {ratios[0]:.2f} to {ratios[-1]:.2f} times as long as estimated "
+        "before the run.\n\n"
+    )
+    heads = ("case", "tokens>", "allocated, GiB>", "predicted>", "error>", "reserved>", "bound>")
+    return told + table(heads, rows)
+
+
+BLOCKS: Mapping[str, Callable[[], str]] = {
+    "plan-head": plan_head,
+    "plan-rest": plan_rest,
+    "usage": usage,
+    "cards": cards,
+    "tests": tests,
+    "demo": demo,
+    "measured": measured,
+}
