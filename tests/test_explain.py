@@ -182,5 +182,5 @@ def test_an_explanation_fits_the_terminal(width: int) -> None:
         assert "\x1b" not in text
     text = " ".join(printed(explained("activations/mlp"), width).split())
     assert "ceil(A·B·F·S·a·f/8) bytes" in text
-    assert "ceil(1·1·10240·4608·16·5/8) = 471,859,200 bytes, 450.00 MiB" in text
+    assert "ceil(1·1·10240·4608·16·2/8) = 188,743,680 bytes, 180.00 MiB" in text
     assert "Values: phi-2 on NVIDIA GeForce RTX 2060 SUPER, tier 1, 4,608 tokens, 512 of them trained." in text
