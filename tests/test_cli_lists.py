@@ -44,9 +44,9 @@ def test_optimisations_have_the_state_they_have_in_the_plan(capsys: Capture) -> 
 
 def test_explain_as_json_and_as_text(capsys: Capture) -> None:
     found = answered(capsys, "explain", "activations/mlp", "--tier", "1", "--json")
-    assert found["formulas"][0]["result"] == 471_859_200
+    assert found["formulas"][0]["result"] == 188_743_680
     assert main(["explain", "activations/mlp", "--tier", "1"]) == 0
-    assert "471,859,200 bytes" in capsys.readouterr().out
+    assert "188,743,680 bytes" in capsys.readouterr().out
 
 
 def test_the_schema_is_that_of_the_plan(capsys: Capture) -> None:

@@ -160,12 +160,12 @@ def predicted_measured() -> str:
         svg.label(353, 50, "peak of allocated memory, GiB", "middle"),
         svg.label(690, 50, "relative to the predicted peak, %", "middle"),
     ]
-    for tick in np.arange(size.low, size.high + 1, 4):
+    for tick in np.arange(size.low, size.high + 1, 4).tolist():
         shapes += [
             svg.line(size(tick), top - 4, size(tick), bottom, svg.GREY, 0.5),
             svg.label(size(tick), bottom + 16, f"{tick:g}", "middle", 11),
         ]
-    for tick in np.arange(share.low, share.high + 1, 2):
+    for tick in np.arange(share.low, share.high + 1, 2).tolist():
         heavy = tick == 0
         shapes += [
             svg.line(share(tick), top - 4, share(tick), bottom, svg.INK if heavy else svg.GREY, 1 if heavy else 0.5)
