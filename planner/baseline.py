@@ -180,8 +180,8 @@ def forward_working(x: Letters) -> Number:
 
 
 def evaluation_working(x: Letters) -> Number:
-    """As the forward pass, and the layer's input, which nothing else keeps."""
-    return forward_working(x) + tokens(x) * x.D
+    """As the forward pass, and two that nothing else keeps there: the layer's input and the embedded tokens."""
+    return forward_working(x) + 2 * tokens(x) * x.D
 
 
 def forward_bytes(x: Letters) -> Number:

@@ -66,7 +66,7 @@ def memory_by_context() -> str:
     plan = reference_plan()
     budget, longest = plan.memory.gpu.budget_bytes, _longest(plan)
     most = -(-(longest + 1) // 8192) * 8192
-    totals = np.arange(1, most // 256 + 1) * 256
+    totals: Any = np.arange(1, most // 256 + 1) * 256
     peaks = _peaks(_configuration(plan), plan, totals)
     across, up = svg.Scale(0, most, 62, 590), svg.Scale(0, 8, 366, 46)
     title = f"Memory on the card against context: {MODEL} on the 8 GB {plan.gpu.name.removeprefix('NVIDIA GeForce ')}"

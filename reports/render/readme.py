@@ -59,13 +59,16 @@ def cards() -> str:
         for model in MODELS:
             plan = make_plan(Request(gpu=card.id, model=model))
             step, longest = plan.time.step_seconds.estimate, plan.longest.all_trained
+            told = "unknown" if step is None else format_seconds(step)
             row += [
-                f"{plan.tier}, {plan.total_tokens:,} tokens" if plan.tier else "none",
-                f"{longest:,} tokens" if longest else "none",
-                f"{format_seconds(step) if step is not None else 'unknown'} at {plan.total_tokens:,}",
+                f"{plan.tier} ({plan.total_tokens:,})" if plan.tier else "none",
+                f"{longest:,}" if longest else "none",
+                told if plan.tier else f"{told} (at {plan.total_tokens:,})",
             ]
         rows.append(row)
-    heads = [f"{model}: {what}>" for model in MODELS for what in ("tier", "longest", "one step")]
+    heads = [
+        f"{model}: {what}>" for model in MODELS for what in ("tier (tokens)", "longest, tokens", "a step of the tier")
+    ]
     return table(("card", *heads), rows)
 
 
