@@ -25,7 +25,7 @@ Scalar = int | float | str | bool | None
 class Strict(BaseModel):
     """A part of the plan: immutable, and without room for keys nobody reads."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Gpu(Strict):
@@ -128,18 +128,18 @@ class Train(Strict):
     """Everything a run needs that is not memory."""
 
     data: str | None = None
-    steps: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
     epochs: float = Field(default=1.0, gt=0)
-    batch: int = Field(default=1, ge=1)
+    batch: int = Field(default=1, ge=1, le=4096)
     lr: float = Field(default=2e-4, gt=0)
     warmup: float = Field(default=0.03, ge=0, lt=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    accumulation: int = Field(default=1, ge=1)
+    accumulation: int = Field(default=1, ge=1, le=65_536)
     seed: int = Field(default=0, ge=0)
     validation: float = Field(default=0.1, ge=0, lt=1)
-    evaluation_rows: int = Field(default=64, ge=1)
+    evaluation_rows: int = Field(default=64, ge=1, le=1_000_000)
     out: str = "run"
 
 
@@ -209,6 +209,16 @@ def json_schema() -> dict[str, Any]:
     return Plan.model_json_schema(by_alias=True, mode="serialization")
 
 
+class _NoAliases(yaml.SafeLoader):
+    """Plain data: an alias could make a few lines unfold without end, and no plan needs one."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "a plan has no aliases", mark)
+        return super().compose_node(parent, index)
+
+
 def load_plan(path: Path) -> Plan:
     """Read a plan file, YAML or JSON.
 
@@ -224,7 +234,7 @@ def load_plan(path: Path) -> Plan:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise PlanError(asked, f"cannot be read: {reason}.", "`plan --gpu … --out plan.yaml` writes one.") from error
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, Loader=_NoAliases)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         mark = getattr(error, "problem_mark", None)

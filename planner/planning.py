@@ -48,6 +48,7 @@ NOT_MODELLED = (
 )
 TIME_BASIS = "bound: peak rates of the card; estimate: shares of them from planner/calibration.yaml"
 TIME_UNKNOWN = "the card's rates are unknown, so no time is given"
+HOST_BYTES = 32 * GIB  # of host RAM, unless the user says how much there is
 RANDOM = "random:"  # before a model: its shape with random weights, to measure with
 NO_TIER_RANK = 8  # rank where not even tier 1 fits, as long as the user sets none
 
@@ -62,7 +63,7 @@ class Request:
     total_tokens: int | None = None
     target: int | None = None
     objective: Objective = "context"
-    host_bytes: int = 32 * GIB
+    host_bytes: int | None = None  # 32 GiB, or with `--gpu cpu` what the machine has
     max_step_seconds: float = 86_400.0
     required: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
@@ -81,7 +82,8 @@ def make_plan(request: Request) -> Plan:
     gpu, model = _read(errors, _gpu, request.gpu), _read(errors, _model, request.model)
     raise_all(errors)
     assert isinstance(gpu, HardwareProfile) and isinstance(model, ModelShape)
-    situation = Situation(gpu, model, request.host_bytes)
+    host_bytes = HOST_BYTES if request.host_bytes is None else request.host_bytes
+    situation = Situation(gpu, model, host_bytes)
     raise_all(check_sets(request.required, request.excluded, request.knobs, situation))
     if model.quantized not in (None, "gguf"):
         raise PlanError(
@@ -93,10 +95,11 @@ def make_plan(request: Request) -> Plan:
     if budget is None:
         raise PlanError(f"card {gpu.id}", f"what a plan needs is unknown: {'; '.join(gpu.missing())}.")
     if gpu.kind == "cpu":
-        # The card's memory and the host's are one: the smaller of what there is and what may be used.
-        budget = min(budget, request.host_bytes) if request.host_bytes != Request.host_bytes else budget
-        request = replace(request, host_bytes=budget)
-    limits = Limits(budget, request.host_bytes, request.max_step_seconds)
+        # The card's memory and the host's are one: what there is, or less where the user says so.
+        budget = budget if request.host_bytes is None else min(budget, request.host_bytes)
+        host_bytes = budget
+    accumulation = int(request.train.get("accumulation", 1))
+    limits = Limits(budget, host_bytes, request.max_step_seconds, accumulation)
     constants = calibration()
 
     def find(wanted: list[Wanted]) -> Search:
@@ -137,6 +140,15 @@ def _contradictions(request: Request) -> list[PlanError]:
     if request.target is not None and request.total_tokens is not None and request.target > request.total_tokens:
         asked = f"--set train.target={request.target}"
         errors.append(PlanError(asked, f"is more than the {format_count(request.total_tokens)} tokens of --context."))
+    if request.tier is not None and 1 <= request.tier <= len(TIERS) and request.target is not None:
+        total = TIERS[request.tier - 1].total
+        if request.target > total:
+            asked = f"--set train.target={request.target}"
+            errors.append(PlanError(asked, f"is more than the {format_count(total)} tokens of tier {request.tier}."))
+    if request.host_bytes is not None and request.host_bytes <= 0:
+        errors.append(PlanError(f"--host-ram {request.host_bytes}", "leaves no memory.", "Try --host-ram 16GiB."))
+    if request.max_step_seconds <= 0:
+        errors.append(PlanError("--max-step-time", "leaves no time.", "Try --max-step-time 10m."))
     if request.objective != "context" and request.tier is None and request.total_tokens is None:
         errors.append(
             PlanError(f"--objective {request.objective}", "needs a length.", "Add --context 8K or --tier 1, say.")
@@ -253,8 +265,8 @@ def _at(values: Any, index: int) -> float | None:
 def _source(name: str, model: ModelShape) -> str:
     """What the trainer loads: a hub id for a shipped model; a path made absolute, to run the plan from anywhere."""
     bare = name.removeprefix(RANDOM)
-    if shipped_folder(bare) is not None:
-        return name if name.startswith(RANDOM) else model.hub_id or bare
+    if shipped_folder(model.id) is not None and not Path(bare).exists():
+        return f"{RANDOM}{model.id}" if name.startswith(RANDOM) else model.hub_id or model.id
     path = Path(bare)
     return (RANDOM if name.startswith(RANDOM) else "") + (str(path.resolve()) if path.exists() else bare)
 

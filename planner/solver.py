@@ -25,6 +25,7 @@ from planner.timecost import StepTime, step_time
 
 Array = np.ndarray[Any, np.dtype[np.int64]]
 Objective = Literal["context", "speed", "memory"]
+ENDLESS = 2**56  # bytes that stand for more than any machine has
 COARSEST, FINEST = 64, 64  # tokens: the least sequence that is looked at, and the step of the longest
 
 
@@ -45,6 +46,7 @@ class Limits:
     gpu_bytes: int
     host_bytes: int
     step_seconds: float
+    accumulation: int = 1  # micro-batches in one optimiser step
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,23 @@ def valid_sets(situation: Situation, required: Sequence[str], excluded: Sequence
     """
     known = all_optimizations()
     usable = [name for name in known if name not in excluded and not known[name].reasons(situation)]
-    certain = {*required, *(name for name in usable if known[name].free)}
+    certain = {
+        *required,
+        *(name for name in usable if known[name].free and _undisputed(name, usable, required, situation)),
+    }
     free = [name for name in usable if name not in certain]
     for extra in chain.from_iterable(combinations(free, size) for size in range(len(free) + 1)):
         ids = tuple(sorted({*certain, *extra}))
         if any("adapters/weights" in known[name].makes for name in ids) and not problems(ids, situation):
             yield ids
+
+
+def _undisputed(name: str, usable: Sequence[str], required: Sequence[str], situation: Situation) -> bool:
+    """Whether nothing else lays claim to what a free optimisation does, and it stands beside what is required."""
+    known = all_optimizations()
+    names = known[name].claims | known[name].makes
+    rivals = any(names & (known[other].claims | known[other].makes) for other in usable if other != name)
+    return not rivals and name not in problems({*required, name}, situation)
 
 
 def configurations(
@@ -144,8 +157,13 @@ class Evaluator:
         signature = tuple(value for name, value in configuration.letters.items() if name != "R")
         shape = self.candidates.total.shape
 
+        wide = Letters(**vars(letters))
+        wide.S, wide.T = self.candidates.total.astype(np.float64), self.candidates.target.astype(np.float64)
+
         def size(term: Term) -> Array:
-            return np.broadcast_to(np.asarray(term.bytes(letters), dtype=np.int64), shape)
+            # Sums of score-sized terms can pass 64 bits; beyond 2**56 bytes nothing fits, however much it is.
+            huge = np.broadcast_to(np.asarray(term.bytes(wide), dtype=np.float64) >= ENDLESS, shape)
+            return np.where(huge, ENDLESS, np.broadcast_to(np.asarray(term.bytes(letters), dtype=np.int64), shape))
 
         sizes = np.array(
             [
@@ -155,14 +173,14 @@ class Evaluator:
         )
         peak, exact, pinned, host = ((mask @ sizes).max(axis=0) for mask in _masks(configuration))
         amounts = {
-            work.name: self._once((work.amount,), signature, partial(work.amount, letters))
+            work.name: self._once((work.amount,), signature, partial(work.amount, wide))
             for work in configuration.ledger.work.values()
         }
         process = self.constants.host_process_bytes(gpu.kind)
         high = peak + self.constants.reserve_bytes(peak, gpu.kind)
         # With the CPU alone there is one memory: what the card would hold lies in the host too.
         host = host + process + (high if gpu.kind == "cpu" else 0)
-        time = step_time(configuration, amounts, gpu, self.constants)
+        time = step_time(configuration, amounts, gpu, self.constants).times(self.limits.accumulation)
         fits = (high <= self.limits.gpu_bytes) & (host <= self.limits.host_bytes)
         if time.estimate is not None:
             fits = fits & (time.estimate <= self.limits.step_seconds)

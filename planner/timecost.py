@@ -34,6 +34,12 @@ class StepTime:
     estimate: Any
     rank: Any
 
+    def times(self, count: int) -> StepTime:
+        """The time of so many, one after the other."""
+        if self.bound is None:
+            return StepTime(None, None, self.rank * count)
+        return StepTime(self.bound * count, self.estimate * count, self.rank * count)
+
 
 def step_time(
     configuration: Configuration, amounts: Mapping[str, Any], gpu: HardwareProfile, constants: Calibration

@@ -84,7 +84,7 @@ def test_mistakes_are_told_together(tmp_path: Path) -> None:
         ("", "holds no plan"),
         ("a: [1", "is not valid YAML"),
         ("schema: tierplan/9\n", "tierplan/9"),
-        ("a: &a [*a]\n", "schema"),
+        ("a: &a [*a]\n", "a plan has no aliases"),
         ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
     ],
 )

@@ -51,13 +51,18 @@ class _ChunkedLoss(torch.autograd.Function):
             total += _slice_loss_and_gradient(work, weight, bias, targets[part])
         if gradient is not None:
             ctx.save_for_backward(gradient, divisor)
+            ctx.rows = rows
         return total / divisor
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         gradient, divisor = ctx.saved_tensors
-        # The factor holds the loss scale: apply it in one multiplication in float32, then round once.
-        return gradient.mul_(outputs[0] / divisor), None, None, None, None, None
+        # The factor holds the loss scale: on a card a scalar tensor would be rounded to the gradient's own dtype
+        # first, so the product is made in float32, some rows at a time, and rounded once.
+        factor = (outputs[0] / divisor).to(torch.promote_types(gradient.dtype, torch.float32))
+        for part in gradient.split(ctx.rows):
+            part.copy_(part.to(factor.dtype) * factor)
+        return gradient, None, None, None, None, None
 
 
 def chunked_cross_entropy(
