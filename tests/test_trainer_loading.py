@@ -219,7 +219,7 @@ def test_adapters_repeat_by_seed(llama: Path) -> None:
 
 def test_plan_s_choices_are_applied(llama: Path) -> None:
     choices: dict[str, dict[str, Any]] = {
-        "lora": {"rank": 4, "alpha": 0},
+        "lora": {"rank": 4, "alpha": 8},
         "gradient_checkpointing": {},
         "chunked_loss": {"rows": 64},
         "exact_attention": {"kernel": "cpu"},

@@ -1,7 +1,7 @@
 """Keep only each layer's input and recompute the layer in the backward pass.
 
 The saved tensors of one layer live at a time instead of those of all; the price is one more forward pass of every
-layer. One checkpoint per layer is the best spacing as long as all of them lie on the card.
+layer. One checkpoint per layer, or per two where a layer saves little, is best as long as all lie on the card.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class GradientCheckpointing(Optimization):
     evidence = (
         Evidence("one more forward pass for one layer's memory", "Chen et al. 2016, arXiv 1604.06174"),
         Evidence(
-            "a checkpoint per layer is the best spacing on the card",
+            "a checkpoint per layer, or two where little else is saved, is the best spacing on the card",
             "docs/decisions.md, spacing of checkpoints",
         ),
     )
