@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner import __version__
-from planner.cli_check import check
+from planner.cli_check import check, planned_again
 from planner.cli_lists import explain, gpus, models, optimizations, schema
 from planner.cli_output import check_target, console, print_json, write_plan
 from planner.cli_request import (
@@ -22,6 +22,8 @@ from planner.cli_request import (
     Options,
     all_of,
     given,
+    home_expanded,
+    is_given,
     made,
     option_name,
     planning_options,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 FITS, DOES_NOT_FIT, CANNOT_TELL, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 UNREAD = "a plan file that could not be read"
-EXIT_CODES = {"fits": FITS, "does-not-fit": DOES_NOT_FIT, "unknown": CANNOT_TELL}
+EXIT_CODES = {"fits": FITS, "does-not-fit": DOES_NOT_FIT}
 
 
 class ReaderGone(Exception):
@@ -85,12 +87,16 @@ def cli(context: click.Context, /, **options: Any) -> int:
     if context.invoked_subcommand is not None:
         _refuse_misplaced(context, options)
         return FITS
-    if not any(options.values()):
+    if not any(map(is_given, options.values())):
         click.echo(context.get_help())
         return FITS
-    if options["plan_"]:
-        return _use(_from_file(options), options)
-    if not options["gpu"] and not options["execute"]:
+    if options["plan_"] is not None:
+        plan = _from_file(options)
+        if options["execute"] and (now := planned_again(plan)).verdict != "fits":
+            _tell(f"--execute: nothing was trained. Planned again today, the plan does not fit. {now.summary}")
+            return EXIT_CODES[now.verdict]
+        return _use(plan, options)
+    if options["gpu"] is None and not options["execute"]:
         nearest = "Add --gpu ID (`plan gpus` lists them), --gpu local or --gpu cpu."
         raise PlanError(" ".join(["plan", *given(options)]), "names no card.", nearest)
     return _use(_planned(options), options)
@@ -109,13 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show "≥" is no reason to stop
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        words = list(sys.argv[1:] if arguments is None else arguments)
         code = cli.main(args=words, prog_name="plan", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
     except PlanError as error:
         _tell(*map(str, all_of(error)))
+        if "--json" in words:
+            print_json(_unknown(all_of(error)))
     except click.ClickException as error:
         _tell(error.format_message(), hint=_hint(error))
     except (click.Abort, KeyboardInterrupt):
@@ -130,10 +138,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return CANNOT_TELL
 
 
+def _unknown(errors: Sequence[PlanError]) -> str:
+    """The JSON object that stands in a plan's place, for a reader who asked for one."""
+    from planner.plan import Mistake, Unknown
+
+    return Unknown(errors=[Mistake(asked=each.asked, why=each.why, nearest=each.nearest) for each in errors]).to_json()
+
+
 def _planned(options: Options) -> Plan:
     """The plan that the options ask for, with every mistake in them reported together."""
     errors: list[PlanError] = []
-    if not options["gpu"]:
+    if options["gpu"] is None:
         options = {**options, "gpu": _this_machine()}
     request = read_request(options, errors)
     errors += _output_mistakes(options, request.train.get("data"))
@@ -142,7 +157,7 @@ def _planned(options: Options) -> Plan:
 
 def _from_file(options: Options) -> Plan:
     """The plan in a file, unchanged but for data where the file names none."""
-    from planner.plan import load_plan
+    from planner.plan_file import load_plan
 
     complete = "a plan file is complete already."
     errors = [
@@ -155,7 +170,7 @@ def _from_file(options: Options) -> Plan:
         plan = load_plan(Path(options["plan_"]))
     except PlanError as error:
         errors += all_of(error)
-    data = options["data"]
+    data = home_expanded(options["data"])
     if plan is not None and data and plan.train.data not in (None, data):
         why = f"the plan trains on {plan.train.data}, and a plan file is run unchanged."
         errors.append(PlanError(f"--data {data}", why, "Drop --data, or change train.data in the file."))
@@ -168,7 +183,7 @@ def _from_file(options: Options) -> Plan:
 
 def _output_mistakes(options: Options, data: object) -> list[PlanError]:
     errors = []
-    if options["out"]:
+    if options["out"] is not None:
         try:
             check_target(Path(options["out"]))
         except PlanError as error:
@@ -188,7 +203,7 @@ def _output_mistakes(options: Options, data: object) -> list[PlanError]:
 
 def _use(plan: Plan, options: Options) -> int:
     """Write, print and run a plan, as far as the options ask for it."""
-    written = Path(options["out"]) if options["out"] else None
+    written = Path(options["out"]) if options["out"] is not None else None
     if written is not None:
         write_plan(plan, written)
     if options["json_"]:
@@ -227,7 +242,7 @@ def _this_machine() -> str:
 
 def _refuse_misplaced(context: click.Context, options: Options) -> None:
     """An option before a subcommand would be lost without a word."""
-    misplaced = [option_name(name) for name, value in options.items() if value]
+    misplaced = [option_name(name) for name, value in options.items() if is_given(value)]
     if misplaced:
         command = f"plan {context.invoked_subcommand}"
         nearest = f"`{command} --help` lists those it takes."

@@ -63,7 +63,7 @@ def check(file: Path, gpu: str | None, json_: bool) -> int:
     plan check plan.yaml
     plan check plan.yaml --gpu rtx3060-12gb
     """
-    from planner.plan import load_plan
+    from planner.plan_file import load_plan
 
     plan = load_plan(file)
     now = made(same_settings(plan, gpu or card_of(plan)))
@@ -77,6 +77,29 @@ def check(file: Path, gpu: str | None, json_: bool) -> int:
 
         print_parts(console(), list(_sentences(file, plan, now, found)))
     return 0 if fits else 1
+
+
+def planned_again(plan: Plan) -> Plan:
+    """What would be planned for a plan's settings today, before it is run.
+
+    Raises:
+        PlanError: nothing that a plan rests on changed, and yet the file holds other figures: it was changed by
+            hand, and its bound is the bound of other settings.
+    """
+    now = made(same_settings(plan, card_of(plan)))
+    if now.verdict != "fits":
+        return now
+    found = list(differences(plan, now))
+    causes = [CAUSES[each.place] for each in found if each.place in CAUSES]
+    wrong = [each for each in found if each.place.startswith(("memory.", "choices."))]
+    if wrong and not causes:
+        file, today = _told(wrong[0])
+        why = f"its figures are not those of its settings: {wrong[0].place} is {file} in the file, {today} planned now."
+        raise PlanError("the plan file", why, "`plan check FILE` lists every difference; plan again to run this.")
+    if wrong:
+        changed = f"Since the plan was made, {', '.join(causes)} changed"
+        click.echo(f"{changed}; planned again today it still fits. It is run as it stands.", err=True)
+    return now
 
 
 def same_settings(plan: Plan, gpu: str) -> Request:

@@ -39,7 +39,7 @@ def gpus(json_: bool) -> None:
         return
     table = _table("id", "name", "memory", "to use", "capability", "bf16", right=("memory", "to use"))
     for card in cards:
-        capability = ".".join(map(str, card.compute_capability)) if card.compute_capability else "unknown"
+        capability = ".".join(map(str, card.compute_capability)) if card.compute_capability else card.gfx or "unknown"
         budget, memory = card.budget_bytes(), card.memory_bytes.value
         table.add_row(
             card.id,
@@ -67,17 +67,18 @@ def models(json_: bool) -> None:
     """
     from dataclasses import asdict
 
-    from planner.model import list_models
+    from planner.model import list_models, load_model
 
-    known = list_models()
+    known = [(facts, load_model(facts.id).not_planned) for facts in list_models()]
     if json_:
-        _print_object({"models": [asdict(facts) for facts in known]})
+        _print_object({"models": [{**asdict(facts), "not_planned": reasons} for facts, reasons in known]})
         return
-    table = _table("id", "on the hub", "parameters", "made for", "licence", right=("parameters", "made for"))
-    for facts in known:
-        table.add_row(facts.id, facts.hub_id, f"{facts.counted:,}", f"{facts.native_context:,}", facts.licence)
+    table = _table("id", "on the hub", "parameters", "made for", "licence", "planned", right=("parameters", "made for"))
+    for facts, reasons in known:
+        size, made_for = f"{facts.counted:,}", f"{facts.native_context:,}"
+        table.add_row(facts.id, facts.hub_id, size, made_for, facts.licence, "no" if reasons else "yes")
     other = "a folder with config.json, a GGUF file, or a hub id (org/name)"
-    _print(table, f"made for: tokens. `--model` also takes {other}.")
+    _print(table, f"made for: tokens. `--model` also takes {other}. planned no: `plan --model ID` says why.")
 
 
 @click.command(short_help="List the optimisations, with why each is on or off.")
@@ -166,6 +167,7 @@ def _card(card: HardwareProfile) -> dict[str, Any]:
         "kind": card.kind,
         "architecture": card.architecture,
         "compute_capability": ".".join(map(str, card.compute_capability)) if card.compute_capability else None,
+        "gfx": card.gfx or None,
         "budget_bytes": card.budget_bytes(),
         "supports_bf16": card.supports_bf16,
         "supports_flash_attention_2": card.supports_flash_attention_2,

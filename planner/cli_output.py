@@ -36,7 +36,7 @@ def check_target(path: Path) -> None:
     Raises:
         PlanError: no such folder, not a file, or a file that is no plan of this version.
     """
-    from planner.plan import load_plan
+    from planner.plan_file import load_plan
 
     asked = f"--out {path}"
     if str(path) == "-":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -65,7 +66,12 @@ def planning_options(*names: str) -> Callable[[Command], Command]:
 
 def given(options: Options) -> list[str]:
     """The planning options that were given, as typed on a command line."""
-    return [option_name(name) for name in OPTIONS if options.get(name)]
+    return [option_name(name) for name in OPTIONS if is_given(options.get(name))]
+
+
+def is_given(value: object) -> bool:
+    """Whether an option was typed at all; an empty text was."""
+    return value is not None and value is not False and value != ()
 
 
 def option_name(name: str) -> str:
@@ -99,13 +105,16 @@ def read_request(options: Options, errors: list[PlanError]) -> Request:
             errors.append(PlanError(f"{option_name(name)} {text}", _without_quantity(error, text), error.nearest))
             return absent
 
+    for name in ("gpu", "model", "data"):
+        if (text := options.get(name)) is not None and not text.strip():
+            errors.append(PlanError(f"{option_name(name)} {text!r}", "is empty."))
     try:
         knobs, train = parse_settings(options.get("set_") or ()) if options.get("set_") else ({}, {})
     except PlanError as error:
         errors += all_of(error)
         knobs, train = {}, {}
     target = train.pop("target", None)
-    data = options.get("data")
+    data = home_expanded(options.get("data"))
     if data and train.setdefault("data", data) != data:
         errors.append(PlanError(f"--data {data} --set train.data={train['data']}", "name two places.", "Drop one."))
     return Request(
@@ -123,6 +132,11 @@ def read_request(options: Options, errors: list[PlanError]) -> Request:
         train=train,
         command=command_line(options),
     )
+
+
+def home_expanded(path: str | None) -> str | None:
+    """A path as typed, but for ``~``: `--data=~/text` reaches us as it stands."""
+    return None if path is None else os.path.expanduser(path)
 
 
 def made(request: Request, errors: Sequence[PlanError] = ()) -> Plan:

@@ -1,7 +1,8 @@
 """Puts a set of optimisations together: is it valid, why not, and what ledger, letters and settings it gives.
 
 Validity follows from names alone: an attribute is claimed once, a claimed term must exist, a needed term must be
-made. There is no table of pairs.
+made. There is no table of pairs. ``term.attribute`` names an attribute of a term, ``work.amount`` the amount of a
+piece of work; what a rewrite changes without having claimed it is an error of ours, and found at once.
 """
 
 from __future__ import annotations
@@ -10,23 +11,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from planner.activations import mlp_tensors
 from planner.baseline import baseline
-from planner.ledger import Ledger
+from planner.ledger import ATTRIBUTES, Ledger
 from planner.model import ModelShape
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Knobs, Needs, Optimization, Scalar, Situation
 from planner.symbols import Letters
 
-# Tensors of width F that an activation function saves, and that live at once while it runs without autograd.
-# gelu_new is written in Python: x, 0.5·x, tanh and 1 + tanh are saved. The others are one fused operation.
-UNFUSED_ACTIVATIONS = frozenset({"gelu_new", "gelu_fast", "quick_gelu"})
-
 
 def model_letters(model: ModelShape) -> dict[str, int]:
     """The letters a model gives values to."""
-    unfused = model.activation in UNFUSED_ACTIVATIONS
-    saved = (4 if unfused else 1) + (3 if model.gated_mlp else 1)
-    alive = max(4 if unfused else 2, 3 if model.gated_mlp else 2)
+    saved, alive = mlp_tensors(model.activation, gated=model.gated_mlp)
     return {
         "L": model.layers,
         "D": model.width,
@@ -72,8 +68,10 @@ class Configuration:
 def problems(ids: Iterable[str], situation: Situation) -> dict[str, tuple[str, ...]]:
     """Why the set is not valid: for each optimisation that cannot be on, the reasons. Empty where it is valid."""
     known = all_optimizations()
-    chosen = [known[name] for name in sorted(set(ids))]
-    existing = set(baseline().terms) | {term for choice in chosen for term in choice.makes}
+    situation = replace(situation, chosen=frozenset(ids))
+    chosen = [known[name] for name in sorted(situation.chosen)]
+    nothing_on = baseline()
+    existing = {*nothing_on.terms, *nothing_on.work, *(term for choice in chosen for term in choice.makes)}
     claimed_by: dict[str, list[str]] = defaultdict(list)
     made_by: dict[str, list[str]] = defaultdict(list)
     for choice in chosen:
@@ -113,12 +111,9 @@ def compose(ids: Iterable[str], knobs: Mapping[str, Mapping[str, Scalar]], situa
     known = all_optimizations()
     situation = replace(situation, chosen=frozenset(ids))
     chosen = [known[name] for name in sorted(situation.chosen)]
-    ledger, letters = (
-        baseline(),
-        {**model_letters(situation.model), "a": 32, "w": 32, "A": situation.model.layers},
-    )
+    ledger, letters = baseline(), model_letters(situation.model) | _nothing_on(situation)
     settings, complete = {"dtype": "fp32", "attention": "eager"}, {}
-    made = set(ledger.terms)
+    made = {*ledger.terms, *ledger.work}
     waiting = list(chosen)
     while waiting:
         ready = next((c for c in waiting if {_term(claim) for claim in c.claims} - {""} <= made), None)
@@ -128,11 +123,31 @@ def compose(ids: Iterable[str], knobs: Mapping[str, Mapping[str, Scalar]], situa
         before = ledger
         ledger = ready.rewrite(ledger, values, situation)
         assert set(ledger.terms) - set(before.terms) == set(ready.makes), f"{ready.id} makes other terms than it says"
-        made = set(ledger.terms)
+        assert _changed(before, ledger) <= ready.claims, f"{ready.id} changes more than it claims"
+        made = {*ledger.terms, *ledger.work}
         letters |= ready.letters(situation, values)
         settings |= ready.settings(situation, values)
         complete[ready.id] = values
     return Configuration(tuple(choice.id for choice in chosen), complete, ledger, letters, settings)
+
+
+def _nothing_on(situation: Situation) -> dict[str, int]:
+    """The letters that optimisations claim, before any does; and how weights come in from a GGUF file."""
+    gguf = int(situation.model.quantized == "gguf")
+    staged = gguf * int(situation.gpu.kind == "gpu")
+    return {"a": 32, "w": 32, "A": situation.model.layers, "p": 0, "G": gguf, "W": staged}
+
+
+def _changed(before: Ledger, after: Ledger) -> set[str]:
+    """The attributes of terms and amounts of work that are not what they were, as claims name them."""
+    terms = {
+        f"{name}.{attribute}"
+        for name, term in before.terms.items()
+        if after.terms[name] is not term
+        for attribute in ATTRIBUTES
+        if getattr(after.terms[name], attribute) != getattr(term, attribute)
+    }
+    return terms | {f"{name}.amount" for name, work in before.work.items() if after.work[name].amount != work.amount}
 
 
 def _term(claim: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.baseline import baseline
@@ -81,20 +81,26 @@ def planned_run(plan: Plan, gpu: str = "") -> Run:
 
 def smallest_run_with(name: str, run: Run) -> Run | None:
     """An optimisation with nothing on beside it but what it needs; None where that is not to be had here."""
-    known, ids = all_optimizations(), {name}
+    known, ids, nothing_on = all_optimizations(), {name}, baseline()
     for _ in known:
-        existing = set(baseline().terms) | {term for each in ids for term in known[each].makes}
+        existing = {*nothing_on.terms, *nothing_on.work, *(term for each in ids for term in known[each].makes)}
         wanted = {claim.rpartition(".")[0] for each in ids for claim in known[each].claims if "/" in claim}
         wanted |= {need.term for each in ids for need in known[each].requires if hasattr(need, "term")}
         makers = [maker for term in sorted(wanted - existing) for maker in known if term in known[maker].makes]
         if not makers:
             break
         ids.add(makers[0])
-    if not all(knob.choices(run.situation) for each in ids for knob in known[each].knobs):
-        return None
-    if any("is already" in reason for reasons in problems(ids, run.situation).values() for reason in reasons):
+    # A knob may have nothing to choose from in so small a set, and something with one more beside it.
+    larger = [ids, *(ids | {other} for other in known)]
+    ids = next((each for each in larger if _can_choose(each, run.situation)), set())
+    if not ids or any("is already" in reason for told in problems(ids, run.situation).values() for reason in told):
         return None
     return _at(run.plan, run.situation, compose(ids, {}, run.situation))
+
+
+def _can_choose(ids: set[str], situation: Situation) -> bool:
+    known, situation = all_optimizations(), replace(situation, chosen=frozenset(ids))
+    return all(knob.choices(situation) for each in ids for knob in known[each].knobs)
 
 
 def run_without(name: str, run: Run) -> Run:

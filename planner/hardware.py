@@ -1,14 +1,15 @@
 """Cards as data: one YAML file per card, read into a frozen profile whose every number carries its source.
 
 A card is never guessed from its likes: what is not known stays unknown and says why. Reading one card by its
-id opens one file; only an alias or a printed name makes every file be read.
+id opens one file; for an alias or a printed name every file is searched as text, and only those that have it are
+read as cards.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -52,6 +53,7 @@ class HardwareProfile:
     kind: Literal["gpu", "cpu"]
     architecture: str
     compute_capability: tuple[int, int] | None
+    """CUDA's; None where it is unknown and for what has none: a CPU, an AMD card (see ``gfx``)."""
     memory_bytes: Sourced
     """As sold."""
     visible_bytes: Sourced
@@ -69,6 +71,8 @@ class HardwareProfile:
     tdp_w: Sourced
     in_use_bytes: Sourced = NOTHING_IN_USE
     """Held by other processes when a local card was looked at; nothing for a card only planned for."""
+    gfx: str = ""
+    """What AMD calls the instruction set of its card, such as gfx1100; empty for all others."""
     notes: tuple[str, ...] = ()
 
     def budget_bytes(self) -> int | None:
@@ -111,8 +115,12 @@ def load_profile(name_or_path: str) -> HardwareProfile:
     for folder in _folders() if _ID.fullmatch(asked.lower()) else []:
         if (path := folder / f"{asked.lower()}.yaml").is_file():
             return _read(path, named_by_id=True)
-    cards = list_profiles()
-    matches = [card for card in cards if squashed(asked) in _names(card)]
+    wanted = squashed(asked)
+    cards = _read_all(path for path in _files() if _mentions(path, wanted))
+    matches = [card for card in cards if wanted in _names(card)]
+    if not matches:  # YAML can write a name in ways that no search of the text finds, with escapes for one
+        cards = list_profiles()
+        matches = [card for card in cards if wanted in _names(card)]
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -125,20 +133,8 @@ def load_profile(name_or_path: str) -> HardwareProfile:
 
 
 def list_profiles() -> list[HardwareProfile]:
-    """Every card there is a file for, by id. Of two files with one id the first folder's wins."""
-    paths: dict[str, Path] = {}
-    for folder in _folders():
-        for path in folder.glob("*.yaml"):
-            paths.setdefault(path.stem, path)
-    cards: list[HardwareProfile] = []
-    errors: list[PlanError] = []
-    for _, path in sorted(paths.items()):
-        try:
-            cards.append(_read(path, named_by_id=True))
-        except PlanError as error:
-            errors += getattr(error, "errors", [error])
-    raise_all(errors)
-    return cards
+    """Every card there is a file for, by id. Raises PlanError for all that is wrong in any file, at once."""
+    return _read_all(_files())
 
 
 def squashed(name: str) -> str:
@@ -150,6 +146,35 @@ def _names(card: HardwareProfile) -> set[str]:
     printed = squashed(card.name)
     bare = printed.removeprefix(squashed(card.vendor))
     return {printed, bare, bare.removeprefix("geforce"), *map(squashed, (card.id, *card.aliases))}
+
+
+def _mentions(path: Path, wanted: str) -> bool:
+    """Whether a file may be of the card of that squashed name: a look at the text, far quicker than reading YAML."""
+    try:
+        return wanted in squashed(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return True  # to be told when it is read as a card
+
+
+def _read_all(paths: Iterable[Path]) -> list[HardwareProfile]:
+    cards: list[HardwareProfile] = []
+    errors: list[PlanError] = []
+    for path in paths:
+        try:
+            cards.append(_read(path, named_by_id=True))
+        except PlanError as error:
+            errors += getattr(error, "errors", [error])
+    raise_all(errors)
+    return cards
+
+
+def _files() -> list[Path]:
+    """The file of every card, by id. Of two with one id the first folder's wins."""
+    paths: dict[str, Path] = {}
+    for folder in _folders():
+        for path in folder.glob("*.yaml"):
+            paths.setdefault(path.stem, path)
+    return [path for _, path in sorted(paths.items())]
 
 
 def _folders() -> list[Path]:
@@ -216,10 +241,14 @@ def _reads(read: Callable[[Any], Any], most: float | None = None) -> AfterValida
     return AfterValidator(check)
 
 
-def _capability(raw: Any) -> tuple[int, int]:
+def _capability(raw: Any) -> tuple[int, int] | str:
+    """CUDA's compute capability, or the gfx name of an AMD card, which has none."""
+    if re.fullmatch(r"gfx[0-9a-f]{3,5}", str(raw)):
+        return str(raw)
     match = re.fullmatch(r"([0-9]{1,2})\.([0-9])", str(raw))
     if match is None:
-        raise PlanError(repr(raw), "is not a compute capability.", 'Write one such as "8.6".')
+        nearest = 'Write one such as "8.6", or for an AMD card its gfx name, such as gfx1100.'
+        raise PlanError(repr(raw), "is not a compute capability.", nearest)
     return int(match.group(1)), int(match.group(2))
 
 
@@ -291,6 +320,7 @@ def _read(path: Path, named_by_id: bool = False) -> HardwareProfile:
         raise AssertionError("pydantic refused a card without saying why") from failed
     wrong = _contradictions(card, path.stem if named_by_id else card.id)
     raise_all([PlanError(f"{file}: {key}", why) for key, why in wrong.items()])
+    capability = card.compute_capability.value
     return HardwareProfile(
         id=card.id,
         name=card.name,
@@ -298,7 +328,7 @@ def _read(path: Path, named_by_id: bool = False) -> HardwareProfile:
         aliases=tuple(card.aliases),
         kind="gpu",
         architecture=card.architecture,
-        compute_capability=card.compute_capability.value,
+        compute_capability=capability if isinstance(capability, tuple) else None,
         memory_bytes=card.memory.sourced(),
         visible_bytes=card.visible_memory.sourced(),
         context_bytes=card.cuda_context.sourced(),
@@ -309,6 +339,7 @@ def _read(path: Path, named_by_id: bool = False) -> HardwareProfile:
         supports_flash_attention_2=card.flash_attention_2.value is True,
         sm_count=card.sm_count.sourced(),
         tdp_w=card.tdp.sourced(),
+        gfx=capability if isinstance(capability, str) else "",
         notes=tuple(card.notes),
     )
 
@@ -342,6 +373,9 @@ def _contradictions(card: _Card, stem: str) -> dict[str, str]:
         wrong["visible_memory"] = f"{format_bytes(visible)} is more than the memory, {format_bytes(memory)}."
     if visible is not None and context is not None and context >= visible:
         wrong["cuda_context"] = f"{format_bytes(context)} leaves nothing of {format_bytes(visible)}."
+    capability = card.compute_capability.value
+    if capability is not None and isinstance(capability, str) != (squashed(card.vendor) == "amd"):
+        wrong["compute_capability"] = "is a gfx name for an AMD card, and CUDA's figure for all others."
     if card.bf16.value is False and card.rates.bf16.value is not None:
         wrong["rates.bf16"] = "has a value, but bf16 is false."
     return wrong

@@ -7,6 +7,7 @@ where the numbers come from. Nothing here runs code that a model brings along.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = ["Linear", "ModelFacts", "ModelShape", "list_models", "load_model"]
 
 SHIPPED = Path(__file__).parent / "models"
 LISTING = "plan models"
+_SHIPPED_ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}")
 
 # libyaml where PyYAML was built with it, ten times faster.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -35,6 +37,7 @@ class ModelFacts:
 
     Attributes:
         hub_gated: whether the hub wants the licence accepted first; None if nobody looked.
+        hub_part: which part of the repository the model is; empty where it is all of it.
         published: an exact parameter count found in public; ``published_what`` says of what.
         counted: parameters as transformers builds the model, each once; what ``ModelShape.parameters`` gives.
         difference: why published and counted differ; empty where they do not.
@@ -47,6 +50,7 @@ class ModelFacts:
     hub_id: str
     licence: str
     hub_gated: bool | None
+    hub_part: str
     published: int
     published_what: str
     counted: int
@@ -70,7 +74,7 @@ def load_model(name: str | os.PathLike[str]) -> ModelShape:
         PlanError: no such model; a family that is not known; remote code; a config.json that makes no sense.
     """
     text = os.fspath(name)
-    if text.lower() in _shipped_ids():
+    if _SHIPPED_ID.fullmatch(text.lower()) and shipped_folder(text.lower()) is not None:
         return _load_shipped(text.lower())
     path = Path(text)
     try:
@@ -107,7 +111,16 @@ def _shipped_ids() -> list[str]:
 
 
 def _load_shipped(id: str) -> ModelShape:
-    return _load_config(SHIPPED / id / "config.json", id, _read_facts(id).hub_id)
+    facts = _read_facts(id)
+    return _load_config(SHIPPED / id / "config.json", id, None if facts.hub_part else facts.hub_id)
+
+
+def _mentions(id: str, hub_id: str) -> bool:
+    """Whether the facts of a shipped model hold a hub id anywhere; they are not parsed for that."""
+    try:
+        return hub_id.lower().encode() in (SHIPPED / id / "model.yaml").read_bytes().lower()
+    except OSError:
+        return True  # reading it in full says what is wrong
 
 
 def _load_folder(folder: Path) -> ModelShape:
@@ -146,15 +159,19 @@ def _load_gguf(path: Path, id: str | None = None) -> ModelShape:
 
 
 def _load_from_hub(hub_id: str) -> ModelShape:
-    all_facts = list_models()
-    for facts in all_facts:
+    # One model's facts take ten times as long to read as to look through for a word, and a run names one model.
+    mentioned = [_read_facts(id) for id in _shipped_ids() if _mentions(id, hub_id)]
+    for facts in mentioned:
         if facts.hub_id.lower() == hub_id.lower():
+            if facts.hub_part:
+                why = f"of this repository only {facts.hub_part} is known, and the whole of it would be loaded."
+                raise PlanError(f"model {hub_id!r}", why, f"The shipped {facts.id} is {facts.hub_part}.")
             return _load_shipped(facts.id)
-    twins = [facts.id for facts in all_facts if hub_id.lower() in map(str.lower, facts.same_shape)]
+    twins = [facts.id for facts in mentioned if hub_id.lower() in map(str.lower, facts.same_shape)]
     if twins:
         nearest = f"The shipped {twins[0]} has the same layers and parameters."
     else:
-        nearest = did_you_mean(hub_id, [facts.hub_id for facts in all_facts])
+        nearest = did_you_mean(hub_id, [facts.hub_id for facts in list_models()])
     where = f"{hub_id} config.json"
     return read_shape(parse_config(download_config(hub_id, nearest), where), where, hub_id, hub_id)
 
@@ -195,6 +212,7 @@ def _read_facts(id: str) -> ModelFacts:
         hub_id=take(document, "hub_id", str),
         licence=take(document, "licence", str),
         hub_gated=take(document, "hub_gated", bool) if "hub_gated" in document else None,
+        hub_part=take(document, "hub_part", str, absent=""),
         published=take(parameters, "published", int, "parameters.published"),
         published_what=take(parameters, "published_what", str, "parameters.published_what"),
         counted=take(parameters, "counted", int, "parameters.counted"),
@@ -209,7 +227,7 @@ def _read_facts(id: str) -> ModelFacts:
     return facts
 
 
-_FIELDS = ("hub_id", "licence", "hub_gated", "parameters", "context", "same_shape", "notes", "sources")
+_FIELDS = ("hub_id", "licence", "hub_gated", "hub_part", "parameters", "context", "same_shape", "notes", "sources")
 _PARAMETER_FIELDS = ("published", "published_what", "counted", "difference")
 _CONTEXT_FIELDS = ("native", "config")
 _KINDS: dict[type, str] = {

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from planner.errors import PlanError, did_you_mean, raise_all
-from planner.families import (
-    ABSENT_FULL_LAYERS,
-    ABSENT_ROPE_THETA,
-    ABSENT_WINDOW,
-    ACTIVATIONS,
-    DTYPES,
-    FAMILIES,
-    ROPE_NEEDS,
-    SIZES,
-    Family,
-    known_model_types,
+from planner.activations import ACTIVATIONS
+from planner.config_fields import ABSENT, Fields, kind, shown
+from planner.config_positions import (
+    check_long_factors,
+    read_rope_free_layers,
+    read_rotary,
+    read_windows,
 )
+from planner.errors import PlanError, did_you_mean, raise_all
+from planner.families import DTYPES, FAMILIES, SIZES, Family, known_model_types
 from planner.model_shape import Linear, ModelShape
 
-LARGEST_SIZE = 2**31
 MOST_LAYERS = 1000
+MOST_EXPERTS = 100_000
 LARGEST_FILE = 4 * 2**20  # bytes; the longest published config.json are some hundred KiB
 
 
@@ -45,7 +41,7 @@ def parse_config(content: bytes, where: str) -> dict[str, Any]:
     except (RecursionError, ValueError) as error:  # nested too deep; an integer of thousands of digits
         raise PlanError(where, f"is not a config.json: {error}.") from error
     if not isinstance(config, dict):
-        raise PlanError(where, f"holds {_kind(config)}, where a config.json holds an object.")
+        raise PlanError(where, f"holds {kind(config)}, where a config.json holds an object.")
     return config
 
 
@@ -56,41 +52,56 @@ def read_shape(config: Mapping[str, Any], where: str, id: str, hub_id: str | Non
         PlanError: an unknown family, remote code, or fields missing or absurd (all of them in one error).
     """
     family = _family(config, where)
-    fields = _Fields(config, where)
+    fields = Fields(config, where, family.names)
     _check_architecture(fields, family)
 
-    width, mlp_width, layers, heads, vocab = (
-        fields.whole(name, most=MOST_LAYERS if name == "num_hidden_layers" else LARGEST_SIZE) for name in SIZES
-    )
+    width, heads, vocab = (fields.whole(name) for name in ("hidden_size", "num_attention_heads", "vocab_size"))
+    layers = fields.whole("num_hidden_layers", most=MOST_LAYERS)
+    mlp_width = _mlp_width(fields, family, width)
+    experts, experts_per_token = _experts(fields, family, layers)
     context = fields.whole("max_position_embeddings", absent=family.absent_context)
-    kv_heads = fields.whole(
-        "num_key_value_heads",
-        absent=family.absent_kv_heads or heads or 1,
-        null=(heads or 1) if family.null_kv_heads else None,
-    )
-    if heads and kv_heads and heads % kv_heads:
-        fields.refuse("num_key_value_heads", f"{kv_heads} does not divide the {heads} query heads.")
+    kv_heads = _kv_heads(fields, family, heads)
     head_size = _head_size(fields, family, width, heads)
 
     biased = set(family.biased)
     for switch, names in family.bias_switches.items():
-        if fields.flag(switch):
+        # A switch for attention and one for the MLP never differ in what their absence means.
+        if fields.flag(switch, family.absent_bias):
             biased.update(names)
     qk_norm = fields.flag(family.qk_norm) if isinstance(family.qk_norm, str) else family.qk_norm
-    tied_head = fields.flag("tie_word_embeddings")
+    parallel = family.parallel_block
+    parallel = fields.flag(parallel, absent=True) if isinstance(parallel, str) else parallel
+    tied_head = fields.flag("tie_word_embeddings", family.absent_tied)
 
-    rope_type, rope_theta, factor = _rope(fields, family)
-    rotary_width = int(head_size * factor)
-    if head_size and (rotary_width < 2 or rotary_width % 2):
-        fields.refuse("head_dim", f"rotary embedding needs an even number of dimensions; it gets {rotary_width}.")
-    window, sliding_layers = _window(fields, family, layers, context)
+    rope_free_layers = read_rope_free_layers(fields, family, layers)
+    windows = read_windows(fields, family, layers, context, rope_free_layers)
+    rotary = None if family.learned_positions else read_rotary(fields, family)
+    rotary_width = int(head_size * rotary.factor) if rotary else 0
+    if rotary and head_size:
+        if rotary_width < 2 or rotary_width % 2:
+            fields.refuse("head_dim", f"rotary embedding needs an even number of dimensions; it gets {rotary_width}.")
+        check_long_factors(fields, rotary.kind, rotary_width)
+    two_rotaries = rotary is not None and rotary.local_theta is not None
+    kinds_of_layers = (windows.named > 0) + (windows.named < layers) if two_rotaries else 1
 
     activation = fields.text("hidden_act", absent=family.absent_activation)
     if activation and activation not in ACTIVATIONS:
         fields.refuse("hidden_act", f"unknown activation {activation!r}.", did_you_mean(activation, ACTIVATIONS))
-    residual = fields.rate(family.residual_dropout)
-    embedding = fields.rate(family.embedding_dropout)
-    attention = fields.rate("attention_dropout")
+    residual = fields.rate(family.residual_dropout, family.absent_dropout)
+    embedding = fields.rate(family.embedding_dropout, family.absent_dropout)
+    attention = fields.rate("attention_dropout", family.absent_dropout)
+    attention_softcap = fields.positive(*family.attention_softcap) if family.attention_softcap else None
+    final_softcap = fields.positive(*family.final_softcap) if family.final_softcap else None
+    scales = ("embedding_multiplier", "residual_multiplier", "logits_scaling")
+    scales_found = [fields.number(name) if family.multipliers else None for name in scales]
+    embedding_scale, residual_multiplier, logits_divisor = scales_found
+    for name in family.numbers:
+        fields.number(name)
+    for name in family.refused:
+        if fields.value(name, None) not in (None, False):
+            fields.refuse(
+                name, f"is {shown(fields.value(name))}, and what that makes is no decoder of one kind of layer."
+            )
     dtype = _dtype(fields)
     quantized = _quantized(fields)
     raise_all(fields.errors)
@@ -114,91 +125,46 @@ def read_shape(config: Mapping[str, Any], where: str, id: str, hub_id: str | Non
         vocab=vocab,
         native_context=context,
         linears=_linears(family, biased, width, mlp_width, heads * head_size, kv_heads * head_size),
-        gated_mlp=len(family.mlp) == 3,
-        parallel_block=family.parallel_block,
+        conv1d=family.conv1d,
+        fused_qkv=len(family.attention) == 2,
+        fused_gate_up=family.fused_gate_up,
+        gated_mlp=len(family.mlp) != 2 or family.fused_gate_up,
+        experts=experts,
+        experts_per_token=experts_per_token,
+        expert_biases=family.expert_biases,
+        parallel_block=parallel,
         tied_head=tied_head,
         head_bias=family.head_bias,
         qk_norm=qk_norm,
         norm=family.norm,
+        norm_one_plus=family.norm_one_plus,
         norms_per_layer=family.norms_per_layer,
+        output_norms_per_layer=family.output_norms,
         norm_parameters_per_layer=family.norms_per_layer * vectors * width + qk_parameters,
         final_norm_parameters=vectors * width,
         activation=activation,
         residual_dropout=residual,
         embedding_dropout=embedding,
         attention_dropout=attention,
-        sliding_window=window,
-        sliding_layers=sliding_layers,
+        attention_softcap=attention_softcap,
+        final_softcap=final_softcap,
+        attention_sinks=family.attention_sinks,
+        embedding_scale=width**0.5 if family.root_embedding else embedding_scale,
+        residual_multiplier=residual_multiplier,
+        logits_divisor=logits_divisor,
+        sliding_window=windows.window,
+        sliding_layers=windows.layers,
+        learned_positions=family.learned_positions,
+        rope_free_layers=rope_free_layers,
+        rotary_tables=kinds_of_layers if rotary else 0,
         rotary_width=rotary_width,
-        rope_theta=rope_theta,
-        rope_type=rope_type,
+        rotary_table_width=rotary_width // 2 if family.half_tables else rotary_width,
+        rope_theta=rotary.theta if rotary else 0.0,
+        rope_local_theta=rotary.local_theta if rotary else None,
+        rope_type=rotary.kind if rotary else "none",
         config_dtype=dtype,
         quantized=quantized,
     )
-
-
-_ABSENT = object()  # tells a field that is not there from one that is null
-
-
-class _Fields:
-    """Reads fields one by one and keeps every complaint, so that one look at a file finds all that is wrong.
-
-    A reader that complains gives 0, "" or False, which no later check takes for a mistake of its own.
-    """
-
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
-        self.config, self.where = config, where
-        self.errors: list[PlanError] = []
-
-    def refuse(self, name: str, why: str, nearest: str = "") -> None:
-        self.errors.append(PlanError(f"{self.where}: {name}", why, nearest))
-
-    def whole(
-        self,
-        name: str,
-        absent: int | None = None,
-        null: int | None = None,
-        least: int = 1,
-        most: int = LARGEST_SIZE,
-    ) -> int:
-        """A whole number from ``least`` to ``most``; ``absent`` and ``null`` stand in where they are given."""
-        value = self.config.get(name, _ABSENT)
-        if value is _ABSENT and absent is not None:
-            return absent
-        if value is None and null is not None:
-            return null
-        if value is _ABSENT:
-            self.refuse(name, "is missing.")
-        elif isinstance(value, bool) or not isinstance(value, int):
-            self.refuse(name, f"is {_shown(value)}, not a whole number.")
-        elif not least <= value <= most:
-            self.refuse(name, f"is {_shown(value)}, outside {least} to {most}.")
-        else:
-            return value
-        return 0
-
-    def flag(self, name: str) -> bool:
-        """true or false; false if absent."""
-        value = self.config.get(name, False)
-        if not isinstance(value, bool):
-            self.refuse(name, f"is {_shown(value)}, neither true nor false.")
-            return False
-        return value
-
-    def rate(self, name: str | None) -> float:
-        """A dropout rate, from 0 to below 1; 0 if absent or if the family has no such dropout (None)."""
-        value = 0.0 if name is None else self.config.get(name, 0.0)
-        if name is not None and not (_is_number(value) and 0 <= value < 1):
-            self.refuse(name, f"is {_shown(value)}, not a rate from 0 to below 1.")
-            return 0.0
-        return float(value)
-
-    def text(self, name: str, absent: str) -> str:
-        value = self.config.get(name, absent)
-        if not isinstance(value, str) or not value:
-            self.refuse(name, f"is {_shown(value)}, not a name.")
-            return ""
-        return value
 
 
 def _family(config: Mapping[str, Any], where: str) -> Family:
@@ -227,13 +193,13 @@ def _family(config: Mapping[str, Any], where: str) -> Family:
     raise PlanError(where, f"{name}: {why}", known)
 
 
-def _check_architecture(fields: _Fields, family: Family) -> None:
+def _check_architecture(fields: Fields, family: Family) -> None:
     """``architectures`` has to name the class that the family is built as, whatever code a repository brings."""
     named = fields.config.get("architectures")
     if named is None or named == []:
         return
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        fields.refuse("architectures", f"is {_shown(named)}, not a list of class names.")
+        fields.refuse("architectures", f"is {shown(named)}, not a list of class names.")
     elif family.architecture.lower() not in [name.lower() for name in named]:
         code = " and auto_map brings code for it, which is refused" if fields.config.get("auto_map") else ""
         fields.refuse(
@@ -242,101 +208,71 @@ def _check_architecture(fields: _Fields, family: Family) -> None:
         )
 
 
-def _head_size(fields: _Fields, family: Family, width: int, heads: int) -> int:
-    given = fields.config.get("head_dim", _ABSENT)
-    from_width = family.absent_head_size is None if given is _ABSENT else given is None and family.null_head_size
+def _mlp_width(fields: Fields, family: Family, width: int) -> int:
+    """Width of the MLP, or of one expert."""
+    usual = family.absent_mlp_ratio and max(1, family.absent_mlp_ratio * width)
+    return fields.whole("intermediate_size" if family.mlp else family.expert_width, absent=usual, null=usual)
+
+
+def _experts(fields: Fields, family: Family, layers: int) -> tuple[int, int]:
+    """Experts of a layer and how many of them a token takes; 0 and 0 where the MLP is a plain one."""
+    if family.mlp:
+        return 0, 0
+    experts = fields.whole("num_local_experts", most=MOST_EXPERTS)
+    per_token = fields.whole("num_experts_per_tok", most=MOST_EXPERTS)
+    if experts and per_token > experts:
+        fields.refuse("num_experts_per_tok", f"is {per_token}, and there are {experts} experts.")
+    if family.expert_width != "intermediate_size":  # a family that can have plain layers in between
+        plain = "makes some layers plain; only models are known whose every layer has experts."
+        if fields.whole("decoder_sparse_step", absent=1) > 1:
+            fields.refuse("decoder_sparse_step", plain)
+        if fields.choices("mlp_only_layers", range(max(1, layers)), f"layers from 0 to {layers - 1}"):
+            fields.refuse("mlp_only_layers", plain)
+    return experts, per_token
+
+
+def _kv_heads(fields: Fields, family: Family, heads: int) -> int:
+    if not family.grouped_heads:
+        return heads
+    kv_heads = fields.whole(
+        "num_key_value_heads",
+        absent=family.absent_kv_heads or heads or 1,
+        null=(heads or 1) if family.null_kv_heads else None,
+    )
+    if heads and kv_heads and heads % kv_heads:
+        fields.refuse("num_key_value_heads", f"{kv_heads} does not divide the {heads} query heads.")
+    return kv_heads
+
+
+def _head_size(fields: Fields, family: Family, width: int, heads: int) -> int:
+    given = fields.value("head_dim")
+    from_width = family.absent_head_size is None if given is ABSENT else given is None and family.null_head_size
+    from_width = from_width or family.fixed_head_size
     if width and heads and width % heads and (from_width or family.always_divides):
         fields.refuse("hidden_size", f"{width} is not a multiple of the {heads} query heads.")
         return 0
-    if from_width:
-        return width // heads if heads else 0
-    return fields.whole("head_dim", absent=family.absent_head_size)
+    if not from_width:
+        return fields.whole("head_dim", absent=family.absent_head_size)
+    size = width // heads if heads else 0
+    if family.fixed_head_size and given is not ABSENT and given not in (None, size):
+        fields.refuse("head_dim", f"is {shown(given)}, but {family.model_type} always has width / heads, {size}.")
+    return size
 
 
-def _rope(fields: _Fields, family: Family) -> tuple[str, float, float]:
-    """Kind, base and turned part of the rotary embedding, from ``rope_parameters`` or from the older fields.
-
-    transformers lets ``rope_scaling`` win where both are there.
-    """
-    label = "rope_scaling" if fields.config.get("rope_scaling") else "rope_parameters"
-    rope = fields.config.get(label) or {}
-    if not isinstance(rope, dict):
-        fields.refuse(label, f"is {_shown(rope)}, not an object.")
-        rope = {}
-    elif rope and all(isinstance(value, dict) for value in rope.values()):
-        fields.refuse(label, f"differs by kind of layer, which {family.model_type} cannot have.")
-        rope = {}
-
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if not isinstance(kind, str) or kind not in ROPE_NEEDS:
-        known = f"Known: {', '.join(ROPE_NEEDS)}."
-        fields.refuse(label, f"has the unknown rope_type {_shown(kind)}.", known)
-        kind = "default"
-    lacking = [need for need in ROPE_NEEDS[kind] if need not in rope]
-    if lacking:
-        fields.refuse(label, f"of type {kind} lacks {', '.join(lacking)}.")
-
-    theta = rope.get("rope_theta", fields.config.get("rope_theta", ABSENT_ROPE_THETA))
-    if not (_is_number(theta) and theta > 0):
-        fields.refuse("rope_theta", f"is {_shown(theta)}, not a positive number.")
-        theta = ABSENT_ROPE_THETA
-
-    name = "partial_rotary_factor"
-    whole_heads = family.absent_rotary_factor is None
-    absent = 1.0 if family.absent_rotary_factor is None else family.absent_rotary_factor
-    factor = rope.get(name, fields.config.get(name, absent))
-    if not (_is_number(factor) and 0 < factor <= 1):
-        fields.refuse(name, f"is {_shown(factor)}, not a number above 0 and up to 1.")
-        factor = absent
-    elif whole_heads and factor != 1:
-        fields.refuse(name, f"is {_shown(factor)}, but {family.model_type} always turns whole heads.")
-        factor = absent
-    return kind, float(theta), float(factor)
-
-
-def _window(fields: _Fields, family: Family, layers: int, context: int) -> tuple[int | None, int]:
-    """Sliding window and how many layers have it; (None, 0) where no window is shorter than the context."""
-    kinds = fields.config.get("layer_types")
-    if kinds is not None and not (
-        isinstance(kinds, list) and all(kind in ("full_attention", "sliding_attention") for kind in kinds)
-    ):
-        fields.refuse("layer_types", "may hold full_attention and sliding_attention, nothing else.")
-        kinds = None
-    if kinds is not None and layers and len(kinds) != layers:
-        fields.refuse("layer_types", f"names {len(kinds)} layers, num_hidden_layers says {layers}.")
-    if family.window == "no layer":
-        if kinds and "sliding_attention" in kinds:
-            fields.refuse("layer_types", f"has sliding_attention, which {family.model_type} does not have.")
-        return None, 0
-    if family.window == "upper layers" and not fields.flag("use_sliding_window"):
-        return None, 0
-    if fields.config.get("sliding_window", ABSENT_WINDOW) is None:
-        return None, 0
-    window = fields.whole("sliding_window", absent=ABSENT_WINDOW)
-    if family.window == "every layer":
-        sliding = layers
-    elif kinds is not None:
-        sliding = kinds.count("sliding_attention")
-    else:
-        full = fields.whole("max_window_layers", absent=ABSENT_FULL_LAYERS, least=0)
-        sliding = max(0, layers - full)
-    return (window, sliding) if sliding and window < context else (None, 0)
-
-
-def _dtype(fields: _Fields) -> str | None:
+def _dtype(fields: Fields) -> str | None:
     """``dtype`` (transformers 5) before ``torch_dtype`` (before that); None where neither says anything."""
-    name = "torch_dtype" if fields.config.get("dtype") is None else "dtype"
-    value = fields.config.get(name)
+    name = "torch_dtype" if fields.value("dtype", None) is None else "dtype"
+    value = fields.value(name, None)
     if value is None:
         return None
     if not isinstance(value, str) or value not in DTYPES:
-        fields.refuse(name, f"is {_shown(value)}.", f"Known: {', '.join(sorted(DTYPES))}.")
+        fields.refuse(name, f"is {shown(value)}.", f"Known: {', '.join(sorted(DTYPES))}.")
         return None
     return value
 
 
-def _quantized(fields: _Fields) -> str | None:
-    quantization = fields.config.get("quantization_config")
+def _quantized(fields: Fields) -> str | None:
+    quantization = fields.value("quantization_config", None)
     if quantization is None:
         return None
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
@@ -349,30 +285,21 @@ def _quantized(fields: _Fields) -> str | None:
 def _linears(
     family: Family, biased: set[str], width: int, mlp_width: int, query_width: int, kv_width: int
 ) -> tuple[Linear, ...]:
-    query, key, value, output = family.attention
-    *upward, down = family.mlp
-    return (
-        Linear(query, width, query_width, query in biased, "attention"),
-        Linear(key, width, kv_width, key in biased, "attention"),
-        Linear(value, width, kv_width, value in biased, "attention"),
+    *inward, output = family.attention
+    widths = [query_width, kv_width, kv_width] if len(inward) == 3 else [query_width + 2 * kv_width]
+    attention = [
+        *(
+            Linear(name, width, outputs, name in biased, "attention")
+            for name, outputs in zip(inward, widths, strict=True)
+        ),
         Linear(output, query_width, width, output in biased, "attention"),
-        *(Linear(name, width, mlp_width, name in biased, "mlp") for name in upward),
+    ]
+    if not family.mlp:
+        return tuple(attention)
+    *upward, down = family.mlp
+    up_width = 2 * mlp_width if family.fused_gate_up else mlp_width
+    return (
+        *attention,
+        *(Linear(name, width, up_width, name in biased, "mlp") for name in upward),
         Linear(down, mlp_width, width, down in biased, "mlp"),
     )
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**63
-
-
-def _kind(value: object) -> str:
-    names = {list: "a list", str: "a string", type(None): "null", bool: "true or false"}
-    return names.get(type(value), "a number")
-
-
-def _shown(value: object) -> str:
-    """A value as JSON would write it, cut where it is long."""
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 60 else text[:57] + "..."

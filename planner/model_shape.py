@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planner.errors import PlanError, did_you_mean
+from planner.families import MEMORY_DERIVED
 
 
 @dataclass(frozen=True)
@@ -30,31 +31,55 @@ class Linear:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A dense decoder whose layers all have the same shape. Sizes are in elements, counts in parameters.
+    """A decoder whose layers all have the same shape. Sizes are in elements, counts in parameters.
 
     Attributes:
         id: shipped id, folder or file name, or the hub id it was read from.
         model_type: the family, as config.json names it.
         architecture: class of transformers that builds it.
         hub_id: ``org/name`` on the hub, None if unknown.
-        layers, width, mlp_width, heads, kv_heads, head_size, vocab: L, D, F, H, K, E and V of the formulas.
+        layers, width, mlp_width, heads, kv_heads, head_size, vocab: L, D, F, H, K, E and V of the formulas. With
+            experts ``mlp_width`` is the width of one expert.
         native_context: positions that config.json declares (``max_position_embeddings``).
-        linears: the linears of one layer in the order in which the layer runs them.
-        gated_mlp: the MLP has a gate beside its up projection (three linears, not two).
-        parallel_block: attention and MLP both read the same normed input, and their outputs are added (Phi).
+        linears: the linears of one layer in the order in which the layer runs them. With experts these are the
+            linears of attention: neither router nor experts are linears in transformers 5.
+        conv1d: what stands in ``linears`` are Conv1D modules: weights kept as ``inputs`` x ``outputs``, always with a
+            bias, and no nn.Linear.
+        fused_qkv: one linear gives queries, keys and values, which are views into its output.
+        fused_gate_up: one linear of the MLP gives gate and up projection, which are views into its output.
+        gated_mlp: the MLP has a gate beside its up projection; so has every expert.
+        experts: experts of each layer, 0 where the MLP is a plain one; ``experts_per_token``: how many a token takes.
+        expert_biases: router and experts have biases.
+        parallel_block: attention and MLP both read the layer's input, and their outputs are added to it: through one
+            norm (``norms_per_layer`` 1, Phi) or each through its own (2, GPT-NeoX).
         tied_head: the output head is the embedding matrix and has no weight of its own.
         qk_norm: queries and keys are normed, head by head.
+        norm_one_plus: RMSNorm multiplies by one plus its weight in float32 and rounds after that (Gemma).
         norms_per_layer: norms as wide as the model; norms of queries and keys are not among them.
+        output_norms_per_layer: those of them that norm what attention and MLP give, before it is added (Gemma: 2).
         norm_parameters_per_layer: parameters of every norm of a layer, those of queries and keys included.
-        activation: ``hidden_act`` as config.json writes it.
+        activation: ``hidden_act`` as config.json writes it. The experts of gpt_oss have a clamped gate of their own.
         residual_dropout: rate on the outputs of attention and MLP; ``embedding_dropout``: on the embeddings;
             ``attention_dropout``: on the attention weights.
+        attention_softcap: scores are capped by tanh at this value before the softmax; None: they are not.
+        final_softcap: logits are capped by tanh at this value; None: they are not.
+        attention_sinks: each head has a learned score that takes part in the softmax and stands for no key.
+        embedding_scale: factor on the embeddings; None where there is no such step.
+        residual_multiplier: factor on what attention and MLP give, before it is added; ``logits_divisor``: divisor of
+            the logits (Granite). None where there is no such step. Such a step saves no tensor, its result is a new
+            one.
         sliding_window: keys that a token of a sliding layer sees; None unless shorter than the native context.
         sliding_layers: layers that have that window; 0 if there is none.
-        rotary_width: dimensions of each head that the rotary embedding turns.
-        rope_theta, rope_type: base and kind (``default``, ``llama3``, ``yarn`` ...) of the rotary embedding.
+        learned_positions: a learned row for each of ``native_context`` positions is added to the embeddings.
+        rope_free_layers: layers whose queries and keys no rotary embedding turns.
+        rotary_tables: pairs of cosines and sines alive at once; 2 where layers with a window have their own.
+        rotary_width: dimensions of each head that the rotary embedding turns; 0 without one.
+        rotary_table_width: elements of a token's cosines, and of its sines: ``rotary_width``, or half of it.
+        rope_theta, rope_type: base and kind (``default``, ``llama3``, ``yarn`` ...) of the rotary embedding;
+            0 and ``none`` without one. ``rope_local_theta``: base of that for layers with a window, None if the same.
         config_dtype: number type the checkpoint is said to be stored in, None if config.json is silent.
-        quantized: how the checkpoint is already quantised (``bitsandbytes``, ``gptq``, ``gguf`` ...), None if not.
+        quantized: how the checkpoint is already quantised (``bitsandbytes``, ``gptq``, ``mxfp4``, ``gguf`` ...), None
+            if not. Counts are those of the model that is not quantised.
     """
 
     id: str
@@ -70,32 +95,88 @@ class ModelShape:
     vocab: int
     native_context: int
     linears: tuple[Linear, ...]
+    conv1d: bool
+    fused_qkv: bool
+    fused_gate_up: bool
     gated_mlp: bool
+    experts: int
+    experts_per_token: int
+    expert_biases: bool
     parallel_block: bool
     tied_head: bool
     head_bias: bool
     qk_norm: bool
     norm: Literal["layernorm", "rmsnorm"]
+    norm_one_plus: bool
     norms_per_layer: int
+    output_norms_per_layer: int
     norm_parameters_per_layer: int
     final_norm_parameters: int
     activation: str
     residual_dropout: float
     embedding_dropout: float
     attention_dropout: float
+    attention_softcap: float | None
+    final_softcap: float | None
+    attention_sinks: bool
+    embedding_scale: float | None
+    residual_multiplier: float | None
+    logits_divisor: float | None
     sliding_window: int | None
     sliding_layers: int
+    learned_positions: bool
+    rope_free_layers: int
+    rotary_tables: int
     rotary_width: int
+    rotary_table_width: int
     rope_theta: float
+    rope_local_theta: float | None
     rope_type: str
     config_dtype: str | None
     quantized: str | None
 
     @property
+    def not_planned(self) -> tuple[str, ...]:
+        """Why a run of this model cannot be planned yet, one reason each; empty where it can."""
+        reasons = []
+        if self.experts:
+            reasons.append(
+                f"it is a mixture of {self.experts} experts: their weights are in no linear, so neither adapters nor "
+                "NF4 reach them, and which tokens each of them takes is known only while it runs"
+            )
+        if self.attention_softcap is not None:
+            reasons.append(
+                f"its attention scores are soft-capped at {self.attention_softcap:g}, which PyTorch's exact attention "
+                "cannot do"
+            )
+        if self.attention_sinks:
+            reasons.append("its attention has a learned sink in every head, which PyTorch's exact attention cannot do")
+        if self.learned_positions:
+            reasons.append(
+                f"it has a learned row for each of {self.native_context:,} positions, and none for longer sequences"
+            )
+        if self.conv1d:
+            reasons.append("its linears are Conv1D modules, which the trainer's adapters and NF4 do not take")
+        if self.model_type not in MEMORY_DERIVED:
+            reasons.append(f"the memory of this family ({self.model_type}) is not derived yet")
+        return tuple(reasons)
+
+    @property
     def parameters(self) -> int:
         """All parameters, each counted once: a tied head counts nothing of its own."""
-        layers = self.layers * self.linear_parameters_per_layer
-        return self.embedding_parameters + self.head_parameters + layers + self.small_parameters
+        per_layer = (
+            self.linear_parameters_per_layer + self.expert_parameters_per_layer + self.router_parameters_per_layer
+        )
+        embeddings = self.embedding_parameters + self.position_embedding_parameters
+        return embeddings + self.head_parameters + self.layers * per_layer + self.small_parameters
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that a token meets: all of them but those of the experts that it does not take."""
+        if not self.experts:
+            return self.parameters
+        idle = self.experts - self.experts_per_token
+        return self.parameters - self.layers * idle * (self.expert_parameters_per_layer // self.experts)
 
     @property
     def linear_parameters_per_layer(self) -> int:
@@ -108,9 +189,25 @@ class ModelShape:
         return sum(linear.outputs for linear in self.linears if linear.bias)
 
     @property
+    def expert_parameters_per_layer(self) -> int:
+        """Elements of all experts of one layer, in no nn.Linear: gate, up and down projection, and their biases."""
+        biases = 2 * self.mlp_width + self.width if self.expert_biases else 0
+        return self.experts * (3 * self.width * self.mlp_width + biases)
+
+    @property
+    def router_parameters_per_layer(self) -> int:
+        """Elements of the weight that scores the experts, ``experts`` x ``width``; in no nn.Linear, bias left out."""
+        return self.experts * self.width
+
+    @property
     def small_parameters(self) -> int:
-        """All norms and all biases of the model, the bias of the head included."""
+        """All norms, all biases and all attention sinks of the model: whatever has one dimension.
+
+        The biases of head and router are included, those of the experts are not: they count with the experts.
+        """
         per_layer = self.norm_parameters_per_layer + self.bias_parameters_per_layer
+        per_layer += self.heads if self.attention_sinks else 0
+        per_layer += self.experts if self.expert_biases else 0
         head_bias = self.vocab if self.head_bias else 0
         return self.layers * per_layer + self.final_norm_parameters + head_bias
 
@@ -118,6 +215,11 @@ class ModelShape:
     def embedding_parameters(self) -> int:
         """The embedding matrix, ``vocab`` x ``width``."""
         return self.vocab * self.width
+
+    @property
+    def position_embedding_parameters(self) -> int:
+        """The learned rows of the positions, ``native_context`` x ``width``; 0 where there are none."""
+        return self.native_context * self.width if self.learned_positions else 0
 
     @property
     def head_parameters(self) -> int:
@@ -148,7 +250,7 @@ class ModelShape:
         if targets is None:
             return self.linears
         assert not isinstance(targets, str), "targets is a collection of names, not one name"
-        names = [linear.name for linear in self.linears]
+        names = list(dict.fromkeys(linear.name for linear in self.linears))  # GPT-2 has two called c_proj
         if not targets:
             raise PlanError("LoRA targets", "none is named.", f"{self.id} has {', '.join(names)}.")
         for target in targets:

@@ -1,24 +1,20 @@
-"""The plan file: the one configuration of a run, complete, ordered for people, and strict.
+"""The plan: the one configuration of a run, complete, ordered for people, and strict.
 
 ``plan.yaml`` and ``--json`` are the same document. Every default is written out, a key that is not known is
-refused, and equal inputs give equal bytes.
+refused, and equal inputs give equal bytes. ``planner.plan_file`` reads one back.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from planner.errors import PlanError, did_you_mean, raise_all
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 SCHEMA: Literal["tierplan/1"] = "tierplan/1"
-MAX_FILE_BYTES = 4 * 2**20
 
-Verdict = Literal["fits", "does-not-fit", "unknown"]
+Verdict = Literal["fits", "does-not-fit"]
 Scalar = int | float | str | bool | None
 
 
@@ -204,63 +200,29 @@ class Plan(Strict):
         return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True, width=110)
 
 
+class Mistake(Strict):
+    """One thing that was asked and cannot be answered, and the nearest that can, empty where there is none."""
+
+    asked: str
+    why: str
+    nearest: str
+
+
+class Unknown(Strict):
+    """What ``--json`` prints where there is no plan: bad input, or a fact that is not known."""
+
+    schema_: Literal["tierplan/1"] = Field(default=SCHEMA, alias="schema")
+    verdict: Literal["unknown"] = "unknown"
+    errors: list[Mistake] = Field(min_length=1)
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False)
+
+
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of the plan file and of ``--json``."""
-    return Plan.model_json_schema(by_alias=True, mode="serialization")
-
-
-class _NoAliases(yaml.SafeLoader):
-    """Plain data: an alias could make a few lines unfold without end, and no plan needs one."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "a plan has no aliases", mark)
-        return super().compose_node(parent, index)
-
-
-def load_plan(path: Path) -> Plan:
-    """Read a plan file, YAML or JSON.
-
-    Raises:
-        PlanError: the file cannot be read, is no YAML, or is no plan; all mistakes together.
-    """
-    asked = f"plan file {path}"
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise PlanError(asked, f"is larger than {MAX_FILE_BYTES // 2**20} MiB, so it is no plan file.")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise PlanError(asked, f"cannot be read: {reason}.", "`plan --gpu … --out plan.yaml` writes one.") from error
-    try:
-        document = yaml.load(text, Loader=_NoAliases)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise PlanError(asked, f"is not valid YAML: {where}{getattr(error, 'problem', None) or first}.") from error
-    if not isinstance(document, dict):
-        raise PlanError(asked, "holds no plan (a mapping was expected).")
-    if document.get("schema") != SCHEMA:
-        raise PlanError(asked, f"has schema {document.get('schema')!r}; this version reads {SCHEMA!r}.")
-    try:
-        return Plan.model_validate_json(json.dumps(document))
-    except (ValidationError, TypeError, ValueError) as error:
-        if not isinstance(error, ValidationError):
-            raise PlanError(asked, f"cannot be read as a plan: {error}.") from error
-        raise_all([_mistake(asked, item) for item in error.errors()])
-        raise AssertionError("unreachable") from error
-
-
-def _mistake(asked: str, item: Any) -> PlanError:
-    place = ".".join(str(part) for part in item["loc"]) or "the whole file"
-    nearest = ""
-    if item["type"] == "extra_forbidden":
-        nearest = did_you_mean(str(item["loc"][-1]), _all_keys())
-    return PlanError(f"{asked}, {place}", item["msg"][0].lower() + item["msg"][1:] + ".", nearest)
-
-
-def _all_keys() -> list[str]:
-    models: list[type[BaseModel]] = [Plan, *Strict.__subclasses__()]
-    return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
+    """The JSON Schema of the plan file and of ``--json``: a plan, or why there is none."""
+    answer: TypeAdapter[Plan | Unknown] = TypeAdapter(Plan | Unknown)
+    return answer.json_schema(by_alias=True, mode="serialization")

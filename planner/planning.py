@@ -36,7 +36,7 @@ from planner.plan import (
     Time,
     Train,
 )
-from planner.settings import check_sets
+from planner.settings import check_sets, unknown_names
 from planner.solver import COARSEST, Limits, Objective, Search, Wanted, search
 from planner.tiers import TIERS
 from planner.units import GIB, format_bytes, format_count, format_seconds
@@ -50,6 +50,7 @@ TIME_BASIS = "bound: peak rates of the card; estimate: shares of them from plann
 TIME_UNKNOWN = "the card's rates are unknown, so no time is given"
 HOST_BYTES = 32 * GIB  # of host RAM, unless the user says how much there is
 RANDOM = "random:"  # before a model: its shape with random weights, to measure with
+KERNELS_CHECKED = 524_288  # tokens; docs/decisions.md, attention kernels at length
 NO_TIER_RANK = 8  # rank where not even tier 1 fits, as long as the user sets none
 
 
@@ -85,6 +86,12 @@ def make_plan(request: Request) -> Plan:
     host_bytes = HOST_BYTES if request.host_bytes is None else request.host_bytes
     situation = Situation(gpu, model, host_bytes)
     raise_all(check_sets(request.required, request.excluded, request.knobs, situation))
+    if model.not_planned:
+        raise PlanError(
+            f"model {request.model}",
+            f"what its training takes is unknown: {'; '.join(model.not_planned)}.",
+            "`plan models` lists what can be planned.",
+        )
     if model.quantized not in (None, "gguf"):
         raise PlanError(
             f"model {request.model}",
@@ -93,7 +100,9 @@ def make_plan(request: Request) -> Plan:
         )
     budget = gpu.budget_bytes()
     if budget is None:
-        raise PlanError(f"card {gpu.id}", f"what a plan needs is unknown: {'; '.join(gpu.missing())}.")
+        why = f"what a plan needs is unknown: {'; '.join(gpu.missing())}."
+        nearest = f"Copy hwprofiles/{gpu.id}.yaml, write in your card's own figure, and give its path to --gpu."
+        raise PlanError(f"card {gpu.id}", why, nearest)
     if gpu.kind == "cpu":
         # The card's memory and the host's are one: what there is, or less where the user says so.
         budget = budget if request.host_bytes is None else min(budget, request.host_bytes)
@@ -127,7 +136,7 @@ def make_plan(request: Request) -> Plan:
 
 
 def _contradictions(request: Request) -> list[PlanError]:
-    errors = []
+    errors = unknown_names(request.required, request.excluded)
     both = sorted(set(request.required) & set(request.excluded))
     errors += [PlanError(f"--with {name} --without {name}", "asks for both.", "Drop one.") for name in both]
     if request.tier is not None and request.total_tokens is not None:
@@ -265,9 +274,11 @@ def _at(values: Any, index: int) -> float | None:
 def _source(name: str, model: ModelShape) -> str:
     """What the trainer loads: a hub id for a shipped model; a path made absolute, to run the plan from anywhere."""
     bare = name.removeprefix(RANDOM)
-    if shipped_folder(model.id) is not None and not Path(bare).exists():
+    if shipped_folder(model.id) is not None and not Path(bare).expanduser().exists():
         return f"{RANDOM}{model.id}" if name.startswith(RANDOM) else model.hub_id or model.id
-    path = Path(bare)
+    path = Path(bare).expanduser()
+    if path.name == "config.json" and path.is_file():
+        path = path.parent  # the weights lie beside it
     return (RANDOM if name.startswith(RANDOM) else "") + (str(path.resolve()) if path.exists() else bare)
 
 
@@ -334,6 +345,11 @@ def _warnings(situation: Situation, total: int) -> list[str]:
         warnings.append(
             f"{model.id} was made for {format_count(model.native_context)} tokens. Longer sequences train without "
             "error, but positions beyond are new to it: context trained is not context used."
+        )
+    if total > KERNELS_CHECKED:
+        warnings.append(
+            f"Exact attention kernels were checked against float64 up to {format_count(KERNELS_CHECKED)} tokens; "
+            "beyond, some fail at 2,147,483,648 elements in one tensor."
         )
     rates = [f"{rate:g}" for rate in (model.residual_dropout, model.attention_dropout, model.embedding_dropout) if rate]
     if rates:

@@ -23,7 +23,6 @@ BAR_WIDEST = 96
 TITLES: Mapping[str, tuple[str, str]] = {
     "fits": ("FITS", "bold green"),
     "does-not-fit": ("DOES NOT FIT", "bold red"),
-    "unknown": ("UNKNOWN", "bold yellow"),
 }
 HEADINGS: Mapping[str, str] = {"optimizer": "optim.", "evaluate": "eval.", "evaluate_loss": "e.loss"}
 KV_CACHE = "kv cache"

@@ -114,15 +114,10 @@ def _kinds(name: str) -> tuple[object, ...]:
     return tuple(kind for kind in get_args(annotation) if kind is not NoneType) or (annotation,)
 
 
-def check_sets(
-    required: Sequence[str],
-    excluded: Sequence[str],
-    knobs: Mapping[str, Mapping[str, Scalar]],
-    situation: Situation,
-) -> list[PlanError]:
-    """What is wrong with what the user pins, given card and model; empty where nothing is."""
+def unknown_names(required: Sequence[str], excluded: Sequence[str]) -> list[PlanError]:
+    """One mistake for each name that no optimisation has."""
     known = all_optimizations()
-    errors = [
+    return [
         PlanError(
             f"{option} {name}",
             "no optimisation has that name.",
@@ -132,8 +127,20 @@ def check_sets(
         for name in names
         if name not in known
     ]
-    if errors:
-        return errors
+
+
+def check_sets(
+    required: Sequence[str],
+    excluded: Sequence[str],
+    knobs: Mapping[str, Mapping[str, Scalar]],
+    situation: Situation,
+) -> list[PlanError]:
+    """What is wrong with what the user pins, given card and model; empty where nothing is.
+
+    Names must be known: ``unknown_names`` finds those that are not, before card and model are.
+    """
+    known = all_optimizations()
+    errors: list[PlanError] = []
     for name in required:
         errors += [PlanError(f"--with {name}", reason + ".") for reason in known[name].reasons(situation)]
     if not errors:

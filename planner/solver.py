@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from itertools import chain, combinations
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from planner.errors import PlanError
 from planner.ledger import Basis, Device, Phase, Term
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
-from planner.symbols import Letters
+from planner.symbols import Letters, letters_of
 from planner.timecost import StepTime, step_time
 
 Array = np.ndarray[Any, np.dtype[np.int64]]
@@ -128,8 +128,8 @@ def configurations(
 class Evaluator:
     """Evaluates configurations at one set of candidates.
 
-    A formula gives the same bytes wherever its letters are the same, and optimisations share most terms; so each
-    is computed once and kept.
+    A formula gives the same bytes wherever the letters that it reads are the same, and optimisations share most
+    terms; so each is computed once for each value of its own letters, and kept.
     """
 
     def __init__(self, candidates: Candidates, situation: Situation, constants: Calibration, limits: Limits) -> None:
@@ -145,37 +145,29 @@ class Evaluator:
         letters.R = at.rank
         return letters
 
-    def _once(self, formulas: tuple[object, ...], signature: tuple[object, ...], compute: Callable[[], Any]) -> Any:
-        key = (*formulas, signature)
-        if key not in self._kept:
-            self._kept[key] = compute()
-        return self._kept[key]
-
     def __call__(self, configuration: Configuration) -> Outcome:
         """Bytes and seconds of one configuration at all candidates."""
-        gpu, letters = self.situation.gpu, self.letters(configuration)
-        signature = tuple(value for name, value in configuration.letters.items() if name != "R")
-        shape = self.candidates.total.shape
-
+        gpu, kept, given = self.situation.gpu, self._kept, configuration.letters
+        letters = self.letters(configuration)
+        # Sums of score-sized terms can pass 64 bits; beyond 2**56 bytes nothing fits, however much it is.
         wide = Letters(**vars(letters))
         wide.S, wide.T = self.candidates.total.astype(np.float64), self.candidates.target.astype(np.float64)
-
-        def size(term: Term) -> Array:
-            # Sums of score-sized terms can pass 64 bits; beyond 2**56 bytes nothing fits, however much it is.
-            huge = np.broadcast_to(np.asarray(term.bytes(wide), dtype=np.float64) >= ENDLESS, shape)
-            return np.where(huge, ENDLESS, np.broadcast_to(np.asarray(term.bytes(letters), dtype=np.int64), shape))
-
-        sizes = np.array(
-            [
-                self._once((term.count, term.bits), signature, partial(size, term))
-                for term in configuration.ledger.terms.values()
-            ]
+        sizes = []
+        for term in configuration.ledger.terms.values():
+            key = (term.count, term.bits, *(given.get(name) for name in _letters(term.count, term.bits)))
+            if key not in kept:
+                kept[key] = self._size(term, letters, wide)
+            sizes.append(kept[key])
+        together = np.array(sizes)
+        peak, exact, pinned, host = (
+            np.minimum((mask @ together).max(axis=0), ENDLESS) for mask in _masks(configuration)
         )
-        peak, exact, pinned, host = ((mask @ sizes).max(axis=0) for mask in _masks(configuration))
-        amounts = {
-            work.name: self._once((work.amount,), signature, partial(work.amount, wide))
-            for work in configuration.ledger.work.values()
-        }
+        amounts = {}
+        for work in configuration.ledger.work.values():
+            key = (work.amount, *(given.get(name) for name in letters_of(work.amount)))
+            if key not in kept:
+                kept[key] = work.amount(wide)
+            amounts[work.name] = kept[key]
         process = self.constants.host_process_bytes(gpu.kind)
         high = peak + self.constants.reserve_bytes(peak, gpu.kind)
         # With the CPU alone there is one memory: what the card would hold lies in the host too.
@@ -186,20 +178,31 @@ class Evaluator:
             fits = fits & (time.estimate <= self.limits.step_seconds)
         return Outcome(configuration, exact, peak, high, host, pinned, time, fits)
 
+    def _size(self, term: Term, letters: Letters, wide: Letters) -> Array:
+        size = np.empty(self.candidates.total.shape, dtype=np.int64)
+        size[...] = term.bytes(letters)
+        size[np.greater_equal(term.bytes(wide), ENDLESS, out=np.empty(size.shape, dtype=bool))] = ENDLESS
+        return size
+
 
 @cache
-def _alive(phases: frozenset[Phase]) -> tuple[int, ...]:
-    return tuple(int(phase in phases) for phase in Phase)
+def _letters(*formulas: Callable[[Letters], Any]) -> tuple[str, ...]:
+    """The letters that any of the formulas reads, save the rank, which is the candidate's own."""
+    return tuple(sorted({name for formula in formulas for name in letters_of(formula)} - {"R"}))
 
 
 def _masks(configuration: Configuration) -> tuple[Array, ...]:
     """For each phase the terms alive on the card, exactly known on the card, pinned, and in the host at all."""
-    terms = configuration.ledger.terms.values()
-    alive = np.array([_alive(term.phases) for term in terms], dtype=np.int64).T
-    on_card = np.array([term.device is Device.GPU for term in terms], dtype=np.int64)
-    exact = np.array([term.basis is Basis.EXACT for term in terms], dtype=np.int64)
-    pinned = np.array([term.device is Device.PINNED for term in terms], dtype=np.int64)
-    host = np.array([term.device in (Device.PINNED, Device.HOST) for term in terms], dtype=np.int64)
+    return _masks_of(tuple((t.phases, t.device, t.basis) for t in configuration.ledger.terms.values()))
+
+
+@cache
+def _masks_of(terms: tuple[tuple[frozenset[Phase], Device, Basis], ...]) -> tuple[Array, ...]:
+    alive = np.array([[phase in phases for phases, _, _ in terms] for phase in Phase], dtype=np.int64)
+    on_card = np.array([device is Device.GPU for _, device, _ in terms], dtype=np.int64)
+    exact = np.array([basis is Basis.EXACT for _, _, basis in terms], dtype=np.int64)
+    pinned = np.array([device is Device.PINNED for _, device, _ in terms], dtype=np.int64)
+    host = np.array([device in (Device.PINNED, Device.HOST) for _, device, _ in terms], dtype=np.int64)
     return alive * on_card, alive * on_card * exact, alive * pinned, alive * host
 
 
@@ -339,11 +342,8 @@ def search(
     ]
     if not found:
         asked = " ".join([*(f"--with {name}" for name in required), *(f"--without {name}" for name in excluded)])
-        raise PlanError(
-            asked or "a plan",
-            "no valid set of optimisations is left.",
-            "`plan optimizations` says what each needs.",
-        )
+        why = _why_no_set(situation, required, excluded)
+        raise PlanError(asked or "a plan", why, "`plan optimizations` says what each needs.")
     evaluate = Evaluator(candidates, situation, constants, limits)
     outcomes = tuple(evaluate(configuration) for configuration in found)
     best, index = None, 0
@@ -378,6 +378,22 @@ def search(
     )
 
 
+def _why_no_set(situation: Situation, required: Sequence[str], excluded: Sequence[str]) -> str:
+    """Why nothing is left to choose from: nothing trains, or what is required lacks something."""
+    known = all_optimizations()
+    trainers = [name for name, each in known.items() if "adapters/weights" in each.makes]
+    able = [name for name in trainers if name not in excluded]
+    if not able:
+        return f"nothing would be trained: {' or '.join(trainers)} makes the adapters."
+    if unable := [reason for name in able for reason in known[name].reasons(situation)]:
+        return f"nothing can be trained: {'; '.join(unable)}."
+    lacking = problems({*required, able[0]}, situation)
+    told = [f"{name}: {reason}" for name, reasons in lacking.items() for reason in reasons]
+    if told:
+        return f"no valid set of optimisations is left. {'; '.join(told)}."
+    return "no valid set of optimisations is left that has the knobs as they were set."
+
+
 def _first_like(best: Outcome, fitting: Sequence[Outcome], objective: Objective) -> Outcome:
     """The same set with the knobs it names first, as long as it fits: knobs are ordered best first."""
     if objective == "memory":
@@ -387,7 +403,7 @@ def _first_like(best: Outcome, fitting: Sequence[Outcome], objective: Objective)
 
 def _excess(outcome: Outcome, limits: Limits, index: int) -> float:
     """By how much a configuration misses the limits, as the largest share of any of them."""
-    shares = [outcome.high[index] / limits.gpu_bytes, outcome.host[index] / limits.host_bytes]
+    shares = [outcome.high[index] / max(1, limits.gpu_bytes), outcome.host[index] / max(1, limits.host_bytes)]
     if outcome.time.estimate is not None:
         shares.append(outcome.time.estimate[index] / limits.step_seconds)
     return float(max(shares))

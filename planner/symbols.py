@@ -8,6 +8,7 @@ for `plan explain`, LaTeX and the property tests. So there is one truth and noth
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
@@ -54,6 +55,10 @@ LETTERS: tuple[Letter, ...] = (
     Letter("f", "tensors of width F that the MLP of a layer saves for its backward pass", "tensors"),
     Letter("g", "tensors of width F alive at once while the MLP runs without autograd", "tensors"),
     Letter("Y", "1 where the output head has a weight of its own, 0 where it is the embedding", "flag", least=0),
+    Letter("G", "1 where the weights are read from a GGUF file", "flag", least=0),
+    Letter(
+        "W", "copies of the weights in host memory while they are loaded, before they move to a card", "copies", least=0
+    ),
     # The adapters
     Letter("R", "rank of the adapters", "ranks", "lora.rank"),
     Letter("U", "inputs plus outputs, summed over the adapted linears of one layer", "elements"),
@@ -63,6 +68,7 @@ LETTERS: tuple[Letter, ...] = (
     Letter("w", "bits of one frozen weight that is not quantised", "bits"),
     # Choices of an optimisation
     Letter("A", "layers whose saved tensors live at once", "layers"),
+    Letter("p", "forward passes of a layer that the backward pass repeats", "passes", least=0),
     Letter("C", "rows of logits alive at once in the chunked loss", "rows", "chunked_loss.rows"),
     # The machine
     Letter("Z", "workspace that cuBLAS keeps for one handle and stream", "bytes", least=0),
@@ -88,6 +94,27 @@ def symbolic_letters() -> Letters:
             for letter in LETTERS
         }
     )
+
+
+class _Watched:
+    """Letters that note which of them a formula reads; every one is 64."""
+
+    def __init__(self) -> None:
+        self.read: set[str] = set()
+
+    def __getattr__(self, name: str) -> int:
+        if name not in BY_SYMBOL:
+            raise AttributeError(name)
+        self.read.add(name)
+        return 64
+
+
+@cache
+def letters_of(formula: Callable[[Letters], Number]) -> tuple[str, ...]:
+    """The letters that a formula reads, in order. Formulas have no branches, so one look sees all of them."""
+    watched: Any = _Watched()
+    formula(watched)
+    return tuple(sorted(watched.read))
 
 
 def _symbolic(*values: Number) -> bool:

@@ -79,7 +79,7 @@ def document(**changes: Any) -> dict[str, Any]:
             {"id": "lora", "reason": "something has to be trained", "knobs": {"rank": 24, "alpha": 48}},
         ],
         "rejected": [
-            {"id": "flash_attention", "reasons": ["needs compute capability ≥ 8.0; RTX 2060 SUPER has 7.5"]},
+            {"id": "nf4_weights", "reasons": ["needs compute capability ≥ 8.0; RTX 2060 SUPER has 7.5"]},
             {"id": "checkpoint_offload", "reasons": ["not needed", "it would cost 2.1 s a step"]},
         ],
         "memory": {

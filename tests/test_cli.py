@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from cli_fixture import Capture, Patch, mistakes, planning_gives
 from plan_fixture import example_plan, too_long_plan
@@ -35,8 +36,8 @@ def test_nothing_asked_brings_the_help(capsys: Capture) -> None:
 
 @pytest.mark.parametrize(
     ("plan", "code"),
-    [(example_plan(), 0), (too_long_plan(), 1), (example_plan(verdict="unknown"), 2)],
-    ids=["fits", "does not fit", "unknown"],
+    [(example_plan(), 0), (too_long_plan(), 1)],
+    ids=["fits", "does not fit"],
 )
 @pytest.mark.parametrize("form", [(), ("--json",)], ids=["report", "json"])
 def test_the_verdict_is_the_exit_code(monkeypatch: Patch, plan: Plan, code: int, form: tuple[str, ...]) -> None:
@@ -52,6 +53,45 @@ def test_a_real_plan_as_one_json_object(capsys: Capture) -> None:
     assert (plan.tier, plan.lora_rank, plan.train.lr) == (1, 16, 1e-4)
     assert plan.provenance.command == "plan --gpu rtx2060s --tier 1 --set train.lr=1e-4 --set lora.rank=16"
     assert out.count("\n{") == 0 and json.loads(out)["schema"] == "tierplan/1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (("--gpu", "rtx2061s"), ["rtx2061s"]),
+        (("--gpu", "nope", "--model", "no/such/thing/here", "--with", "nothing"), ["nothing", "nope", "no/such"]),
+        (("--gpu", "rtx2060s", "--without", "lora"), ["--without lora"]),
+    ],
+)
+def test_where_there_is_no_plan_json_says_unknown_and_every_mistake(
+    capsys: Capture, arguments: tuple[str, ...], asked: list[str]
+) -> None:
+    assert main([*arguments, "--json"]) == 2
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    jsonschema.validate(document, json.loads((ROOT / "planner" / "plan.schema.json").read_text(encoding="utf-8")))
+    assert document["schema"] == "tierplan/1" and document["verdict"] == "unknown"
+    assert len(document["errors"]) == len(asked) == err.count("error: ")
+    assert all(word in error["asked"] for word, error in zip(asked, document["errors"], strict=True))
+
+
+@pytest.mark.parametrize(
+    "option", ["--gpu", "--model", "--data", "--tier", "--context", "--host-ram", "--plan", "--out"]
+)
+def test_an_empty_value_is_a_mistake_and_no_default(capsys: Capture, option: str) -> None:
+    rest = () if option in ("--gpu", "--plan") else ("--gpu", "rtx2060s")
+    mistakes(capsys, *rest, option, "")
+
+
+def test_without_lora_nothing_would_be_trained(capsys: Capture) -> None:
+    assert (
+        "nothing would be trained: lora makes the adapters" in mistakes(capsys, "--gpu", "cpu", "--without", "lora")[0]
+    )
+
+
+def test_what_is_lacking_is_named(capsys: Capture) -> None:
+    told = mistakes(capsys, "--gpu", "rtx2060s", "--with", "nf4_weights", "--without", "mixed_precision")[0]
+    assert "nf4_weights: 4-bit weights are dequantised to 16 bits" in told and "mixed_precision does" in told
 
 
 def test_a_real_plan_as_a_report(capsys: Capture) -> None:

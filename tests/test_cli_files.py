@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_fixture import Capture, Patch, mistakes, planning_gives, trainer_that
@@ -16,7 +17,9 @@ import planner.planning
 from planner.cli import main
 from planner.cli_output import write_plan
 from planner.errors import PlanError
-from planner.plan import Plan, load_plan
+from planner.plan import Plan
+from planner.plan_file import load_plan
+from planner.planning import Request, make_plan
 
 
 def test_out_writes_the_plan_and_equal_plans_give_equal_bytes(
@@ -87,10 +90,48 @@ def test_a_plan_file_is_reported_as_it_is(tmp_path: Path, capsys: Capture) -> No
 def test_a_plan_file_is_run_unchanged(tmp_path: Path, monkeypatch: Patch) -> None:
     run: list[Plan] = []
     trainer_that(monkeypatch, lambda plan: run.append(plan) or 130)
-    place, plan = tmp_path / "plan.yaml", example_plan(train={"data": str(tmp_path)})
+    place, plan = tmp_path / "plan.yaml", make_plan(Request(tier=1, train={"data": str(tmp_path)}))
     write_plan(plan, place)
     assert main(["--plan", str(place), "--execute"]) == 130
     assert run == [plan]
+
+
+def changed(plan: Plan, **settings: Any) -> Plan:
+    """The plan with settings changed by hand, as an editor would leave it."""
+    return plan.model_copy(update=settings)
+
+
+def test_a_plan_whose_settings_were_changed_by_hand_is_not_run(
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    trainer_that(monkeypatch, lambda plan: pytest.fail("trained"))
+    plan = make_plan(Request(total_tokens=4096, train={"data": str(tmp_path)}))
+    place = tmp_path / "plan.yaml"
+    write_plan(changed(plan, context=2048, target=4096, total_tokens=6144), place)
+    told = mistakes(capsys, "--plan", str(place), "--execute")
+    assert "its figures are not those of its settings: memory.gpu." in told[0]
+    write_plan(changed(plan, context=0, target=2**20, total_tokens=2**20), place)
+    assert main(["--plan", str(place), "--execute"]) == 1
+    assert "Planned again today, the plan does not fit" in capsys.readouterr().err
+
+
+def test_a_plan_made_with_other_facts_is_run_as_it_stands_with_a_word(
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    run: list[Plan] = []
+    trainer_that(monkeypatch, lambda plan: run.append(plan) or 0)
+    plan = make_plan(Request(tier=1, train={"data": str(tmp_path)}))
+    gpu = plan.memory.gpu.model_copy(update={"budget_bytes": plan.memory.gpu.budget_bytes - 1})
+    older = changed(
+        plan,
+        memory=plan.memory.model_copy(update={"gpu": gpu}),
+        provenance=plan.provenance.model_copy(update={"calibration_sha256": "0" * 64}),
+    )
+    place = tmp_path / "plan.yaml"
+    write_plan(older, place)
+    assert main(["--plan", str(place), "--execute"]) == 0
+    assert run == [older]
+    assert "the calibration changed; planned again today it still fits" in capsys.readouterr().err
 
 
 def test_data_fills_a_plan_that_names_none_and_changes_no_other(
@@ -98,11 +139,11 @@ def test_data_fills_a_plan_that_names_none_and_changes_no_other(
 ) -> None:
     run: list[Plan] = []
     trainer_that(monkeypatch, lambda plan: run.append(plan) or 0)
-    place = tmp_path / "plan.yaml"
-    write_plan(example_plan(), place)
+    place, plan = tmp_path / "plan.yaml", make_plan(Request(tier=1))
+    write_plan(plan, place)
     assert "there is nothing to train on" in mistakes(capsys, "--plan", str(place), "--execute")[0]
     assert main(["--plan", str(place), "--execute", "--data", str(tmp_path)]) == 0
-    assert run == [example_plan(train={"data": str(tmp_path)})]
+    assert run == [plan.model_copy(update={"train": plan.train.model_copy(update={"data": str(tmp_path)})})]
     capsys.readouterr()
     write_plan(example_plan(train={"data": "elsewhere"}), place)
     told = mistakes(capsys, "--plan", str(place), "--execute", "--data", str(tmp_path))

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import planner.model
 import planner.model_hub
 from planner.errors import PlanError, PlanErrors
+from planner.families import FAMILIES
 from planner.model import Linear, list_models, load_model
 
 SHIPPED = [facts.id for facts in list_models()]
@@ -43,7 +44,10 @@ class TestShipped:
     def test_the_planned_models_are_there_smallest_first(self) -> None:
         assert {
             "phi-2", "llama-3.2-1b", "llama-3.1-8b", "qwen2.5-0.5b", "qwen3-1.7b", "mistral-7b-v0.3", "smollm2-135m",
+            "phi-4-mini", "gemma-2-2b", "gemma-3-1b", "granite-3.1-2b", "smollm3-3b", "starcoder2-3b", "pythia-160m",
+            "gpt2", "mixtral-8x7b", "qwen3-30b-a3b", "gpt-oss-20b", "llama-3.1-70b",
         } <= set(SHIPPED)  # fmt: skip
+        assert {load_model(id).model_type for id in SHIPPED} == set(FAMILIES)
         counts = [facts.counted for facts in list_models()]
         assert counts == sorted(counts)
 
@@ -53,7 +57,7 @@ class TestShipped:
         assert shape.parameters == facts.counted
         assert facts.counted == facts.published or facts.difference
         assert shape.native_context == facts.config_context
-        assert shape.hub_id == facts.hub_id and "/" in facts.hub_id
+        assert shape.hub_id == (None if facts.hub_part else facts.hub_id) and "/" in facts.hub_id
         assert facts.licence and facts.sources
 
     def test_qwen3_differs_from_its_checkpoint_by_the_head_stored_twice(self) -> None:
@@ -94,6 +98,40 @@ class TestShipped:
         assert (llama.query_width, llama.kv_width) == (4096, 1024)
         assert (llama.rope_type, llama.rope_theta) == ("llama3", 500000.0)
         assert load_model("mistral-7b-v0.3").sliding_window is None
+
+    def test_small_facts_of_other_families(self) -> None:
+        gpt_oss, gemma3, smollm3 = load_model("gpt-oss-20b"), load_model("gemma-3-1b"), load_model("smollm3-3b")
+        assert (gpt_oss.quantized, gpt_oss.experts, gpt_oss.experts_per_token) == ("mxfp4", 32, 4)
+        assert (gpt_oss.sliding_window, gpt_oss.sliding_layers) == (128, 12)
+        assert (gpt_oss.rotary_width, gpt_oss.rotary_table_width) == (64, 32)
+        assert gpt_oss.active_parameters == 4_187_440_704
+        assert load_model("qwen3-30b-a3b").active_parameters == 3_353_032_704
+        assert load_model("mixtral-8x7b").active_parameters == 12_879_925_248
+        assert (gemma3.sliding_layers, gemma3.rotary_tables, gemma3.norms_per_layer) == (22, 2, 4)
+        assert gemma3.norm_one_plus and gemma3.qk_norm and gemma3.output_norms_per_layer == 2
+        assert (smollm3.rope_free_layers, smollm3.sliding_window) == (9, None)
+        assert load_model("gpt2").position_embedding_parameters == 1024 * 768
+        assert load_model("phi-4-mini").rotary_width == 96 and load_model("phi-4-mini").sliding_window is None
+        assert load_model("pythia-160m").rotary_width == 16 and load_model("pythia-160m").parallel_block
+        assert load_model("starcoder2-3b").sliding_layers == 30
+        assert load_model("mistral-nemo-12b").query_width == 4096
+
+    def test_what_cannot_be_planned_yet_says_why(self) -> None:
+        reasons = {id: load_model(id).not_planned for id in SHIPPED}
+        assert all(reasons[id] for id in ("gpt2", "gpt-oss-20b", "gemma-2-2b", "mixtral-8x7b", "qwen3-30b-a3b"))
+        assert not any(reasons[id] for id in ("phi-2", "llama-3.1-70b", "mistral-7b-v0.3", "qwen2.5-7b", "qwen3-8b"))
+
+    @pytest.mark.parametrize("name", ["phi-2", "microsoft/phi-2"])
+    def test_reading_one_model_does_not_read_the_facts_of_the_others(self, name: str, monkeypatch: Any) -> None:
+        read, facts_of = [], planner.model._read_facts
+
+        def noted(id: str) -> planner.model.ModelFacts:
+            read.append(id)
+            return facts_of(id)
+
+        monkeypatch.setattr(planner.model, "_read_facts", noted)
+        load_model(name)
+        assert set(read) == {"phi-2"}
 
     def test_nothing_heavy_is_imported_for_a_shipped_model(self) -> None:
         code = (
@@ -167,6 +205,8 @@ class TestNames:
             ("a\0b", "neither a shipped model"),
             ("../../no-such-folder", "no such file or folder"),
             ("microsoft/phi2", "Did you mean microsoft/phi-2"),
+            ("google/gemma-3-4b-pt", "The shipped gemma-3-4b-text is the text part"),
+            ("..", "neither a config.json nor a GGUF"),
             ("meta-llama/Llama-3.2-1B-Instruct", "The shipped llama-3.2-1b has the same layers"),
         ],
     )

@@ -29,6 +29,8 @@ LLAMA = {
     "max_position_embeddings": 512,
 }
 
+EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
 
 def shape_of(config: dict[str, Any]) -> ModelShape:
     return read_shape(config, "config.json", "tiny")
@@ -127,6 +129,62 @@ class TestFields:
     def test_refuses(self, change: dict[str, Any], told: str) -> None:
         assert told in refusal(LLAMA | change)
 
+    @pytest.mark.parametrize(
+        ("family", "change", "told"),
+        [
+            ("mixtral", {"num_local_experts": None}, "num_local_experts: is null"),
+            ("mixtral", {"num_experts_per_tok": 9}, "is 9, and there are 8 experts"),
+            ("mixtral", {"num_local_experts": "8GB"}, 'num_local_experts: is "8GB", not a whole number'),
+            ("qwen3_moe", {"moe_intermediate_size": 0}, "moe_intermediate_size: is 0, outside"),
+            ("qwen3_moe", {"decoder_sparse_step": 2}, "some layers plain"),
+            ("qwen3_moe", {"mlp_only_layers": [1]}, "some layers plain"),
+            ("qwen3_moe", {"mlp_only_layers": [3]}, "layers from 0 to 2, nothing else"),
+            ("gemma2", {"attn_logit_softcapping": 0}, "attn_logit_softcapping: is 0, not a positive number"),
+            ("gemma2", {"final_logit_softcapping": "30"}, "not a positive number"),
+            ("gemma2", {"query_pre_attn_scalar": -1}, "query_pre_attn_scalar: is -1"),
+            ("gemma2", {"hidden_activation": "gelu_tanh"}, "hidden_activation: unknown activation"),
+            ("gemma2", {"sliding_window": None}, "is null, but 2 layers are of the kind sliding_attention"),
+            ("gemma2", {"use_bidirectional_attention": True}, "no decoder of one kind"),
+            ("gemma3_text", {"sliding_window_pattern": 0}, "sliding_window_pattern: is 0, outside"),
+            ("gemma3_text", {"rope_local_base_freq": "1e4"}, "rope_local_base_freq: is"),
+            ("gemma3_text", {"rope_parameters": {"rope_theta": 1e4}}, "an object for full_attention and one for"),
+            ("gemma3_text", {"rope_parameters": {"full_attention": 3}}, "an object for full_attention and one for"),
+            ("gemma3_text", {"rope_scaling": [8]}, "rope_scaling: is [8], not an object"),
+            ("granite", {"residual_multiplier": None}, "residual_multiplier: is null, not a positive number"),
+            ("granite", {"attention_multiplier": 0.0}, "attention_multiplier: is 0.0"),
+            ("smollm3", {"no_rope_layers": [1, 0]}, "names 2 layers, num_hidden_layers 3"),
+            ("smollm3", {"no_rope_layers": [1, 0, 2]}, "may hold 0 (no rotary embedding) and 1"),
+            ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval: is 0, outside"),
+            ("phi3", {"rope_scaling": {"type": "linear", "factor": 2}}, "Known: default, longrope"),
+            (
+                "phi3",
+                {"rope_scaling": {"type": "longrope", "short_factor": [1] * 8, "long_factor": [1] * 7}},
+                "has 7 numbers in long_factor, where 8 are turned",
+            ),
+            ("phi3", {"rope_scaling": {"type": "su", "short_factor": [1] * 8, "long_factor": 1}}, "no list of numbers"),
+            ("gpt_neox", {"rotary_pct": 2}, "rotary_pct: is 2"),
+            ("gpt_neox", {"rotary_emb_base": 0}, "rotary_emb_base: is 0"),
+            ("gpt_neox", {"head_dim": 8}, "always has width / heads, 16"),
+            ("gpt_neox", {"use_parallel_residual": "yes"}, "neither true nor false"),
+            ("starcoder2", {"use_bias": 1}, "use_bias: is 1"),
+            ("gpt2", {"add_cross_attention": True}, "no decoder of one kind"),
+            ("gpt2", {"n_inner": "4x"}, 'n_inner: is "4x"'),
+        ],
+    )
+    def test_refuses_in_other_families(self, family: str, change: dict[str, Any], told: str) -> None:
+        assert told in refusal(LLAMA | EXPERTS | {"model_type": family, "rotary_pct": 0.5} | change)
+
+    def test_all_mistakes_at_once_in_the_words_of_the_family(self) -> None:
+        bad = {"model_type": "gpt2", "n_embd": "8GB", "n_layer": 0, "n_positions": 1.5, "attn_pdrop": 7}
+        lines = refusal(bad).splitlines()
+        told = ["attn_pdrop", "n_embd", "n_head", "n_layer", "n_positions", "vocab_size"]
+        assert [line.split(": ")[1] for line in sorted(lines)] == told
+        moe = {"model_type": "qwen3_moe", "hidden_size": 64, "num_experts": -1}
+        assert {line.split(": ")[1] for line in refusal(moe).splitlines()} == {
+            "num_attention_heads", "vocab_size", "num_hidden_layers", "moe_intermediate_size", "num_experts",
+            "num_experts_per_tok",
+        }  # fmt: skip
+
     @given(
         base=st.sampled_from(sorted(FAMILIES)),
         changes=st.dictionaries(
@@ -136,7 +194,12 @@ class TestFields:
                     "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "architectures",
                     "attention_bias", "mlp_bias", "tie_word_embeddings", "hidden_act", "attention_dropout",
                     "resid_pdrop", "embd_pdrop", "qk_layernorm", "dtype", "torch_dtype", "quantization_config",
-                    "auto_map", "text_config",
+                    "auto_map", "text_config", "num_local_experts", "num_experts", "num_experts_per_tok",
+                    "moe_intermediate_size", "decoder_sparse_step", "mlp_only_layers", "no_rope_layers",
+                    "no_rope_layer_interval", "sliding_window_pattern", "rope_local_base_freq", "hidden_activation",
+                    "attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "n_embd", "n_inner",
+                    "n_positions", "embedding_multiplier", "residual_multiplier", "rotary_pct", "rotary_emb_base",
+                    "use_parallel_residual", "use_bias", "hidden_dropout", "add_cross_attention",
                 ]
             ),
             st.recursive(
@@ -147,16 +210,17 @@ class TestFields:
             max_size=4,
         ),
     )  # fmt: skip
-    @settings(max_examples=300)
+    @settings(max_examples=500)
     def test_whatever_is_in_the_file_the_answer_is_a_shape_or_a_reason(
         self, base: str, changes: dict[str, Any]
     ) -> None:
         try:
-            shape = shape_of(LLAMA | {"model_type": base} | changes)
+            shape = shape_of(LLAMA | EXPERTS | {"model_type": base} | changes)
         except PlanError as error:
             assert str(error).startswith("config.json")
         else:
-            assert shape.parameters > 0 and shape.heads % shape.kv_heads == 0
+            assert shape.parameters >= shape.active_parameters > 0 and shape.heads % shape.kv_heads == 0
+            assert shape.sliding_layers <= shape.layers and shape.rope_free_layers <= shape.layers
 
     def test_key_value_heads_unsaid(self) -> None:
         silent = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"}
@@ -236,9 +300,9 @@ class TestUnknown:
         assert "which is refused" in refusal(phi | code | {"architectures": ["OtherForCausalLM"]})
 
     def test_names_what_is_missing_and_what_is_known(self) -> None:
-        text = refusal({"model_type": "gpt2", "n_embd": 768, "vocab_size": 50257})
-        assert "unknown architecture 'gpt2'" in text and "hidden_size, intermediate_size" in text
-        assert "llama, mistral, phi, qwen2, qwen3" in text
-        assert "which linears have biases" in refusal(LLAMA | {"model_type": "granite"})
+        text = refusal({"model_type": "bloom", "n_embed": 768, "vocab_size": 50257})
+        assert "unknown architecture 'bloom'" in text and "hidden_size, intermediate_size" in text
+        assert "llama, mistral, mixtral, phi, phi3, qwen2, qwen3" in text
+        assert "which linears have biases" in refusal(LLAMA | {"model_type": "olmo2"})
         assert "model_type is missing" in refusal({"hidden_size": 1})
         assert "text_config" in refusal({"model_type": "llava", "text_config": dict(LLAMA)})

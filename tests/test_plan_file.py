@@ -9,7 +9,8 @@ import yaml
 
 import planner
 from planner.errors import PlanError, PlanErrors
-from planner.plan import json_schema, load_plan
+from planner.plan import json_schema
+from planner.plan_file import load_plan
 from planner.planning import Request, make_plan
 
 SHIPPED = Path(planner.__file__).with_name("plan.schema.json")
@@ -91,4 +92,42 @@ def test_mistakes_are_told_together(tmp_path: Path) -> None:
 def test_files_that_are_no_plan(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "plan.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(PlanError, match=told):
+        load_plan(tmp_path / "plan.yaml")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (("choices", 0, "id"), "checkpoint_ofload", "checkpoint_offload"),
+        (("choices", "exact_attention", "id"), "chunked_loss", "is there twice"),
+        (("lora_rank",), 4, "the knob rank of lora is"),
+        (("tier",), 12, "tiers go from 1 to 11"),
+        (("tier",), 0, "tiers go from 1 to 11"),
+        (("time", "limit_seconds"), -1.0, "leaves no time"),
+        (("choices", "lora", "knobs", "rank"), "16", "not a whole number"),
+        (("choices", "lora", "knobs", "rank"), 100_000, "must be from 1 to 1,024"),
+        (("choices", "lora", "knobs", "rang"), 3, "no knob 'rang'"),
+        (("choices", "chunked_loss", "knobs"), {}, "is missing"),
+        (("choices", "exact_attention", "knobs", "kernel"), 3, "not a name"),
+    ],
+)
+def test_what_no_plan_could_hold_is_refused(
+    tmp_path: Path, path: tuple[str | int, ...], value: object, told: str
+) -> None:
+    document = json.loads(make_plan(Request(tier=1)).to_json())
+    place, steps = document, list(path)
+    if steps[:1] == ["choices"] and isinstance(steps[1], str):
+        steps[1] = next(n for n, choice in enumerate(document["choices"]) if choice["id"] == steps[1])
+    for step in steps[:-1]:
+        place = place[step]
+    place[steps[-1]] = value
+    (tmp_path / "plan.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(PlanError, match=told):
+        load_plan(tmp_path / "plan.json")
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    text = make_plan(Request(tier=1)).to_yaml()
+    (tmp_path / "plan.yaml").write_text(text + "tier: 2\n", encoding="utf-8")
+    with pytest.raises(PlanError, match="tier is there twice"):
         load_plan(tmp_path / "plan.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from trainer_tiny import CONFIGS, make_plan, save_model, save_tokenizer, write_g
 from transformers import AutoModelForCausalLM
 
 from planner.errors import PlanError
+from planner.model import load_model as plan_shape
 from planner.optimizations import by_id
 from planner.plan import Choice
 from trainer.data import synthetic_batch
@@ -257,8 +259,21 @@ def test_another_model_than_planned_is_refused(tmp_path: Path, llama: Path) -> N
     document["model"]["layers"] = 5
     session = ResidentSession(type(make_plan(llama)).model_validate(document))
     session.adapt(rank=1, alpha=1)
-    with pytest.raises(PlanError, match=r"3 layers.*with 5"):
+    with pytest.raises(PlanError, match=r"in 3 layers, and the plan was made for .* in 5"):
         session.build()
+
+
+def test_weights_beside_another_config_are_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is loaded is compared with what was planned for, wherever the planner read the shape."""
+    plan, shape = make_plan(llama), plan_shape(str(llama))
+    for name, other in (("heads", 3), ("vocab", 999), ("activation", "gelu")):
+        made = replace(shape, **{name: other})
+        monkeypatch.setattr("trainer.session.plan_shape", lambda _, made=made: made)
+        planned = plan.model.model_copy(update={"parameters": made.parameters})
+        session = ResidentSession(plan.model_copy(update={"model": planned}))
+        session.adapt(rank=1, alpha=1)
+        with pytest.raises(PlanError, match=f"has {name} .* where it is loaded from, and {other} was planned for"):
+            session.build()
 
 
 def test_a_window_shorter_than_the_row_is_refused(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_run_learns_and_writes_everything(finished: Path, place: Path) -> None:
 
 def test_record_holds_what_was_promised(finished: Path) -> None:
     record = json.loads((finished / "measurement.json").read_text())
-    assert record["set"] == "calibration" and record["executor"] == "resident"
+    assert record["set"] is None and record["executor"] == "resident"
     assert record["layers_run"] == record["layers"] == 3 and record["tokens_held"] == 64
     measured = record["measured"]
     step, evaluation = {"forward", "loss", "backward", "optimizer"}, {"evaluate", "evaluate_loss"}

@@ -18,6 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from planner.model import load_model
 from planner.plan import Plan
 
 VOCAB = 320
@@ -132,7 +133,7 @@ def make_plan(
             "id": f"tiny-{family}",
             "source": str(source),
             "architecture": ARCHITECTURES[family],
-            "parameters": 1,
+            "parameters": load_model(str(source).removeprefix("random:")).parameters,
             "layers": 3,
             "native_context": 256,
         },

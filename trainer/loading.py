@@ -68,14 +68,14 @@ def find_source(source: str) -> Source:
     path = Path(source)
     asked = f"model {source}"
     if path.is_file():
-        if path.suffix != ".gguf":
+        if path.suffix.lower() != ".gguf":
             raise PlanError(asked, "is a file, but no GGUF file.", "Name the folder that holds config.json.")
         return Source(source, str(path.parent), path.name)
     if not path.is_dir():
         if HUB_ID.fullmatch(source):
             return Source(source, source)
         raise PlanError(asked, "is neither a folder, nor a GGUF file, nor a hub id (org/name).")
-    ggufs = sorted(file.name for file in path.glob("*.gguf"))
+    ggufs = sorted(file.name for file in path.iterdir() if file.suffix.lower() == ".gguf")
     if any(path.glob("*.safetensors")):
         return Source(source, str(path))
     if len(ggufs) == 1:

@@ -28,7 +28,7 @@ class RunFolder:
         self._plan = plan
         self.path = Path(plan.train.out)
         asked = f"output folder {self.path}"
-        nearest = f"--set train.out={self.path}-2 names another."
+        nearest = f"--set train.out={self.path}-2 names another, as train.out does in a plan file."
         if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
             raise PlanError(asked, "is something else than a folder.", nearest)
         if self.path.is_dir() and any(self.path.iterdir()):

@@ -60,7 +60,7 @@ def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> di
     return {
         "plan": plan.document(),
         "executor": plan.executor,
-        "set": "calibration",
+        "set": None,  # of one's own run; what is measured to validate says calibration or holdout
         "card": plan.gpu.id,
         "limit_bytes": gpu.budget_bytes,
         "model": {"id": plan.model.id, "source": plan.model.source},

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from planner.errors import PlanError, did_you_mean
+from planner.model import load_model as plan_shape
 from planner.optimizations.mlp.fused_activation import FUSED
 from planner.plan import Choice, Plan
 from trainer.attention import KERNELS, register
@@ -21,7 +22,7 @@ from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
 from trainer.data import Tokenise
 from trainer.four_bit import FourBit
 from trainer.host_store import HostStore
-from trainer.loading import add_adapters, find_source, load_config, load_model, load_tokenizer, tokenise_bytes
+from trainer.loading import RANDOM, add_adapters, find_source, load_config, load_model, load_tokenizer, tokenise_bytes
 from trainer.step import Loss, make_loss
 
 STOCK_ATTENTION = "eager"
@@ -174,7 +175,7 @@ class ResidentSession:
         config = load_config(source)
         self._check_config(config)
         if self._fused_activation:
-            config.hidden_act = FUSED[config.hidden_act]
+            config.hidden_act = self._fused(config.hidden_act)
         model = load_model(
             source,
             config,
@@ -225,12 +226,32 @@ class ResidentSession:
 
         return AdamW8bit(parameters, lr=train.lr, weight_decay=train.weight_decay)
 
+    def _fused(self, activation: str) -> str:
+        if activation not in FUSED:
+            why = f"is planned for, and the model has {activation}, which it does not know."
+            raise PlanError("fused_activation", why, "Plan again for this model.")
+        return FUSED[activation]
+
     def _check_config(self, config: PretrainedConfig) -> None:
         planned, asked = self._plan.model, f"model {self._plan.model.source}"
-        layers = config.num_hidden_layers
-        if layers != planned.layers:
-            why = f"has {layers} layers, and the plan was made for {planned.id} with {planned.layers}."
-            raise PlanError(asked, why, "Plan again for this model.")
+        shape = plan_shape(planned.source.removeprefix(RANDOM))
+        again = "Plan again for this model."
+        if (shape.parameters, shape.layers) != (planned.parameters, planned.layers):
+            has = f"{shape.parameters:,} parameters in {shape.layers} layers"
+            why = f"has {has}, and the plan was made for {planned.parameters:,} in {planned.layers}."
+            raise PlanError(asked, why, again)
+        for name, value in (
+            ("layers", config.num_hidden_layers),
+            ("width", config.hidden_size),
+            ("mlp_width", config.intermediate_size),
+            ("heads", config.num_attention_heads),
+            ("kv_heads", getattr(config, "num_key_value_heads", None) or config.num_attention_heads),
+            ("vocab", config.vocab_size),
+            ("activation", getattr(config, "hidden_activation", None) or config.hidden_act),
+        ):
+            if value != getattr(shape, name):
+                why = f"has {name} {value} where it is loaded from, and {getattr(shape, name)} was planned for."
+                raise PlanError(asked, why, again)
         window = getattr(config, "sliding_window", None)
         if self._kernel and window is not None and window < self._plan.total_tokens:
             why = f"attends within a window of {window:,} tokens; the {self._kernel} kernel has none."

@@ -18,7 +18,12 @@ def _load() -> None:
     for module in walk_packages(__path__, __name__ + "."):
         import_module(module.name)
     for entry in entry_points(group=ENTRY_POINTS):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:  # whatever another package does, it is that package that is named
+            owner = entry.dist.name if entry.dist else entry.value
+            why = f"its optimisation {entry.name} cannot be loaded: {type(error).__name__}: {error}."
+            raise PlanError(f"package {owner}", why, f"pip uninstall {owner} leaves it out.") from error
 
 
 def all_optimizations() -> dict[str, Optimization]:

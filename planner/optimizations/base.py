@@ -74,6 +74,10 @@ class Capability:
         gpu = situation.gpu
         if gpu.kind != "gpu":
             return (f"needs a graphics card: {self.because}",)
+        if gpu.gfx:
+            return (
+                f"needs CUDA compute capability ≥ {self.least[0]}.{self.least[1]}; {gpu.name} has none ({gpu.gfx})",
+            )
         if gpu.compute_capability is None:
             return (f"needs compute capability ≥ {self.least[0]}.{self.least[1]}; that of {gpu.name} is unknown",)
         if gpu.compute_capability < self.least:

@@ -11,6 +11,9 @@ from planner.plan import Plan
 from reports.render.markdown import fenced
 from reports.render.records import DEMO
 
+LEAST_FALL = 5.0  # percent of held-out perplexity
+SAME_LOSS = 1e-4
+
 
 def demo() -> str:
     """What the demo printed from its second table on; folders, which differ from run to run, are left out.
@@ -49,10 +52,24 @@ def table_and_closing(record: dict[str, Any]) -> list[str]:
 
 def promises(record: dict[str, Any]) -> list[str]:
     """What the demo holds itself to: perplexity falls, and stock PEFT gives the same loss."""
-    before, after = (record["evaluation"][when] for when in ("before", "after"))
-    fall, loss = 100 * (1 - after["perplexity"] / before["perplexity"]), record["stock_peft_loss"]
-    away = abs(loss - after["loss"])
+    before, after = (record["evaluation"][when]["perplexity"] for when in ("before", "after"))
     return [
-        f"Held-out perplexity fell from {before['perplexity']:.3f} to {after['perplexity']:.3f}: {fall:.1f} %.",
-        f"Stock transformers and PEFT load the adapter and give loss {loss:.6f}, {away:.1e} away.",
+        f"Held-out perplexity fell from {before:.3f} to {after:.3f}: {_fall(record):.1f} %.",
+        f"Stock transformers and PEFT load the adapter and give loss {record['stock_peft_loss']:.6f}, "
+        f"{_difference(record):.1e} away.",
     ]
+
+
+def kept(record: dict[str, Any]) -> bool:
+    """Whether the promises were kept."""
+    return _fall(record) >= LEAST_FALL and _difference(record) <= SAME_LOSS
+
+
+def _fall(record: dict[str, Any]) -> float:
+    """Percent."""
+    before, after = (record["evaluation"][when]["perplexity"] for when in ("before", "after"))
+    return float(100 * (1 - after / before))
+
+
+def _difference(record: dict[str, Any]) -> float:
+    return abs(float(record["stock_peft_loss"]) - float(record["evaluation"]["after"]["loss"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 # Everything that a small card needs; what each case changes follows it.
 SMALL = (
@@ -16,10 +17,11 @@ STEPS = "--set train.steps=4 --set train.evaluation_rows=1 --set train.validatio
 
 @dataclass(frozen=True)
 class Case:
-    """One run: its name, and the arguments of `plan` beside the ones every case has."""
+    """One run: its name, the arguments of `plan`, and whether constants may be fitted to its record."""
 
     name: str
     arguments: str
+    set: Literal["calibration", "holdout"] = "calibration"
 
 
 def _h200(name: str, model: str, arguments: str) -> Case:

@@ -2,6 +2,7 @@
 
     python -m reports.validation.measure plan             write the plan of every case to reports/validation/plans/
     python -m reports.validation.measure run OUT [NAME…]  run the frozen plans here; one record each into OUT
+    python -m reports.validation.measure execute PLAN     run one plan as it stands, which `run` does for each
 
 Freeze and commit the plans first: a record holds the plan it was run by, so git shows that the prediction came
 before the measurement. Each run is held to its plan's bound (`high`): it is shown to suffice, not only that it was
@@ -20,7 +21,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from planner.plan import Memory, load_plan
+from planner.errors import PlanError
+from planner.plan import Memory
+from planner.plan_file import load_plan
 from reports.validation.cases import CASES, Case
 
 PLANS = Path(__file__).with_name("plans")
@@ -68,7 +71,8 @@ def run(case: Case, out: Path) -> str:
         moved = plan.model_copy(update={"train": train, "memory": held_to_bound(plan.memory)})
         frozen = Path(scratch) / "plan.yaml"
         frozen.write_text(moved.to_yaml(), encoding="utf-8")
-        command = [sys.executable, "-m", "planner", "--plan", str(frozen), "--execute"]
+        # Not `plan --plan`: with the bound for a budget the plan is no longer what would be planned for the card.
+        command = [sys.executable, "-m", "reports.validation.measure", "execute", str(frozen)]
         began = time.monotonic()
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
@@ -79,6 +83,7 @@ def run(case: Case, out: Path) -> str:
             (out / f"{case.name}.failed.txt").write_text(output, encoding="utf-8")
             return f"FAILED ({code}): {output.strip()[-400:]}"
         found = json.loads(record.read_text(encoding="utf-8"))
+    found["set"] = case.set
     found["plan"]["train"] |= {"data": "synthetic", "out": "scratch"}  # the folder of this run is gone by now
     (out / f"{case.name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     measured, predicted = found["measured"]["gpu"], found["predicted"]["gpu"]
@@ -100,6 +105,14 @@ def main() -> int:
         for case in CASES:
             print(f"{case.name:40} {freeze(case)}", flush=True)
         return 0
+    if verb == "execute" and len(rest) == 1:
+        from trainer.run import execute
+
+        try:
+            return execute(load_plan(Path(rest[0])))
+        except PlanError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     if verb == "run" and rest:
         out = Path(rest[0])
         out.mkdir(parents=True, exist_ok=True)

@@ -33,17 +33,20 @@ def nothing(x: Letters) -> Number:
     return 0
 
 
+# The largest head of each kernel, forward and backward; the memory-efficient kernel takes any.
+LARGEST_HEAD = {"cudnn": 128, "flash": 256}
+
+
 def _kernels(situation: Situation) -> tuple[Scalar, ...]:
     if situation.gpu.kind == "cpu":
         return ("cpu",)
-    capability = situation.gpu.compute_capability or (0, 0)
-    if situation.chosen and "mixed_precision" not in situation.chosen:
-        return ("efficient",) if capability >= (5, 0) else ()  # the others take 16-bit numbers only
-    if capability >= (9, 0):
-        return ("cudnn", "flash", "efficient")
-    if capability >= (8, 0):
-        return ("flash", "efficient", "cudnn")
-    return ("efficient",) if capability >= (5, 0) else ()
+    capability, head = situation.gpu.compute_capability or (0, 0), situation.model.head_size
+    if capability < (5, 0):
+        return ()
+    half = not situation.chosen or "mixed_precision" in situation.chosen  # the others take 16-bit numbers only
+    order = ("cudnn", "flash", "efficient") if capability >= (9, 0) else ("flash", "efficient", "cudnn")
+    able = capability >= (8, 0) and half and head % 8 == 0
+    return tuple(name for name in order if name == "efficient" or (able and head <= LARGEST_HEAD[name]))
 
 
 class _HasKernel:

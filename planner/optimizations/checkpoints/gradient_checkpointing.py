@@ -49,7 +49,7 @@ class GradientCheckpointing(Optimization):
     title = "recompute each layer in the backward pass"
     numbers = (4,)
     claims = frozenset(
-        {"letter A", "activations/inputs.count", "activations/norms.count", "activations/outputs.count"}
+        {"letter A", "letter p", "activations/inputs.count", "activations/norms.count", "activations/outputs.count"}
         | {"activations/forward.count", "activations/forward.bits"}
         | {"activations/backward.count", "activations/backward.bits"}
         | {f"{name}.phases" for name in per_layer_names()}
@@ -64,8 +64,8 @@ class GradientCheckpointing(Optimization):
     )
 
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
-        """The saved tensors of one layer live at once."""
-        return {"A": 1}
+        """The saved tensors of one layer live at once, and each layer runs forward once more."""
+        return {"A": 1, "p": 1}
 
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
         """Checkpoints instead of saved tensors, and a second forward pass."""

@@ -40,7 +40,7 @@ class ChunkedLoss(Optimization):
     title = "loss by slices, trained tokens only"
     numbers = (41,)
     free = True
-    claims = frozenset({"loss/logits.count", "loss/logits.bits", "letter C"})
+    claims = frozenset({"loss/logits.count", "loss/logits.bits", "head/both.amount", "letter C"})
     makes = frozenset({"loss/gradient"})
     knobs = (
         Knob(

@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+from planner.activations import ACTIVATIONS, mlp_tensors
 from planner.ledger import Ledger
 from planner.optimizations.base import Evidence, Knobs, Optimization, Situation
 from planner.session import Session
 
-FUSED = {"gelu_new": "gelu_pytorch_tanh"}
+FUSED = {"gelu_new": ACTIVATIONS["gelu_new"].fused}  # others are the same only nearly, or in no model that is shipped
 
 
 class _HasUnfusedActivation:
@@ -42,8 +43,9 @@ class FusedActivation(Optimization):
 
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
         """Tensors of width F that the MLP saves, and that live at once without autograd."""
-        gated = situation.model.gated_mlp
-        return {"f": 4 if gated else 2, "g": 3 if gated else 2}
+        activation = situation.model.activation
+        saved, alive = mlp_tensors(FUSED.get(activation, activation), gated=situation.model.gated_mlp)
+        return {"f": saved, "g": alive}
 
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
         """All follows from the letters f and g."""

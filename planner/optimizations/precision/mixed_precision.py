@@ -23,8 +23,33 @@ def sixteen(x: Letters) -> Number:
     return 16
 
 
+# Queries and keys of these families are large; transformers' own attention multiplies them in 16 bits before it
+# scales them, which passes 65,504. Kernels that never write the scores keep them in float32.
+OVERFLOWING = frozenset({"phi"})
+
+
 def _dtypes(situation: Situation) -> tuple[str, ...]:
-    return ("bfloat16", "float16") if situation.gpu.supports_bf16 else ("float16",)
+    half = () if _overflows(situation) else ("float16",)
+    return ("bfloat16", *half) if situation.gpu.supports_bf16 else half
+
+
+def _overflows(situation: Situation) -> bool:
+    """Whether float16 overflows in the set that is looked at; never as long as there is no set."""
+    scores_in_half = bool(situation.chosen) and "exact_attention" not in situation.chosen
+    return scores_in_half and situation.model.model_type in OVERFLOWING
+
+
+class _HasDtype:
+    """Needs a 16-bit number type that the model can be computed in."""
+
+    text = f"bfloat16, or float16 without overflow ({', '.join(sorted(OVERFLOWING))} with stored scores overflows)"
+
+    def reasons(self, situation: Situation) -> tuple[str, ...]:
+        """Names what overflows."""
+        if _dtypes(situation):
+            return ()
+        model, gpu = situation.model.id, situation.gpu.name
+        return (f"the scores of {model} overflow float16 without exact_attention, and {gpu} has no bfloat16",)
 
 
 class MixedPrecision(Optimization):
@@ -38,10 +63,12 @@ class MixedPrecision(Optimization):
     requires = (
         Capability((7, 0), "16-bit matrix units begin with Volta"),
         Needs("adapters/weights", "the float32 adapters are what keeps small updates from being lost"),
+        _HasDtype(),
     )
     knobs = (Knob("dtype", "bfloat16, or float16 with a loss scaler", _dtypes),)
     evidence = (
         Evidence("float16 with loss scaling", "Micikevicius et al. 2017, arXiv 1710.03740"),
+        Evidence("Phi-2's attention overflows in float16", "https://huggingface.co/microsoft/phi-2, known issues"),
         Evidence("Turing has no bfloat16 units", "NVIDIA Turing whitepaper; hwprofiles/rtx2060s.yaml"),
     )
     exact = False

@@ -41,9 +41,14 @@ def loading(x: Letters) -> Number:
     return greatest(2 * x.M + 4 * ceil_div(x.M, BLOCK) - 8 * x.L * x.R * x.U, 0)
 
 
-def dequantised_bytes(x: Letters) -> Number:
-    """Half a byte read and two written for each weight: forward, backward."""
-    return 2 * x.L * x.P * 5 // 2
+def dequantised_once(x: Letters) -> Number:
+    """Half a byte read and two written for each weight."""
+    return x.L * x.P * 5 // 2
+
+
+def dequantised_in_backward(x: Letters) -> Number:
+    """Once for the gradients, and once more where the layer is recomputed."""
+    return (1 + x.p) * dequantised_once(x)
 
 
 class Nf4Weights(Optimization):
@@ -102,13 +107,14 @@ class Nf4Weights(Optimization):
                 ),
             )
             .with_work(
+                Work("dequantise/forward", dequantised_once, Resource.MEMORY, Phase.FORWARD, "weights to 16 bits"),
                 Work(
-                    "memory/dequantise",
-                    dequantised_bytes,
+                    "dequantise/backward",
+                    dequantised_in_backward,
                     Resource.MEMORY,
-                    Phase.FORWARD,
-                    "dequantised weights",
-                )
+                    Phase.BACKWARD,
+                    "weights to 16 bits again",
+                ),
             )
         )
 
