@@ -22,10 +22,7 @@ class Calibration:
 
     def workspace_bytes(self, capability: tuple[int, int] | None) -> int:
         """cuBLAS workspace of a card; none on the CPU."""
-        if capability is None:
-            return 0
-        rows = self.document["workspace_bytes"]
-        return next(int(row["value"]) for row in rows if capability >= tuple(row["least_capability"]))
+        return 0 if capability is None else int(_of_card(self.document["workspace_bytes"], capability))
 
     def reserve_bytes(self, expected: Any, kind: str) -> Any:
         """Bound on what is taken above the expected peak: what the allocator reserves, and what no term holds."""
@@ -39,14 +36,16 @@ class Calibration:
 
     def attention_efficiency(self, kernel: str, capability: tuple[int, int] | None) -> float:
         """Share of the peak rate that an attention kernel reaches."""
-        table = self.document["efficiency"]["attention"]
-        old = capability is not None and capability < (8, 0)
-        name = "efficient_before_80" if kernel == "efficient" and old else kernel
-        return float(table[name]["value"])
+        return float(_of_card(self.document["efficiency"]["attention"][kernel], capability or (0, 0)))
 
     def efficiency(self, resource: str) -> float:
         """Share of the peak rate of ``linear``, ``link`` or ``memory``."""
         return float(self.document["efficiency"][resource]["value"])
+
+
+def _of_card(rows: list[dict[str, Any]], capability: tuple[int, int]) -> Any:
+    """The value of the first row whose capability the card has; rows begin with the newest."""
+    return next(row["value"] for row in rows if capability >= tuple(row["least_capability"]))
 
 
 @cache

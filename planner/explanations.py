@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from planner.optimizations import all_optimizations
 from planner.solver import Limits, Objective, Outcome, Search
@@ -98,60 +99,74 @@ def _why_off(name: str, found: Search, limits: Limits, objective: Objective) -> 
 
 def suggestions(found: Search, limits: Limits, required: Sequence[str], excluded: Sequence[str]) -> list[str]:
     """What would make it fit, nearest first; each is computed."""
-    index, want = found.index, found.wanted[found.index]
+    want = found.wanted[found.index]
+    rank = f"--set lora.rank={want.rank} "
     lines = []
     if found.longest_with_target and found.longest_with_target > want.target:
         lines.append(
-            f"--context {found.longest_with_target} --set train.target={want.target} fits: the longest at rank "
+            f"--context {found.longest_with_target} {rank}--set train.target={want.target} fits: the longest at rank "
             f"{want.rank} with {format_count(want.target)} trained tokens"
         )
     elif found.longest_all_trained:
         lines.append(
-            f"--context {found.longest_all_trained} fits: the longest at rank {want.rank}, every token trained"
+            f"--context {found.longest_all_trained} {rank}fits: the longest at rank {want.rank}, every token trained"
         )
-    lines += [
-        line for line in (_host(found, limits, index), _time(found, limits, index), _card(found, limits, index)) if line
-    ]
+    lines += _more(found, limits, found.index)
     if required or excluded:
         lines.append("without the --with and --without given, more sets are free to choose from")
     return lines
 
 
-def _within_card(found: Search, limits: Limits, index: int) -> list[Outcome]:
-    return [outcome for outcome in found.outcomes if int(outcome.high[index]) <= limits.gpu_bytes]
+@dataclass(frozen=True)
+class _Need:
+    """What one set of optimisations needs beyond the limits: bytes on the card, bytes in the host, seconds a step."""
+
+    card: int
+    host: int
+    seconds: float
+
+    @property
+    def short_of(self) -> tuple[str, ...]:
+        return tuple(name for name in ("card", "host", "seconds") if getattr(self, name) > 0)
 
 
-def _slow(outcome: Outcome, limits: Limits, index: int) -> bool:
-    return outcome.time.estimate is not None and float(outcome.time.estimate[index]) > limits.step_seconds
+def _more(found: Search, limits: Limits, index: int) -> list[str]:
+    """For each limit what it alone would have to be; where no one limit is enough, the least change of several."""
+    needs = [_need(outcome, limits, index, shared=found.situation.gpu.kind == "cpu") for outcome in found.outcomes]
+    alone = {
+        name: min(
+            (need for need in needs if need.short_of == (name,)), key=lambda need: getattr(need, name), default=None
+        )
+        for name in ("host", "seconds", "card")
+    }
+    if lines := [_told(need, limits) for need in alone.values() if need is not None]:
+        return lines
+
+    def excess(need: _Need) -> float:
+        shares = (need.card / max(1, limits.gpu_bytes), need.host / max(1, limits.host_bytes))
+        return max(*shares, need.seconds / limits.step_seconds)
+
+    return [_told(min(needs, key=excess), limits)]
 
 
-def _host(found: Search, limits: Limits, index: int) -> str:
-    if found.situation.gpu.kind == "cpu":
-        return ""
-    enough = [outcome for outcome in _within_card(found, limits, index) if not _slow(outcome, limits, index)]
-    if not enough:
-        return ""
-    need = min(int(outcome.host[index]) for outcome in enough)
-    gibibytes = -(-need // 2**30)
-    return (
-        f"--host-ram {gibibytes}GiB fits: {format_bytes(need - limits.host_bytes)} more host RAM"
-        if need > limits.host_bytes
-        else ""
-    )
+def _need(outcome: Outcome, limits: Limits, index: int, *, shared: bool) -> _Need:
+    card, host = int(outcome.high[index]) - limits.gpu_bytes, int(outcome.host[index]) - limits.host_bytes
+    slow = 0.0 if outcome.time.estimate is None else float(outcome.time.estimate[index]) - limits.step_seconds
+    if shared:  # one memory holds everything, the process itself included
+        return _Need(max(0, host), 0, max(0.0, slow))
+    return _Need(max(0, card), max(0, host), max(0.0, slow))
 
 
-def _time(found: Search, limits: Limits, index: int) -> str:
-    enough = [o for o in _within_card(found, limits, index) if int(o.host[index]) <= limits.host_bytes]
-    slow = [float(o.time.estimate[index]) for o in enough if _slow(o, limits, index)]
-    if not slow or len(slow) < len(enough):
-        return ""
-    return f"--max-step-time {int(min(slow) * 1.01) + 1}s fits: a step takes about {format_seconds(min(slow))}"
-
-
-def _card(found: Search, limits: Limits, index: int) -> str:
-    if found.situation.gpu.kind == "cpu":
-        # One memory holds everything, the process itself included.
-        over = min(int(outcome.host[index]) for outcome in found.outcomes) - limits.host_bytes
-        return f"{format_bytes(over)} more memory would fit" if over > 0 else ""
-    over = min(int(outcome.high[index]) for outcome in found.outcomes) - limits.gpu_bytes
-    return f"{format_bytes(over)} more memory on the card would fit" if over > 0 else ""
+def _told(need: _Need, limits: Limits) -> str:
+    parts, values = [], []
+    if need.host:
+        parts.append(f"--host-ram {-(-(limits.host_bytes + need.host) // 2**30)}GiB")
+        values.append(f"{format_bytes(need.host)} more host RAM")
+    if need.seconds:
+        seconds = limits.step_seconds + need.seconds
+        parts.append(f"--max-step-time {int(seconds * 1.01) + 1}s")
+        values.append(f"a step takes about {format_seconds(seconds)}")
+    if need.card:
+        more = f"{format_bytes(need.card)} more memory on the card"
+        return f"{more} would fit" + (f", with {' '.join(parts)}" if parts else "")
+    return f"{' '.join(parts)} fits: {', '.join(values)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,12 +127,17 @@ def make_plan(request: Request) -> Plan:
     found = find(_wanted(request))
     open_length = request.tier is None and request.total_tokens is None
     if open_length and not found.best.fits[found.index]:
-        # Not even tier 1: the longest sequence that fits at a smaller rank, every token trained.
-        rank = int(request.knobs.get("lora", {}).get("rank", NO_TIER_RANK))
-        small = find([Wanted(None, COARSEST, COARSEST, rank)])
-        if small.longest_all_trained:
-            found = find([Wanted(None, small.longest_all_trained, small.longest_all_trained, rank)])
+        found = _below_the_tiers(request, find) or found
     return _write(request, situation, limits, found)
+
+
+def _below_the_tiers(request: Request, find: Callable[[list[Wanted]], Search]) -> Search | None:
+    """The longest sequence that fits at a smaller rank where no tier does; every token trained, or as many as asked."""
+    rank = int(request.knobs.get("lora", {}).get("rank", NO_TIER_RANK))
+    shortest = max(COARSEST, request.target or 0)
+    small = find([Wanted(None, shortest, request.target or shortest, rank)])
+    longest = small.longest_with_target if request.target else small.longest_all_trained
+    return find([Wanted(None, longest, request.target or longest, rank)]) if longest else None
 
 
 def _contradictions(request: Request) -> list[PlanError]:

@@ -6,7 +6,8 @@
 
 Freeze and commit the plans first: a record holds the plan it was run by, so git shows that the prediction came
 before the measurement. Each run is held to its plan's bound (`high`): it is shown to suffice, not only that it was
-not passed. A case that fails leaves ``NAME.failed.txt`` with the reason, never a silence.
+not passed; a record whose ``limit_bytes`` is the card's budget is older than that. A case that fails leaves
+``NAME.failed.txt`` with the reason, never a silence.
 """
 
 from __future__ import annotations

@@ -45,9 +45,9 @@ class Lora(Optimization):
         Knob("rank", "rank of the adapters", lambda situation: RANKS, letter="R", low=1, high=1024),
         Knob(
             "alpha",
-            "adapters are scaled by alpha / rank; twice the rank unless set",
+            "adapters are scaled by alpha / rank; 0 stands for twice the rank",
             lambda _: (0,),
-            low=1,
+            low=0,
             high=65536,
         ),
     )
@@ -103,4 +103,5 @@ class Lora(Optimization):
 
     def apply(self, session: Session) -> None:
         """Put the adapters on."""
-        session.adapt(rank=int(session.knob("rank")), alpha=int(session.knob("alpha")))
+        rank = int(session.knob("rank"))
+        session.adapt(rank=rank, alpha=int(session.knob("alpha")) or 2 * rank)
