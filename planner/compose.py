@@ -71,7 +71,7 @@ def problems(ids: Iterable[str], situation: Situation) -> dict[str, tuple[str, .
     situation = replace(situation, chosen=frozenset(ids))
     chosen = [known[name] for name in sorted(situation.chosen)]
     nothing_on = baseline()
-    existing = {*nothing_on.terms, *nothing_on.work, *(term for choice in chosen for term in choice.makes)}
+    existing = {*nothing_on.terms, *nothing_on.work, *(name for each in chosen for name in each.makes | each.adds)}
     claimed_by: dict[str, list[str]] = defaultdict(list)
     made_by: dict[str, list[str]] = defaultdict(list)
     for choice in chosen:
@@ -123,6 +123,7 @@ def compose(ids: Iterable[str], knobs: Mapping[str, Mapping[str, Scalar]], situa
         before = ledger
         ledger = ready.rewrite(ledger, values, situation)
         assert set(ledger.terms) - set(before.terms) == set(ready.makes), f"{ready.id} makes other terms than it says"
+        assert set(ledger.work) - set(before.work) == set(ready.adds), f"{ready.id} adds other work than it says"
         assert _changed(before, ledger) <= ready.claims, f"{ready.id} changes more than it claims"
         made = {*ledger.terms, *ledger.work}
         letters |= ready.letters(situation, values)
@@ -147,7 +148,12 @@ def _changed(before: Ledger, after: Ledger) -> set[str]:
         for attribute in ATTRIBUTES
         if getattr(after.terms[name], attribute) != getattr(term, attribute)
     }
-    return terms | {f"{name}.amount" for name, work in before.work.items() if after.work[name].amount != work.amount}
+    return terms | {
+        f"{name}.{attribute}"
+        for name, work in before.work.items()
+        for attribute in ("amount", "resource", "phase")
+        if getattr(after.work[name], attribute) != getattr(work, attribute)
+    }
 
 
 def _term(claim: str) -> str:

@@ -83,7 +83,11 @@ def smallest_run_with(name: str, run: Run) -> Run | None:
     """An optimisation with nothing on beside it but what it needs; None where that is not to be had here."""
     known, ids, nothing_on = all_optimizations(), {name}, baseline()
     for _ in known:
-        existing = {*nothing_on.terms, *nothing_on.work, *(term for each in ids for term in known[each].makes)}
+        existing = {
+            *nothing_on.terms,
+            *nothing_on.work,
+            *(name for each in ids for name in known[each].makes | known[each].adds),
+        }
         wanted = {claim.rpartition(".")[0] for each in ids for claim in known[each].claims if "/" in claim}
         wanted |= {need.term for each in ids for need in known[each].requires if hasattr(need, "term")}
         makers = [maker for term in sorted(wanted - existing) for maker in known if term in known[maker].makes]

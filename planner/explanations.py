@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from planner.evaluate import Limits, Outcome
 from planner.optimizations import all_optimizations
-from planner.solver import Limits, Objective, Outcome, Search
+from planner.solver import Objective, Search
 from planner.units import format_bytes, format_count, format_seconds
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from planner import __version__
 from planner.calibration import calibration
 from planner.errors import PlanError, raise_all
+from planner.evaluate import Limits
 from planner.explanations import reasons_for_choices, reasons_for_rejections, suggestions
 from planner.hardware import HardwareProfile, load_profile
 from planner.ledger import Device
@@ -37,7 +38,7 @@ from planner.plan import (
     Train,
 )
 from planner.settings import check_sets, unknown_names
-from planner.solver import COARSEST, Limits, Objective, Search, Wanted, search
+from planner.solver import COARSEST, Objective, Search, Wanted, search
 from planner.tiers import TIERS
 from planner.units import GIB, format_bytes, format_count, format_seconds
 

@@ -18,6 +18,7 @@ from planner.cli import cli
 from planner.cli_request import plan_for
 from planner.compose import Configuration, compose, problems
 from planner.errors import PlanError
+from planner.evaluate import Limits
 from planner.hardware import HardwareProfile, Sourced, load_profile
 from planner.ledger import Basis, Device
 from planner.machine import cpu_profile
@@ -25,7 +26,7 @@ from planner.model import load_model
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
 from planner.plan import Plan
-from planner.solver import Limits, Objective, Search, Wanted, longest, search
+from planner.solver import Objective, Search, Wanted, longest, search
 from planner.timecost import step_time
 from planner.units import GIB, parse_bytes
 

@@ -144,11 +144,13 @@ class Optimization(ABC):
         claims: what it replaces: ``term.attribute`` (attribute: count, bits, device, phases) or ``letter X``
             or ``setting name``. Within one configuration each may be claimed once.
         makes: names of the terms it adds.
+        adds: names of the pieces of work it adds.
         requires: what it needs of card, model and host.
         knobs: what the plan chooses for it.
         evidence: where its formulas come from.
         exact: whether the trained result is the same function as without it.
-        free: exact, and never more memory or time than without it: on wherever it can be, unless switched off.
+        free: exact, and never more memory or time than without it (``is_free`` says where): on wherever it can be,
+            unless switched off.
         effect: what it does to the result where it is not exact, in a few words.
     """
 
@@ -157,6 +159,7 @@ class Optimization(ABC):
     numbers: ClassVar[tuple[int, ...]] = ()
     claims: ClassVar[frozenset[str]] = frozenset()
     makes: ClassVar[frozenset[str]] = frozenset()
+    adds: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[tuple[Requirement, ...]] = ()
     knobs: ClassVar[tuple[Knob, ...]] = ()
     evidence: ClassVar[tuple[Evidence, ...]]
@@ -187,6 +190,10 @@ class Optimization(ABC):
     @abstractmethod
     def apply(self, session: Session) -> None:
         """Switch it on in a run that is being put together."""
+
+    def is_free(self, situation: Situation) -> bool:
+        """Whether it is free here."""
+        return self.free
 
     def reasons(self, situation: Situation) -> tuple[str, ...]:
         """Why it cannot be used here; empty where it can."""

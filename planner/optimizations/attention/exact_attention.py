@@ -58,7 +58,9 @@ class _HasKernel:
     def reasons(self, situation: Situation) -> tuple[str, ...]:
         """Names the capability, or the window."""
         found = []
-        if not _kernels(situation):
+        if situation.gpu.kind == "gpu" and situation.gpu.compute_capability is None:
+            found.append(f"which exact kernel runs on {situation.gpu.name} is unknown: its compute capability is")
+        elif not _kernels(situation):
             found.append(f"no exact kernel runs on {situation.gpu.name}: the oldest needs compute capability ≥ 5.0")
         if situation.model.sliding_window is not None:
             found.append(

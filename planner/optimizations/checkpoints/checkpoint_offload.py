@@ -41,6 +41,7 @@ class CheckpointOffload(Optimization):
     numbers = (4,)
     claims = frozenset({"activations/checkpoints.device"})
     makes = frozenset({"buffers/checkpoints_out", "buffers/checkpoints_last", "buffers/checkpoints_in"})
+    adds = frozenset({"link/out", "link/in"})
     requires = (OnCard("with the CPU alone there is one memory, so there is nowhere to move checkpoints to"),)
     evidence = (
         Evidence("checkpoints in host memory", "Rajbhandari et al. 2021, arXiv 2104.07857"),

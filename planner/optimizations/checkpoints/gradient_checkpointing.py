@@ -55,6 +55,7 @@ class GradientCheckpointing(Optimization):
         | {f"{name}.phases" for name in per_layer_names()}
     )
     makes = frozenset({"activations/checkpoints"})
+    adds = frozenset({"linear/recompute", "elementwise/recompute", "attention/recompute"})
     evidence = (
         Evidence("one more forward pass for one layer's memory", "Chen et al. 2016, arXiv 1604.06174"),
         Evidence(

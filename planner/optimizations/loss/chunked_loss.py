@@ -24,8 +24,11 @@ def logits_bits(x: Letters) -> Number:
 
 
 def gradient_rows(x: Letters) -> Number:
-    """Gradient of the trained tokens' hidden states, and their own copy where not every token is trained."""
-    return x.B * x.T * x.D + least(x.B * (x.S - x.T), 1) * x.B * x.T * x.D
+    """Gradient of the trained tokens' hidden states, and their own copy where they do not lie side by side.
+
+    They do in one sequence, and where every token is trained.
+    """
+    return x.B * x.T * x.D + least((x.B - 1) * (x.S - x.T), 1) * x.B * x.T * x.D
 
 
 def head_flops(x: Letters) -> Number:
@@ -56,6 +59,10 @@ class ChunkedLoss(Optimization):
         Evidence("the gradient can be written in the forward pass", "Hsu et al. 2024, arXiv 2410.10989"),
         Evidence("loss and gradients equal the unsliced loss", "tests/test_trainer_loss.py"),
     )
+
+    def is_free(self, situation: Situation) -> bool:
+        """Logits have to be wider than the hidden states whose gradient is kept instead, as in every real model."""
+        return situation.model.vocab >= situation.model.width
 
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
         """A slice of logits, and the gradient of the hidden states."""

@@ -72,7 +72,7 @@ class MixedPrecision(Optimization):
         Evidence("Turing has no bfloat16 units", "NVIDIA Turing whitepaper; hwprofiles/rtx2060s.yaml"),
     )
     exact = False
-    effect = "frozen weights and activations are rounded to 16 bits"
+    effect = "frozen weights and activations are rounded to 16 bits (and scores, where they are stored, kept twice)"
 
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
         """Sixteen bits for activations and for weights that are not quantised."""

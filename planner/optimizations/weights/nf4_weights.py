@@ -59,6 +59,7 @@ class Nf4Weights(Optimization):
     numbers = (6, 11)
     claims = frozenset({"weights/linear.bits"})
     makes = frozenset({"weights/constants", "buffers/dequantised", "buffers/loading"})
+    adds = frozenset({"dequantise/forward", "dequantise/backward"})
     requires = (
         Capability((6, 0), "bitsandbytes builds its 4-bit kernels for it"),
         Needs("adapters/weights", "4-bit weights cannot be trained themselves"),

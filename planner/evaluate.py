@@ -1,0 +1,136 @@
+"""Evaluates configurations: bytes and seconds at many runs together, with numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from planner.calibration import Calibration
+from planner.compose import Configuration
+from planner.ledger import Basis, Device, Phase, Term
+from planner.optimizations.base import Situation
+from planner.symbols import Letters, letters_of
+from planner.timecost import StepTime, step_time
+
+Array = np.ndarray[Any, np.dtype[np.int64]]
+ENDLESS = 2**50  # bytes of a term that stand for more than any machine has
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Runs to evaluate together: arrays of the same length."""
+
+    total: Array
+    target: Array
+    rank: Array
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What must hold for a plan to fit; bytes and seconds."""
+
+    gpu_bytes: int
+    host_bytes: int
+    step_seconds: float
+    accumulation: int = 1  # micro-batches in one optimiser step
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One configuration at all candidates. Arrays are indexed by candidate.
+
+    ``fits`` says of each candidate whether card, host and time allow it.
+    """
+
+    configuration: Configuration
+    low: Array
+    expected: Array
+    high: Array
+    host: Array
+    pinned: Array
+    time: StepTime
+    fits: Any
+
+
+class Evaluator:
+    """Evaluates configurations at one set of candidates.
+
+    A formula gives the same bytes wherever the letters that it reads are the same, and optimisations share most
+    terms; so each is computed once for each value of its own letters, and kept.
+    """
+
+    def __init__(self, candidates: Candidates, situation: Situation, constants: Calibration, limits: Limits) -> None:
+        self.candidates, self.situation, self.constants, self.limits = candidates, situation, constants, limits
+        gpu = situation.gpu
+        self.workspace = constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
+        self._kept: dict[tuple[object, ...], Any] = {}
+
+    def letters(self, configuration: Configuration) -> Letters:
+        """All letters at the candidates; the rank is the candidate's own."""
+        at = self.candidates
+        letters = configuration.at(batch=at.batch, total=at.total, target=at.target, workspace=self.workspace)
+        letters.R = at.rank
+        return letters
+
+    def __call__(self, configuration: Configuration) -> Outcome:
+        """Bytes and seconds of one configuration at all candidates."""
+        gpu, kept, given = self.situation.gpu, self._kept, configuration.letters
+        letters = self.letters(configuration)
+        # Score-sized terms can pass 64 bits; beyond ``ENDLESS`` nothing fits, however much it is.
+        wide = Letters(**vars(letters))
+        wide.S, wide.T = self.candidates.total.astype(np.float64), self.candidates.target.astype(np.float64)
+        sizes = []
+        for term in configuration.ledger.terms.values():
+            key = (term.count, term.bits, *(given.get(name) for name in _letters(term.count, term.bits)))
+            if key not in kept:
+                kept[key] = self._size(term, letters, wide)
+            sizes.append(kept[key])
+        together = np.array(sizes)
+        peak, exact, pinned, host = ((mask @ together).max(axis=0) for mask in _masks(configuration))
+        amounts = {}
+        for work in configuration.ledger.work.values():
+            key = (work.amount, *(given.get(name) for name in letters_of(work.amount)))
+            if key not in kept:
+                kept[key] = work.amount(wide)
+            amounts[work.name] = kept[key]
+        process = self.constants.host_process_bytes(gpu.kind)
+        high = peak + self.constants.reserve_bytes(peak, gpu.kind)
+        # With the CPU alone there is one memory: what the card would hold lies in the host too.
+        host = host + process + (high if gpu.kind == "cpu" else 0)
+        time = step_time(configuration, amounts, gpu, self.constants).times(self.limits.accumulation)
+        fits = (high <= self.limits.gpu_bytes) & (host <= self.limits.host_bytes)
+        if time.estimate is not None:
+            fits = fits & (time.estimate <= self.limits.step_seconds)
+        return Outcome(configuration, exact, peak, high, host, pinned, time, fits)
+
+    def _size(self, term: Term, letters: Letters, wide: Letters) -> Array:
+        size = np.empty(self.candidates.total.shape, dtype=np.int64)
+        size[...] = term.bytes(letters)
+        size[np.greater_equal(term.bytes(wide), ENDLESS, out=np.empty(size.shape, dtype=bool))] = ENDLESS
+        return size
+
+
+@cache
+def _letters(*formulas: Callable[[Letters], Any]) -> tuple[str, ...]:
+    """The letters that any of the formulas reads, save the rank, which is the candidate's own."""
+    return tuple(sorted({name for formula in formulas for name in letters_of(formula)} - {"R"}))
+
+
+def _masks(configuration: Configuration) -> tuple[Array, ...]:
+    """For each phase the terms alive on the card, exactly known on the card, pinned, and in the host at all."""
+    return _masks_of(tuple((t.phases, t.device, t.basis) for t in configuration.ledger.terms.values()))
+
+
+@cache
+def _masks_of(terms: tuple[tuple[frozenset[Phase], Device, Basis], ...]) -> tuple[Array, ...]:
+    alive = np.array([[phase in phases for phases, _, _ in terms] for phase in Phase], dtype=np.int64)
+    on_card = np.array([device is Device.GPU for _, device, _ in terms], dtype=np.int64)
+    exact = np.array([basis is Basis.EXACT for _, _, basis in terms], dtype=np.int64)
+    pinned = np.array([device is Device.PINNED for _, device, _ in terms], dtype=np.int64)
+    host = np.array([device in (Device.PINNED, Device.HOST) for _, device, _ in terms], dtype=np.int64)
+    return alive * on_card, alive * on_card * exact, alive * pinned, alive * host

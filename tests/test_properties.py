@@ -1,0 +1,399 @@
+"""Properties of every formula and every configuration, on models, runs and sets that nobody chose by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import sympy
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from planner.activations import ACTIVATIONS
+from planner.baseline import baseline
+from planner.calibration import calibration
+from planner.compose import Configuration, compose, problems
+from planner.evaluate import ENDLESS, Candidates, Evaluator, Limits
+from planner.hardware import list_profiles, load_profile
+from planner.ledger import Device, Phase
+from planner.machine import cpu_profile
+from planner.model import ModelShape, list_models, load_model
+from planner.optimizations import all_optimizations
+from planner.optimizations.base import Situation
+from planner.planning import Request, make_plan
+from planner.symbols import LETTERS, Letters, Number, symbolic_letters
+
+NAMES = sorted(all_optimizations())
+# One card of each generation: what can be on, and so which formulas there are, follows from nothing else.
+CARDS = (cpu_profile(), *list_profiles(), load_profile("rtx2060s"))
+GENERATIONS = {(card.compute_capability, card.supports_bf16): card for card in CARDS}
+MACHINES = {card.id: card for card in GENERATIONS.values()}
+SHIPPED = [load_model(facts.id) for facts in list_models()]
+PATTERNS = [load_model("phi-2"), load_model("llama-3.2-1b")]
+
+
+def examples(count: int) -> settings:
+    """So many examples, however long each takes, and however many a test passes over."""
+    return settings(deadline=None, max_examples=count, suppress_health_check=list(HealthCheck))
+
+
+# Drawing models, runs and sets
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A run of a model on a machine with optimisations switched on."""
+
+    model: ModelShape
+    machine: str
+    ids: tuple[str, ...]
+    knobs: Mapping[str, Mapping[str, Any]]
+    batch: int
+    total: int
+    target: int
+
+    @property
+    def situation(self) -> Situation:
+        return Situation(MACHINES[self.machine], self.model, 2**35)
+
+    @property
+    def configuration(self) -> Configuration:
+        return compose(self.ids, self.knobs, self.situation)
+
+    @property
+    def letters(self) -> Letters:
+        at = self.configuration.at(batch=self.batch, total=self.total, target=self.target, workspace=8_519_680)
+        return Letters(**{"C": 1, **vars(at)})  # no slice where there is no chunked loss
+
+    def phases(self, device: Device) -> dict[Phase, int]:
+        by_phase = self.configuration.ledger.by_phase(self.letters, (device,))
+        return {phase: sum(terms.values()) for phase, terms in by_phase.items()}
+
+
+@st.composite
+def random_models(draw: st.DrawFn) -> ModelShape:
+    """A decoder of any sizes with everything that follows from them, in the manner of Phi or of Llama."""
+    like = draw(st.sampled_from(PATTERNS))
+    kv_heads, head_size = draw(st.integers(1, 8)), 8 * draw(st.integers(1, 32))
+    heads = kv_heads * draw(st.integers(1, 8))
+    model = replace(
+        like,
+        layers=draw(st.integers(1, 48)),
+        mlp_width=draw(st.integers(8, 16_384)),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=head_size,
+        rotary_width=head_size // 2 if like.rotary_width < like.head_size else head_size,
+        vocab=draw(st.integers(32, 200_000)),
+        activation=draw(st.sampled_from(["gelu_new", "silu", *sorted(ACTIVATIONS)])),
+        tied_head=draw(st.booleans()),
+        qk_norm=draw(st.booleans()),
+        sliding_window=draw(st.sampled_from([None, None, None, 512])),
+    )
+    return of_width(model, heads * draw(st.sampled_from([8, head_size, 128])))
+
+
+def of_width(model: ModelShape, width: int) -> ModelShape:
+    """The model with a residual stream of another width, its heads and its MLP as they are."""
+    vectors = 2 if model.norm == "layernorm" else 1
+    query, kv, mlp = model.query_width, model.kv_width, model.mlp_width
+    attention = [(width, query), (width, kv), (width, kv), (query, width)]
+    upward = [(width, mlp)] * (len(model.linears) - 5)
+    sizes = zip(model.linears, [*attention, *upward, (mlp, width)], strict=True)
+    return replace(
+        model,
+        width=width,
+        linears=tuple(replace(linear, inputs=inputs, outputs=outputs) for linear, (inputs, outputs) in sizes),
+        norm_parameters_per_layer=vectors * (model.norms_per_layer * width + 2 * model.qk_norm * model.head_size),
+        final_norm_parameters=vectors * width,
+    )
+
+
+def in_proportion(model: ModelShape, times: int) -> ModelShape:
+    """The model as many times as wide, with so many times the heads and the width of the MLP."""
+    wide = [replace(x, inputs=x.inputs * times, outputs=x.outputs * times) for x in model.linears]
+    names = ("width", "mlp_width", "heads", "kv_heads", "norm_parameters_per_layer", "final_norm_parameters")
+    return replace(model, linears=tuple(wide), **{name: getattr(model, name) * times for name in names})
+
+
+def repaired(ids: set[str], situation: Situation) -> tuple[str, ...]:
+    """The set without what cannot be on in it."""
+    while found := problems(ids, situation):
+        ids = ids - set(found)
+    return tuple(sorted(ids))
+
+
+@st.composite
+def drawn(draw: st.DrawFn) -> Drawn:
+    """Everything is on but what is switched off here, and what cannot be on."""
+    model, machine = draw(st.sampled_from(SHIPPED) | random_models()), draw(st.sampled_from(sorted(MACHINES)))
+    situation = Situation(MACHINES[machine], model, 2**35)
+    off = draw(st.sets(st.sampled_from([name for name in NAMES if name != "lora"])))
+    ids = repaired(set(NAMES) - off, situation)
+    situation = replace(situation, chosen=frozenset(ids))
+    knobs: dict[str, dict[str, Any]] = {}
+    for name in ids:
+        for knob in all_optimizations()[name].knobs:
+            values = st.sampled_from(knob.choices(situation))
+            if knob.low is not None and knob.high is not None:
+                values |= st.integers(knob.low, min(knob.high, 4096))
+            knobs.setdefault(name, {})[knob.name] = draw(values)
+    total = draw(st.integers(1, 2**17))
+    return Drawn(model, machine, ids, knobs, draw(st.integers(1, 8)), total, draw(st.integers(1, total)))
+
+
+@st.composite
+def any_letters(draw: st.DrawFn) -> dict[str, int]:
+    """Letters that belong to no model: each from its least value up, and T no more than S."""
+    wide = {"S": 5000, "T": 5000, "D": 5000, "F": 20_000, "V": 200_000, "P": 10**8, "N": 10**6, "M": 10**8, "U": 10**5}
+    values = {x.symbol: draw(st.integers(x.least, wide.get(x.symbol, 60))) for x in LETTERS}
+    values |= {flag: draw(st.integers(0, 1)) for flag in "QqYp"}
+    values |= {width: draw(st.sampled_from([16, 32])) for width in "aw"}
+    return values | {"A": draw(st.sampled_from([1, values["L"]])), "T": min(values["S"], values["T"])}
+
+
+# Formulas
+
+Key = tuple[str, object, object]  # a name and what its bytes or its amount are computed by
+
+
+@cache
+def formulas() -> dict[Key, Callable[[Letters], Number]]:
+    """Every formula of every term and every piece of work, of the baseline and of any set on any machine."""
+    ledgers = [baseline()]
+    for machine in MACHINES.values():
+        for model in PATTERNS:
+            situation = Situation(machine, model, 2**35)
+            for off in ("", *(name for name in NAMES if name != "lora")):
+                ids = repaired(set(NAMES) - {off}, situation)
+                for owner, knob in ((name, knob) for name in ids for knob in all_optimizations()[name].knobs):
+                    for choice in knob.choices(replace(situation, chosen=frozenset(ids))):
+                        ledgers.append(compose(ids, {owner: {knob.name: choice}}, situation).ledger)
+    found: dict[Key, Callable[[Letters], Number]] = {}
+    for ledger in ledgers:
+        found |= {(name, term.count, term.bits): term.bytes for name, term in ledger.terms.items()}
+        found |= {(name, work.amount, None): work.amount for name, work in ledger.work.items()}
+    return found
+
+
+@cache
+def expressions() -> dict[Key, sympy.Expr]:
+    return {key: sympy.sympify(formula(symbolic_letters())) for key, formula in formulas().items()}
+
+
+def test_no_formula_is_missed() -> None:
+    seen = Counter(name for name, _, _ in formulas())
+    for each in all_optimizations().values():
+        assert each.makes <= seen.keys()
+        changed = [claim for claim in each.claims if claim.endswith((".count", ".bits", ".amount"))]
+        assert all(seen[claim.rpartition(".")[0]] >= 2 for claim in changed), "with it and without"
+
+
+def check_three_evaluations(values: Mapping[str, int]) -> None:
+    """Ints, numpy arrays and sympy give the same whole number of bytes, not below zero."""
+    # The search gives arrays for the run alone; any other letter may be one as well.
+    partly = Letters(**{s: np.array([v, v]) if s in {"S", "T", "R"} else v for s, v in values.items()})
+    wholly = Letters(**{s: np.array([v]) for s, v in values.items()})
+    symbols = vars(symbolic_letters())
+    substitution = {symbols[symbol]: sympy.Integer(value) for symbol, value in values.items()}
+    for key, formula in formulas().items():
+        size = formula(Letters(**values))
+        assert type(size) is int and size >= 0, (key, size)
+        for letters in (partly, wholly):
+            array = np.asarray(formula(letters))
+            assert array.dtype.kind == "i" and (array == size).all(), (key, size, array)
+        assert expressions()[key].xreplace(substitution) == size, key
+
+
+@examples(120)
+@given(drawn().map(lambda run: vars(run.letters)) | any_letters())
+def test_every_formula_gives_whole_bytes_alike_in_ints_arrays_and_sympy(values: dict[str, int]) -> None:
+    check_three_evaluations(values)
+
+
+# Sums and peaks
+
+
+@examples(100)
+@given(drawn(), st.lists(st.integers(64, 2**26), min_size=2, max_size=5), st.integers(1, 2**26))
+def test_evaluation_adds_up_and_grows_with_the_sequence(run: Drawn, totals: list[int], target: int) -> None:
+    """What the search evaluates is the sum of the terms, and what does not fit here does not fit further on."""
+    total = np.array(sorted(totals))
+    at = Candidates(total, np.minimum(total, target), np.full_like(total, run.knobs["lora"]["rank"]), run.batch)
+    configuration, kind = run.configuration, run.situation.gpu.kind
+    evaluate = Evaluator(at, run.situation, calibration(), Limits(2**62, 2**62, 1e30))
+    outcome, process = evaluate(configuration), calibration().host_process_bytes(kind)
+    for index, (tokens, trained) in enumerate(zip(total.tolist(), at.target.tolist(), strict=True)):
+        letters = configuration.at(batch=run.batch, total=tokens, target=trained, workspace=evaluate.workspace)
+        terms, sizes = configuration.ledger.terms, configuration.ledger.bytes(letters)
+        # Nothing fits beyond ``ENDLESS`` bytes, so the search counts no term as more than that.
+        alive = {
+            (device, phase): sum(
+                min(sizes[name], ENDLESS) for name, x in terms.items() if phase in x.phases and x.device is device
+            )
+            for device, phase in product(Device, Phase)
+        }
+        assert outcome.expected[index] == max(alive[Device.GPU, phase] for phase in Phase)
+        assert outcome.pinned[index] == max(alive[Device.PINNED, phase] for phase in Phase)
+        held = max(alive[Device.PINNED, phase] + alive[Device.HOST, phase] for phase in Phase)
+        assert outcome.host[index] == held + process + int(outcome.high[index]) * (kind == "cpu")
+    assert (outcome.low <= outcome.expected).all() and (outcome.expected <= outcome.high).all()
+    for peaks in (outcome.expected, outcome.high, outcome.host, outcome.pinned):
+        assert (np.diff(peaks) >= 0).all()
+    rank = np.asarray(outcome.time.rank)
+    assert (np.diff(rank) >= -1e-9 * rank[1:]).all()
+
+
+@pytest.mark.parametrize("gpu", ["h200-sxm", "cpu"])
+def test_the_largest_run_that_can_be_asked_for_passes_no_limit_of_a_number(gpu: str) -> None:
+    off = ("exact_attention", "gradient_checkpointing", "chunked_loss")
+    plan = make_plan(Request(gpu, "llama-3.1-8b", total_tokens=2**26, excluded=off, train={"batch": 4096}))
+    peak = plan.memory.gpu.peak_bytes
+    assert plan.verdict == "does-not-fit" and 0 < peak.low <= peak.expected <= peak.high
+
+
+@pytest.mark.parametrize(("gpu", "model"), [("rtx2060s", "phi-2"), ("h200-sxm", "qwen3-1.7b")])
+def test_a_plan_adds_up(gpu: str, model: str) -> None:
+    memory = make_plan(Request(gpu, model, tier=2)).memory
+    totals = {phase: sum(terms.values()) for phase, terms in memory.gpu.phases.items()}
+    peak = memory.gpu.peak_bytes
+    assert peak.low <= peak.expected == max(totals.values()) == totals[memory.gpu.peak_phase] <= peak.high
+
+
+# Peaks never fall
+
+
+def check_rise(before: Drawn, after: Drawn, allowed: int = 0) -> None:
+    """No memory holds less in any phase, so no peak falls; the card in the loss by no more than what is allowed."""
+    for device in Device:
+        low, high = before.phases(device), after.phases(device)
+        for phase in Phase:
+            slack = allowed if (device, phase) == (Device.GPU, Phase.LOSS) else 0
+            assert high[phase] + slack >= low[phase], (device, phase, before, after)
+
+
+@examples(120)
+@given(drawn(), st.sampled_from([1, 2, 50, 5000]), st.sampled_from(["batch", "total", "total and target", "rank"]))
+def test_peaks_do_not_fall_when_the_run_grows(run: Drawn, by: int, what: str) -> None:
+    knobs = dict(run.knobs) | {"lora": dict(run.knobs["lora"]) | {"rank": run.knobs["lora"]["rank"] + by}}
+    grown = {
+        "batch": replace(run, batch=run.batch + by % 8 + 1),
+        "total": replace(run, total=run.total + by),
+        "total and target": replace(run, total=run.total + by, target=run.target + by),
+        "rank": replace(run, knobs=knobs),
+    }[what]
+    check_rise(run, grown)
+    check_rise(replace(run, target=run.total), replace(grown, target=grown.total))
+
+
+@examples(100)
+@given(drawn(), st.data())
+def test_trained_tokens(run: Drawn, data: st.DataObject) -> None:
+    """More trained tokens take more, but for one step: where every token is trained, none needs picking out.
+
+    The chunked loss then reads the hidden states where they lie, and their copy, B·T·D elements, is not made.
+    """
+    grown = replace(run, target=data.draw(st.integers(run.target, run.total)))
+    all_at_once, x = run.target < grown.target == run.total and "chunked_loss" in run.ids, run.letters
+    check_rise(run, grown, x.B * x.T * x.D * x.a // 8 if all_at_once else 0)
+
+
+@examples(120)
+@given(drawn(), random_models(), st.integers(1, 40), st.sampled_from(["layers", "vocab", "width", "proportions"]))
+def test_peaks_do_not_fall_when_the_model_grows(run: Drawn, model: ModelShape, by: int, what: str) -> None:
+    """What depends on a size (P, M, N, U, ...) grows with it. The width is raised twice over.
+
+    Alone, heads and MLP as they are; and with them in proportion, as the models of one family differ.
+    """
+    if what == "width":
+        run = replace(run, model=replace(model, model_type=run.model.model_type))
+        run = replace(run, ids=repaired(set(run.ids), run.situation))
+        grown = of_width(run.model, run.model.width + by)
+    elif what == "proportions":
+        grown = in_proportion(run.model, 2 + by % 3)
+    else:
+        grown = replace(run.model, **{what: getattr(run.model, what) + by})
+    check_rise(run, replace(run, model=grown))
+
+
+# Order
+
+
+@examples(100)
+@given(drawn(), st.data())
+def test_the_order_of_rewrites_does_not_matter(run: Drawn, data: st.DataObject) -> None:
+    composed = run.configuration
+    situation = replace(run.situation, chosen=frozenset(run.ids))
+    waiting = [all_optimizations()[name] for name in data.draw(st.permutations(run.ids))]
+    nothing_on = compose([], {}, run.situation)
+    ledger, letters, chosen = nothing_on.ledger, dict(nothing_on.letters), dict(nothing_on.settings)
+    while waiting:
+        there = {*ledger.terms, *ledger.work}
+        first = next(x for x in waiting if {c.rpartition(".")[0] for c in x.claims if "/" in c} <= there)
+        waiting.remove(first)
+        knobs = composed.knobs[first.id]
+        ledger = first.rewrite(ledger, knobs, situation)
+        letters |= first.letters(situation, knobs)
+        chosen |= first.settings(situation, knobs)
+    assert ledger == composed.ledger  # dictionaries are equal in any order
+    assert letters == composed.letters and chosen == composed.settings
+
+
+# What an optimisation is for
+
+# Where switching one on raises no phase on the card, read off the formulas; where nothing is said: everywhere.
+# LoRA is left out: it is what is trained, and all it makes is more.
+DOMAINS: dict[str, Callable[[Letters, tuple[str, ...]], bool]] = {
+    # One float32 per query, padded to 32, instead of (64 - a) bits per pair: 32·32 ≤ 32·S² from S = 6 on.
+    "exact_attention": lambda x, ids: x.S >= 6,
+    # min(C, T) rows of 64 - a bits and at most 2·T·D elements instead of S rows of 96 bits: true for D ≤ V.
+    "chunked_loss": lambda x, ids: x.D <= x.V,
+    # (L - 1)·layer ≥ (L + 1)·D, where a layer saves a norm's output, D, and a tensor of the MLP, F, at the least.
+    "gradient_checkpointing": lambda x, ids: x.L >= 3 and x.F >= x.D,
+    # At most two hidden states pass through the card instead of L that lie there.
+    "checkpoint_offload": lambda x, ids: x.L >= 2,
+    # 4.13 bits a weight, and 1,092 bytes for each linear, instead of 16; while loading, the largest is there twice.
+    "nf4_weights": lambda x, ids: x.L >= 2 and x.P >= 2048 * x.J,
+    # Two bytes a parameter and 8 for each 256 begun, instead of eight bytes a parameter.
+    "adamw_8bit": lambda x, ids: x.L * x.R * x.U >= 2,
+    # Beside scores and logits in float32 comes a 16-bit copy: no scores, and a slice of logits below the embedding.
+    # Casts of the adapters are less than the weights save, RMSNorm's copies of a layer less than two checkpoints.
+    "mixed_precision": lambda x, ids: "exact_attention" in ids and x.C <= x.D and x.R * x.U <= x.P and x.L >= 2,
+}
+
+
+def switched(run: Drawn, name: str) -> tuple[Drawn, Drawn]:
+    """The run without the optimisation and what builds on it, and the same run with it alone added."""
+    without = repaired({*run.ids} - {name}, run.situation)
+    return replace(run, ids=without), replace(run, ids=tuple(sorted({*without, name})))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "lora"])
+@examples(50)
+@given(run=drawn())
+def test_no_phase_rises_where_an_optimisation_is_to_help(name: str, run: Drawn) -> None:
+    if name not in run.ids:  # perhaps for the model's sake
+        run = replace(run, model=replace(run.model, activation="gelu_new", sliding_window=None))
+    off, on = switched(run, name)
+    assume(not problems(on.ids, on.situation))
+    assume(DOMAINS.get(name, lambda x, ids: True)(on.letters, on.ids))
+    before, after = off.phases(Device.GPU), on.phases(Device.GPU)
+    assert all(after[phase] <= before[phase] for phase in Phase), (before, after, on)
+    # Nor does any term that it claims, but for those that stand for more of a layer once layers are recomputed.
+    large, small = (each.configuration.ledger.bytes(each.letters) for each in (off, on))
+    claimed = {claim.rpartition(".")[0] for claim in all_optimizations()[name].claims} & large.keys()
+    assert all(small[term] <= large[term] for term in claimed - {"activations/outputs", "activations/forward"})
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "lora"])
+def test_each_optimisation_lowers_something_for_phi_2_on_8_gb(name: str) -> None:
+    run = Drawn(PATTERNS[0], "rtx2060s", tuple(NAMES), {}, 1, 4608, 512)
+    off, on = switched(replace(run, ids=repaired(set(NAMES), run.situation)), name)
+    before, after = off.phases(Device.GPU), on.phases(Device.GPU)
+    assert all(after[phase] <= before[phase] for phase in Phase) and after != before
