@@ -151,7 +151,7 @@ def test_the_recorded_command_gives_the_same_options_again() -> None:
 
 
 def test_every_mistake_is_told_at_once(capsys: Capture, tmp_path: Path) -> None:
-    wrong = "--gpu rtx2060 --model phi2 --tier 99 --objective contxt --host-ram 8G --max-step-time 1y"
+    wrong = "--gpu rtx2060x --model phi2 --tier 99 --objective contxt --host-ram 8G --max-step-time 1y"
     wrong += " --set lora.rnk=3 --set trian.lr=1 --set train.lr=fast"
     lines = mistakes(capsys, *wrong.split(), "--out", str(tmp_path / "no" / "plan.yaml"))
     assert all(line.startswith("error: ") for line in lines)
