@@ -164,7 +164,7 @@ def test_every_mistake_is_told_at_once(capsys: Capture, tmp_path: Path) -> None:
         "--host-ram 8G: could be 8 GB",
         "--max-step-time 1y: has the unit 'y'",
         f"--out {tmp_path / 'no' / 'plan.yaml'}: there is no folder {tmp_path / 'no'}.",
-        "Did you mean rtx2060s",
+        "Did you mean rtx2060 or rtx2060s",
         "model 'phi2'",
     ]
     assert len(lines) == len(expected)
