@@ -49,11 +49,12 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def mlp_tensors(activation: str, *, gated: bool) -> tuple[int, int]:
+def mlp_tensors(activation: str, *, gated: bool, fused: bool = False) -> tuple[int, int]:
     """Tensors of width F that the MLP of a layer saves (letter f), and that live at once without autograd (g).
 
     Beside what the activation function saves: its output, where the MLP is gated the up projection and their
-    product as well. While a gated MLP multiplies, three are alive: activation, up projection and product.
+    product as well. While a gated MLP multiplies, three are alive: activation, up projection and product; four where
+    one linear gives gate and up together, since they are one tensor.
     """
     function = ACTIVATIONS[activation]
-    return function.saved + (3 if gated else 1), max(function.alive, 3 if gated else 2)
+    return function.saved + (3 if gated else 1), max(function.alive, (4 if fused else 3) if gated else 2)

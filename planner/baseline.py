@@ -69,7 +69,7 @@ def norms_and_biases(x: Letters) -> Number:
 
 
 def rotary_frequencies(x: Letters) -> Number:
-    """Inverse frequencies of rotary embedding, held twice: in use, and as first computed."""
+    """Inverse frequencies of rotary embedding, half a head's dimensions, held twice: in use, and as first computed."""
     return x.O
 
 
@@ -80,7 +80,7 @@ def token_ids(x: Letters) -> Number:
 
 def rotary_tables(x: Letters) -> Number:
     """Cosines and sines, shared by the layers and by the sequences of a batch."""
-    return 2 * x.S * x.O
+    return 2 * x.S * x.o
 
 
 def layer_inputs(x: Letters) -> Number:
@@ -103,16 +103,16 @@ def norm_copies_of_layer(x: Letters) -> Number:
 
     Each RMSNorm of width D saves a float32 copy and one value per token; in float32 the first norm's copy is the
     layer's input. A query/key norm saves a float32 copy of its input. LayerNorm saves mean and deviation only,
-    but the input of every norm after the first.
+    but its input where that is not the layer's.
     """
     wide = x.Q * (x.n - x.a // 32) * x.D + x.Q * x.n
-    layer_norm = (1 - x.Q) * (2 * x.n + (x.n - 1) * x.D)
+    layer_norm = (1 - x.Q) * (2 * x.n + x.i * x.D)
     return tokens(x) * (wide + layer_norm + x.q * (x.H + x.K) * (x.E + 1))
 
 
 def norm_outputs(x: Letters) -> Number:
-    """Outputs of the norms, saved as the input of the adapters behind them."""
-    return x.A * tokens(x) * x.n * x.D
+    """Outputs of the norms that linears read, saved as the input of their adapters."""
+    return x.A * tokens(x) * x.m * x.D
 
 
 def adapter_inner(x: Letters) -> Number:
@@ -126,8 +126,11 @@ def mlp_saved(x: Letters) -> Number:
 
 
 def attention_inputs_expanded(x: Letters) -> Number:
-    """Query, and key and value repeated for every query head."""
-    return x.A * tokens(x) * 3 * x.H * x.E
+    """Query, and key and value repeated for every query head.
+
+    Where nothing is repeated, value is what its linear gave; with query and key in the same tensor, all of it stays.
+    """
+    return x.A * tokens(x) * (3 * x.H * x.E + (x.K // x.H) * x.v)
 
 
 def attention_output(x: Letters) -> Number:

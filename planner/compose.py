@@ -22,7 +22,7 @@ from planner.symbols import Letters
 
 def model_letters(model: ModelShape) -> dict[str, int]:
     """The letters a model gives values to."""
-    saved, alive = mlp_tensors(model.activation, gated=model.gated_mlp)
+    saved, alive = mlp_tensors(model.activation, gated=model.gated_mlp, fused=model.fused_gate_up)
     return {
         "L": model.layers,
         "D": model.width,
@@ -30,13 +30,17 @@ def model_letters(model: ModelShape) -> dict[str, int]:
         "H": model.heads,
         "K": model.kv_heads,
         "E": model.head_size,
-        "O": model.rotary_width,
+        "O": model.rotary_tables * model.rotary_width,
+        "o": model.rotary_tables * model.rotary_table_width,
         "V": model.vocab,
         "P": model.linear_parameters_per_layer,
         "N": model.small_parameters,
         "M": model.largest_linear,
         "J": len(model.linears),
         "n": model.norms_per_layer,
+        "m": model.norms_per_layer - model.output_norms_per_layer,
+        "i": 0 if model.parallel_block else model.norms_per_layer - 1,
+        "v": int(model.fused_qkv) * (model.heads + model.kv_heads) * model.head_size,
         "Q": int(model.norm == "rmsnorm"),
         "q": int(model.qk_norm),
         "f": saved,

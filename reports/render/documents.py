@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from reports.render import decisions, figures, optimizations, readme, reference, validation
+from reports.render import claims, decisions, figures, optimizations, readme, reference, validation
 
 ROOT = Path(__file__).resolve().parents[2]
 Block = Callable[[], str]
@@ -15,6 +15,7 @@ BLOCKS: Mapping[str, Mapping[str, Block]] = {"README.md": readme.BLOCKS, "docs/d
 WHOLE: Mapping[str, Block] = {
     "docs/notation.md": reference.notation,
     "docs/validation.md": validation.page,
+    "reports/claims.md": claims.page,
     "docs/images/memory-by-context.svg": figures.memory_by_context,
     "docs/images/predicted-measured.svg": figures.predicted_measured,
 }

@@ -14,8 +14,11 @@ from planner.symbols import Letters, Number, round_up
 
 
 def grouped_inputs(x: Letters) -> Number:
-    """Query, and key and value of their own heads: the kernel takes fewer of them as they are."""
-    return x.A * x.B * x.S * (x.H + 2 * x.K) * x.E
+    """Query, and key and value of their own heads: the kernel takes fewer of them as they are.
+
+    Value is what its linear gave; where that is one tensor with query and key, all of it stays.
+    """
+    return x.A * x.B * x.S * ((x.H + 2 * x.K) * x.E + x.v)
 
 
 def log_sum_exp(x: Letters) -> Number:

@@ -43,8 +43,9 @@ class FusedActivation(Optimization):
 
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
         """Tensors of width F that the MLP saves, and that live at once without autograd."""
-        activation = situation.model.activation
-        saved, alive = mlp_tensors(FUSED.get(activation, activation), gated=situation.model.gated_mlp)
+        model = situation.model
+        activation = FUSED.get(model.activation, model.activation)
+        saved, alive = mlp_tensors(activation, gated=model.gated_mlp, fused=model.fused_gate_up)
         return {"f": saved, "g": alive}
 
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:

@@ -1,0 +1,131 @@
+"""The trainer's own step on fake tensors: real widths and lengths, every byte counted, nothing computed.
+
+The model is built by the session that trains, on a CPU that holds no data. What a card has and a CPU lacks stands
+aside: any exact kernel is the CPU's flash kernel, which saves the same tensors, and pinned buffers are counted as
+the host's. Kernel workspaces and the allocator's rounding are not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from bitsandbytes import matmul_4bit
+from bitsandbytes.functional import quantize_4bit
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend
+
+from planner.ledger import Phase
+from planner.plan import Plan
+from trainer import attention, session
+from trainer.counting import TensorBytes
+from trainer.data import synthetic_batch
+from trainer.four_bit import FourBit
+from trainer.host_store import HostStore
+from trainer.measure import resident_tensors
+
+CPU = torch.device("cpu")
+
+
+class _OnCard(TensorBytes):
+    """Counts what a card would hold: tensors that lie elsewhere are known from the start and weigh nothing."""
+
+    def __init__(self, resident: Iterable[Tensor], elsewhere: Iterable[Tensor]) -> None:
+        super().__init__(resident)
+        held = self.live
+        for tensor in elsewhere:
+            self._see(tensor)
+        self.live, self.peaks = held, type(self.peaks)(int)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Peak bytes by phase, and the bytes that stay from step to step."""
+
+    phases: dict[str, int]
+    resident: int
+
+
+def counted(plan: Plan) -> Counted:
+    """Forward, loss, backward and evaluation of a plan's largest batch."""
+    with _nothing_real():
+        built = session.build(plan)
+        vocab = built.base.config.vocab_size
+        batch = synthetic_batch(plan.train.batch, plan.total_tokens, plan.target, vocab, 0)
+        built.optimizer.zero_grad(set_to_none=False)
+        state = [torch.zeros_like(p) for p in built.trained for _ in range(2)] if not built.optimizer.state else []
+        counters = [torch.zeros(()) for _ in built.trained] if state else []
+        elsewhere = built.store._buffers if built.store is not None else []
+        stays = [*resident_tensors(built), *state, *counters, batch.inputs, batch.targets]
+        with _OnCard(stays, elsewhere) as live:
+            resident = live.live
+            live.mark(Phase.FORWARD)
+            loss = built.loss(batch, torch.tensor(float(batch.trained)), live.mark)
+            live.mark(Phase.BACKWARD)
+            loss.backward()
+            del loss
+            with torch.no_grad():
+                live.mark(Phase.EVALUATE)
+                loss = built.loss(batch, torch.ones(()), lambda _: live.mark(Phase.EVALUATE_LOSS))
+                del loss
+            live.mark("between")
+    return Counted({str(name): size for name, size in live.peaks.items()}, resident)
+
+
+def predicted(plan: Plan) -> dict[str, int]:
+    """The plan's bytes by phase, without what the matrix library keeps for itself."""
+    return {
+        phase: sum(size for name, size in terms.items() if name != "runtime/workspace")
+        for phase, terms in plan.memory.gpu.phases.items()
+    }
+
+
+class _FourBitLinear(nn.Linear):
+    """What ``bitsandbytes.nn.Linear4bit`` does, around the same functions; its own parameter class takes no fakes."""
+
+    def __init__(self, linear: nn.Linear, four_bit: FourBit, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self._dtype = linear.in_features, linear.out_features, dtype
+        packed, self._state = quantize_4bit(
+            linear.weight.data, blocksize=64, compress_statistics=four_bit.double_quantization, quant_type="nf4"
+        )
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.weight.quant_state = self._state  # type: ignore[attr-defined]
+        bias = linear.bias
+        self.bias = None if bias is None else nn.Parameter(bias.data.to(dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return matmul_4bit(x.to(self._dtype), self.weight.t(), bias=self.bias, quant_state=self._state).to(x.dtype)
+
+
+@contextmanager
+def _nothing_real() -> Iterator[None]:
+    def on_host(store: HostStore) -> Tensor:
+        return torch.empty(store._size // store._dtype.itemsize, dtype=store._dtype)
+
+    quantize_4bit(torch.zeros(64, 64), compress_statistics=True, quant_type="nf4")  # makes tables from real numbers
+    kernels = dict.fromkeys(attention.KERNELS, SDPBackend.FLASH_ATTENTION)
+    replaced: dict[str, Any] = {
+        "trainer.session.take_device": lambda plan: CPU,
+        "trainer.attention.KERNELS": kernels,
+        "trainer.host_store.HostStore._pinned": on_host,
+        # Fake tensors cannot be swapped for others in place, and are where they belong from the start.
+        "torch.nn.Module.to": lambda module, *_, **__: module,
+        "trainer.random_weights.quantised": lambda linear, four_bit, dtype, _: _FourBitLinear(linear, four_bit, dtype),
+        # Fake tensors look like tracing to transformers, which would then build masks for packed rows.
+        "transformers.masking_utils.find_packed_sequence_indices": lambda *_: None,
+    }
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        patches = [patch(name, value) for name, value in replaced.items()]
+        for each in patches:
+            each.start()
+        try:
+            yield
+        finally:
+            for each in patches:
+                each.stop()
