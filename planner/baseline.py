@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from planner.baseline_work import WORK
 from planner.ledger import ALWAYS, Basis, Device, Formula, Ledger, Phase, Term
-from planner.symbols import Letters, Number, greatest
+from planner.symbols import Letters, Number, greatest, least
 
 EVALUATION = frozenset({Phase.EVALUATE, Phase.EVALUATE_LOSS})
 SAVED = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD})
@@ -106,7 +106,7 @@ def norm_copies_of_layer(x: Letters) -> Number:
     but its input where that is not the layer's.
     """
     wide = x.Q * (x.n - x.a // 32) * x.D + x.Q * x.n
-    layer_norm = (1 - x.Q) * (2 * x.n + x.i * x.D)
+    layer_norm = (1 - x.Q) * (2 * x.n + x.i * x.D * x.a // 32)
     return tokens(x) * (wide + layer_norm + x.q * (x.H + x.K) * (x.E + 1))
 
 
@@ -126,11 +126,12 @@ def mlp_saved(x: Letters) -> Number:
 
 
 def attention_inputs_expanded(x: Letters) -> Number:
-    """Query, and key and value repeated for every query head.
+    """Query, and key and value repeated for every query head; one head alone is repeated without a copy.
 
     Where nothing is repeated, value is what its linear gave; with query and key in the same tensor, all of it stays.
     """
-    return x.A * tokens(x) * (3 * x.H * x.E + (x.K // x.H) * x.v)
+    repeated = x.K + least(x.K - 1, 1) * (x.H - x.K)
+    return x.A * tokens(x) * ((x.H + 2 * repeated) * x.E + (x.K // x.H) * x.v)
 
 
 def attention_output(x: Letters) -> Number:
@@ -148,9 +149,47 @@ def scores_bits(x: Letters) -> Number:
     return 64 - x.a
 
 
-def eager_working(x: Letters) -> Number:
-    """Score-sized tensors of one layer alive while the softmax is differentiated, and the causal mask."""
-    return 2 * x.B * x.H * x.S**2 + x.S**2
+def scores(x: Letters) -> Number:
+    """One number for each head and pair of tokens."""
+    return x.B * x.H * x.S**2
+
+
+def masks(x: Letters) -> Number:
+    """A number for each pair of tokens."""
+    return x.k * x.B * x.S**2
+
+
+def eager_backward_bytes(x: Letters) -> Number:
+    """Bytes alive while a layer's softmax is differentiated, as far as they stand above its MLP's height.
+
+    Beside the saved float32 softmax: its gradient, their product, the gradient of the scores in float32 (in float16
+    where they are) and, in 16 bits, nothing of the saved copy any more. The layer's MLP is done by then, and so are
+    the norms behind attention: what they saved is gone, and value with what it kept alive.
+    """
+    working = (1 - x.p) * backward_bytes(x) + x.p * mlp_gradients(x) * x.a // 8
+    norms = x.i * x.D * (x.Q * 32 + (1 - x.Q) * x.a) + (x.m - 1) * x.D * x.a
+    gone = tokens(x) * (x.f * x.F * x.a + norms + (x.K // x.H) * x.v * x.a) // 8 + working
+    return greatest((64 - 16 * x.h + x.a) * scores(x) // 8 - gone, 0)
+
+
+def eager_forward_bytes(x: Letters) -> Number:
+    """Bytes alive while the last layer's softmax is computed, above the height of its MLP.
+
+    With every layer's tensors saved, the masked scores and, but for float16, their float32 copy, while what is saved
+    beside the softmax is still to come; with layers recomputed, as without autograd.
+    """
+    saved = (1 - x.h) * 32 * scores(x) - x.f * x.F * tokens(x) * x.a
+    return (1 - x.p) * greatest(saved, 0) // 8 + x.p * eager_alone_bytes(x)
+
+
+def eager_alone_bytes(x: Letters) -> Number:
+    """Bytes alive while the softmax of a layer is computed without autograd, above the height of its MLP.
+
+    Masked scores, their float32 copy (but for float16) and the softmax, or in float32 two of the three; query, key,
+    value and what was repeated of them.
+    """
+    heads = (3 * x.H + 2 * x.K) * x.E
+    return greatest((96 - x.a - 32 * x.h) * scores(x) + (heads - x.g * x.F) * tokens(x) * x.a, 0) // 8
 
 
 def incoming_gradient(x: Letters) -> Number:
@@ -317,11 +356,35 @@ PASSING: tuple[Term, ...] = (
         COUNTED,
     ),
     Term(
+        "attention/mask",
+        masks,
+        bits_of_activation,
+        frozenset({Phase.FORWARD, Phase.EVALUATE}),
+        "causal masks, added to the scores",
+        COUNTED,
+    ),
+    Term(
         "attention/eager",
-        eager_working,
-        float32,
-        frozenset({Phase.BACKWARD, Phase.EVALUATE}),
+        eager_backward_bytes,
+        one_byte,
+        frozenset({Phase.BACKWARD}),
         "score-sized tensors while the softmax is differentiated",
+        "torch aten/native/cuda/SoftMax.cu; reports/validation/h200-phi-2-2048-eager.json",
+    ),
+    Term(
+        "attention/eager_forward",
+        eager_forward_bytes,
+        one_byte,
+        frozenset({Phase.FORWARD}),
+        "score-sized tensors while the softmax is computed",
+        COUNTED,
+    ),
+    Term(
+        "attention/eager_evaluation",
+        eager_alone_bytes,
+        one_byte,
+        frozenset({Phase.EVALUATE}),
+        "the same without autograd",
         COUNTED,
     ),
     Term(

@@ -40,6 +40,7 @@ def model_letters(model: ModelShape) -> dict[str, int]:
         "n": model.norms_per_layer,
         "m": model.norms_per_layer - model.output_norms_per_layer,
         "i": 0 if model.parallel_block else model.norms_per_layer - 1,
+        "k": 1 + int(0 < model.sliding_layers < model.layers),
         "v": int(model.fused_qkv) * (model.heads + model.kv_heads) * model.head_size,
         "Q": int(model.norm == "rmsnorm"),
         "q": int(model.qk_norm),
@@ -140,7 +141,7 @@ def _nothing_on(situation: Situation) -> dict[str, int]:
     """The letters that optimisations claim, before any does; and how weights come in from a GGUF file."""
     gguf = int(situation.model.quantized == "gguf")
     staged = gguf * int(situation.gpu.kind == "gpu")
-    return {"a": 32, "w": 32, "A": situation.model.layers, "p": 0, "G": gguf, "W": staged}
+    return {"a": 32, "w": 32, "h": 0, "A": situation.model.layers, "p": 0, "G": gguf, "W": staged}
 
 
 def _changed(before: Ledger, after: Ledger) -> set[str]:

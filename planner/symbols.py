@@ -47,6 +47,7 @@ LETTERS: tuple[Letter, ...] = (
     Letter("J", "linears in one layer", "linears"),
     Letter("n", "norms of width D in one layer", "norms"),
     Letter("m", "norms of a layer whose output linears read", "norms"),
+    Letter("k", "masks that stored scores need: one, or two where only some layers have a window", "masks"),
     Letter("i", "tensors that the norms of a layer read, beside the layer's input", "tensors", least=0),
     Letter(
         "v",
@@ -75,6 +76,7 @@ LETTERS: tuple[Letter, ...] = (
     # Widths of elements
     Letter("a", "bits of one activation element", "bits"),
     Letter("w", "bits of one frozen weight that is not quantised", "bits"),
+    Letter("h", "1 where activations are float16, whose softmax reads them as they are", "flag", least=0),
     # Choices of an optimisation
     Letter("A", "layers whose saved tensors live at once", "layers"),
     Letter("p", "forward passes of a layer that the backward pass repeats", "passes", least=0),

@@ -17,7 +17,7 @@ import torch
 from bitsandbytes import matmul_4bit
 from bitsandbytes.functional import quantize_4bit
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn.attention import SDPBackend
 
 from planner.ledger import Phase
@@ -57,11 +57,9 @@ def counted(plan: Plan) -> Counted:
         built = session.build(plan)
         vocab = built.base.config.vocab_size
         batch = synthetic_batch(plan.train.batch, plan.total_tokens, plan.target, vocab, 0)
-        built.optimizer.zero_grad(set_to_none=False)
-        state = [torch.zeros_like(p) for p in built.trained for _ in range(2)] if not built.optimizer.state else []
-        counters = [torch.zeros(()) for _ in built.trained] if state else []
+        _make_state(built)
         elsewhere = built.store._buffers if built.store is not None else []
-        stays = [*resident_tensors(built), *state, *counters, batch.inputs, batch.targets]
+        stays = [*resident_tensors(built), batch.inputs, batch.targets]
         with _OnCard(stays, elsewhere) as live:
             resident = live.live
             live.mark(Phase.FORWARD)
@@ -75,6 +73,21 @@ def counted(plan: Plan) -> Counted:
                 del loss
             live.mark("between")
     return Counted({str(name): size for name, size in live.peaks.items()}, resident)
+
+
+def _make_state(built: session.BuiltRun) -> None:
+    """The optimiser's state as its first step makes it."""
+    optimizer: Any = built.optimizer
+    if isinstance(optimizer, torch.optim.AdamW):
+        for parameter in built.trained:
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
+        return
+    with unset_fake_temporarily():  # its tables are made from real numbers
+        optimizer.fill_qmap()
+    for group_index, group in enumerate(optimizer.param_groups):
+        for index, parameter in enumerate(group["params"]):
+            optimizer.init_state(group, parameter, group_index, index)
 
 
 def predicted(plan: Plan) -> dict[str, int]:
@@ -103,6 +116,31 @@ class _FourBitLinear(nn.Linear):
         return matmul_4bit(x.to(self._dtype), self.weight.t(), bias=self.bias, quant_state=self._state).to(x.dtype)
 
 
+class _Softmax(torch.autograd.Function):
+    """Softmax as torch's CUDA kernel takes memory (aten/native/cuda/SoftMax.cu): backward makes a product besides."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
+        ctx.dtype = scores.dtype
+        wide = scores if scores.dtype == torch.float16 else scores.float()  # only float16 is read as it is
+        weights = torch.empty_like(wide, dtype=torch.float32)
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (weights,) = ctx.saved_tensors
+        product = gradients[0] * weights
+        wide = torch.empty_like(product, dtype=torch.float16 if ctx.dtype == torch.float16 else torch.float32)
+        del product
+        return wide.to(ctx.dtype)
+
+
+def _softmax_of_card(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    assert dim == -1 and dtype == torch.float32
+    return _Softmax.apply(scores)
+
+
 @contextmanager
 def _nothing_real() -> Iterator[None]:
     def on_host(store: HostStore) -> Tensor:
@@ -117,6 +155,7 @@ def _nothing_real() -> Iterator[None]:
         # Fake tensors cannot be swapped for others in place, and are where they belong from the start.
         "torch.nn.Module.to": lambda module, *_, **__: module,
         "trainer.random_weights.quantised": lambda linear, four_bit, dtype, _: _FourBitLinear(linear, four_bit, dtype),
+        "torch.nn.functional.softmax": _softmax_of_card,
         # Fake tensors look like tracing to transformers, which would then build masks for packed rows.
         "transformers.masking_utils.find_packed_sequence_indices": lambda *_: None,
     }

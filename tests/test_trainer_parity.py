@@ -16,8 +16,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from trainer_tiny import CONFIGS, VOCAB, save_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from planner.model import load_model as plan_shape
 from trainer.adapters import make_lean
 from trainer.attention import register
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
@@ -44,7 +45,9 @@ def _wide_norms(model: torch.nn.Module) -> None:
 
             def forward(hidden: Tensor, module: torch.nn.Module = module) -> Tensor:
                 spread = hidden.pow(2).mean(-1, keepdim=True)
-                return module.weight * hidden * torch.rsqrt(spread + module.variance_epsilon)
+                gemma = type(module).__name__.startswith("Gemma")
+                weight = 1 + module.weight if gemma else module.weight
+                return weight * hidden * torch.rsqrt(spread + (module.eps if gemma else module.variance_epsilon))
 
             module.forward = forward
 
@@ -68,7 +71,8 @@ def _gradients(model: PeftModel) -> dict[str, Tensor]:
 
 def _stock(folder: Path, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """What plain transformers and PEFT give, with transformers' own default attention."""
-    dropouts = {"attention_dropout": 0.0} | ({"resid_pdrop": 0.0, "embd_pdrop": 0.0} if folder.name == "phi" else {})
+    config = AutoConfig.from_pretrained(folder)
+    dropouts = {name: 0.0 for name in config.to_dict() if name.endswith(("dropout", "pdrop"))}
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa", **dropouts)
     _wide_norms(model)
     adapted = _adapted(model)
@@ -94,7 +98,7 @@ def _ours(
     )
     _wide_norms(model)
     adapted = _adapted(model)
-    assert make_lean(adapted) == LAYERS * (6 if folder.name == "phi" else 7)
+    assert make_lean(adapted) == LAYERS * len(plan_shape(folder).linears)
     if store is not None:
         checkpoint_layers(model.get_decoder().layers, store)
     loss = make_loss(model, rows)(batch, torch.tensor(float(batch.trained), dtype=torch.float64), nothing)

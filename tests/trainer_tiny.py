@@ -9,13 +9,19 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PhiConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
+    Starcoder2Config,
 )
 
 from planner.model import load_model
@@ -41,6 +47,21 @@ CONFIGS = {
     "qwen2": lambda: Qwen2Config(**_SIZES, num_key_value_heads=4),
     "qwen3": lambda: Qwen3Config(**_SIZES, num_key_value_heads=1, head_dim=32),
     "mistral": lambda: MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=None),
+    "phi3": lambda: Phi3Config(**_SIZES, num_key_value_heads=2, resid_pdrop=0.1, sliding_window=None),
+    "gemma3_text": lambda: Gemma3TextConfig(
+        **_SIZES, num_key_value_heads=1, head_dim=32, query_pre_attn_scalar=24, sliding_window=128
+    ),
+    "granite": lambda: GraniteConfig(
+        **_SIZES,
+        num_key_value_heads=2,
+        embedding_multiplier=12.0,
+        residual_multiplier=0.22,
+        attention_multiplier=0.05,
+        logits_scaling=7.0,
+    ),
+    "smollm3": lambda: SmolLM3Config(**_SIZES, num_key_value_heads=2, no_rope_layers=[1, 0, 1]),
+    "starcoder2": lambda: Starcoder2Config(**_SIZES, num_key_value_heads=2, sliding_window=None),
+    "gpt_neox": lambda: GPTNeoXConfig(**_SIZES, hidden_dropout=0.1, attention_dropout=0.1),
 }
 """By family: grouped, single and full key/value heads, tied and untied output heads."""
 
@@ -50,6 +71,12 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "mistral": "MistralForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "starcoder2": "Starcoder2ForCausalLM",
+    "gpt_neox": "GPTNeoXForCausalLM",
 }
 
 TEXT = """def add(first, second):

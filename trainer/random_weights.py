@@ -43,7 +43,9 @@ def random_model(
             if id(meta) not in made:
                 made[id(meta)] = parameter(key, meta)
             setattr(module, key, made[id(meta)])
-        if any(True for _ in module.buffers(recurse=False)):
+        if hasattr(module, "scalar_embed_scale"):  # Gemma's embedding holds its factor twice
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, device=device)
+        elif any(True for _ in module.buffers(recurse=False)):
             # A rotary table is computed from the config; built again, outside the meta device, it is right.
             assert type(module).__name__.endswith("RotaryEmbedding"), f"{path} has buffers of an unknown kind"
             model.set_submodule(path, type(module)(config=config).to(device))

@@ -32,12 +32,13 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
     The model's causal mask keeps padding on the right out of every real token's sight.
     """
     decoder, head = base.get_decoder(), base.get_output_embeddings()
+    divided = getattr(base.config, "logits_scaling", None) or 1.0  # Granite divides its logits
 
     def stock(batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
         hidden = decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state
         mark("loss")
         return base.loss_function(
-            logits=head(hidden),
+            logits=head(hidden) if divided == 1 else head(hidden) / divided,
             labels=None,
             shift_labels=batch.targets,
             vocab_size=base.config.vocab_size,
@@ -48,8 +49,12 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
         assert rows is not None
         hidden = decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
         mark("loss")
+        hidden = _trained(hidden, batch)
+        if divided != 1:
+            assert head.bias is None  # what the head gives is divided where what it takes is
+            hidden = hidden / divided
         return chunked_cross_entropy(
-            _trained(hidden, batch),
+            hidden,
             head.weight,
             head.bias,
             _trained(batch.targets.flatten(), batch),

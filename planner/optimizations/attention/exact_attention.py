@@ -21,6 +21,11 @@ def grouped_inputs(x: Letters) -> Number:
     return x.A * x.B * x.S * ((x.H + 2 * x.K) * x.E + x.v)
 
 
+def repeated_inputs(x: Letters) -> Number:
+    """Query, and key and value copied for every query head; where nothing is repeated, value is what its linear gave."""
+    return x.A * x.B * x.S * (3 * x.H * x.E + (x.K // x.H) * x.v)
+
+
 def log_sum_exp(x: Letters) -> Number:
     """One value for each query and head; kernels pad the sequence to a multiple of 32."""
     return x.A * x.B * x.H * round_up(x.S, 32)
@@ -38,6 +43,9 @@ def nothing(x: Letters) -> Number:
 
 # The largest head of each kernel, forward and backward; the memory-efficient kernel takes any.
 LARGEST_HEAD = {"cudnn": 128, "flash": 256}
+
+
+EAGER = ("attention/mask", "attention/eager", "attention/eager_forward", "attention/eager_evaluation")
 
 
 def _kernels(situation: Situation) -> tuple[Scalar, ...]:
@@ -80,7 +88,8 @@ class ExactAttention(Optimization):
     title = "exact attention without stored scores"
     numbers = (1, 10)
     claims = frozenset(
-        {"attention/scores.count", "attention/scores.bits", "attention/eager.count", "attention/qkv.count"}
+        {"attention/scores.count", "attention/scores.bits", "attention/qkv.count"}
+        | {f"{name}.count" for name in EAGER}
         | {"setting attention"}
     )
     requires = (_HasKernel(),)
@@ -102,10 +111,11 @@ class ExactAttention(Optimization):
 
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
         """No scores; log-sum-exp instead; key and value repeated only where the kernel wants it."""
-        ledger = ledger.claimed("attention/scores", count=log_sum_exp, bits=float32).claimed(
-            "attention/eager", count=nothing
-        )
-        return ledger if knobs["kernel"] == "efficient" else ledger.claimed("attention/qkv", count=grouped_inputs)
+        ledger = ledger.claimed("attention/scores", count=log_sum_exp, bits=float32)
+        for name in EAGER:
+            ledger = ledger.claimed(name, count=nothing)
+        inputs = repeated_inputs if knobs["kernel"] == "efficient" else grouped_inputs
+        return ledger.claimed("attention/qkv", count=inputs)
 
     def apply(self, session: Session) -> None:
         """Use this kernel and no other."""

@@ -52,7 +52,7 @@ class GradientCheckpointing(Optimization):
         {"letter A", "letter p", "activations/inputs.count", "activations/norms.count", "activations/outputs.count"}
         | {"activations/forward.count", "activations/forward.bits"}
         | {"activations/backward.count", "activations/backward.bits"}
-        | {f"{name}.phases" for name in per_layer_names()}
+        | {f"{name}.phases" for name in (*per_layer_names(), "attention/mask")}
     )
     makes = frozenset({"activations/checkpoints"})
     adds = frozenset({"linear/recompute", "elementwise/recompute", "attention/recompute"})
@@ -78,6 +78,7 @@ class GradientCheckpointing(Optimization):
             .claimed("activations/outputs", count=gradient_and_output)
             .claimed("activations/forward", count=forward_working, bits=bits_of_activation)
             .claimed("activations/backward", count=mlp_gradients, bits=bits_of_activation)
+            .claimed("attention/mask", phases=STEP - {Phase.OPTIMIZER} | {Phase.EVALUATE})
             .with_terms(
                 Term(
                     "activations/checkpoints",

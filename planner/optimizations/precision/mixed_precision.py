@@ -58,7 +58,7 @@ class MixedPrecision(Optimization):
     id = "mixed_precision"
     title = "16-bit compute, float32 adapters"
     numbers = (5,)
-    claims = frozenset({"letter a", "letter w", "setting dtype"})
+    claims = frozenset({"letter a", "letter w", "letter h", "setting dtype"})
     makes = frozenset({"adapters/casts"})
     requires = (
         Capability((7, 0), "16-bit matrix units begin with Volta"),
@@ -76,7 +76,7 @@ class MixedPrecision(Optimization):
 
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
         """Sixteen bits for activations and for weights that are not quantised."""
-        return {"a": 16, "w": 16}
+        return {"a": 16, "w": 16, "h": int(knobs["dtype"] == "float16")}
 
     def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
         """The dtype that matrix rates are looked up by."""

@@ -1,0 +1,149 @@
+"""The formulas against the trainer's own step at real widths: every family, every switch, random sets of them.
+
+A step runs on fake tensors, so a model of any width and a sequence of any length cost seconds and no memory
+(``tests/fake_step.py``). When a library changes what it saves, this is what notices.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from fake_step import Counted, counted, predicted
+
+from planner.compose import problems
+from planner.hardware import load_profile
+from planner.model import load_model, shipped_folder
+from planner.optimizations import all_optimizations
+from planner.optimizations.base import Situation
+from planner.plan import Plan
+from planner.planning import Request, make_plan
+
+# One model of each family; the first five are run at full depth as well.
+MODELS = (
+    "phi-2",
+    "llama-3.2-1b",
+    "qwen3-1.7b",
+    "gemma-3-1b",
+    "mistral-7b-v0.3",
+    "qwen2.5-0.5b",
+    "phi-4-mini",
+    "granite-3.1-2b",
+    "smollm3-3b",
+    "starcoder2-3b",
+    "pythia-1b",
+)
+TERABYTE = 2**40
+CLOSE = 0.01
+
+
+def shortened(model: str, layers: int, folder: Path) -> Path:
+    """The shipped model with so many layers and all its widths."""
+    source = shipped_folder(model)
+    assert source is not None
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config["num_hidden_layers"] = layers
+    for name in ("layer_types", "no_rope_layers"):
+        if config.get(name):
+            config[name] = config[name][-layers:]
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def planned(
+    source: str, card: str, on: set[str], total: int, *, rank: int = 8, target: int | None = None, batch: int = 1
+) -> Plan:
+    """A plan with exactly these optimisations, whether or not it fits."""
+    return make_plan(
+        Request(
+            gpu=card,
+            model=f"random:{source}",
+            total_tokens=total,
+            target=target,
+            required=tuple(sorted(on)),
+            excluded=tuple(sorted(set(all_optimizations()) - on)),
+            knobs={"lora": {"rank": rank}},
+            train={"batch": batch},
+            host_bytes=TERABYTE,
+        )
+    )
+
+
+def assert_as_planned(plan: Plan) -> Counted:
+    """The peak of the step is the planned one within a hundredth, and no phase of it stands above its plan by more."""
+    found, said = counted(plan), predicted(plan)
+    peak = max(found.phases.values())
+    assert max(said.values()) == pytest.approx(peak, rel=CLOSE)
+    for phase in ("forward", "loss", "backward"):
+        assert found.phases[phase] <= said[phase] + CLOSE * peak, phase
+    return found
+
+
+def able(card: str, model: str, ids: set[str]) -> bool:
+    return not problems(ids, Situation(load_profile(card), load_model(model), TERABYTE))
+
+
+def singles(model: str, card: str) -> list[set[str]]:
+    """A set for a small card, as it is and with each optimisation switched the other way; only valid ones."""
+    usual = {"lora", "mixed_precision", "gradient_checkpointing", "chunked_loss", "exact_attention"}
+    base = next(ids for ids in (usual, usual - {"exact_attention"}) if able(card, model, ids))
+    sets = [base, *(base ^ {name} for name in all_optimizations() if name != "lora")]
+    return [ids for ids in sets if able(card, model, ids)]
+
+
+SINGLES = [
+    (model, card, ids)
+    for model, card in zip(MODELS, ("rtx4090", "h200-sxm", "rtx2060s") * 4, strict=False)
+    for ids in singles(model, card if model != "gemma-3-1b" else "rtx4090")
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "card", "on"), SINGLES, ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else value
+)
+def test_each_switch_alone(tmp_path: Path, model: str, card: str, on: set[str]) -> None:
+    total = 4096 if "exact_attention" in on else 2048
+    assert_as_planned(planned(str(shortened(model, 3, tmp_path / model)), card, on, total))
+
+
+def drawn(seed: int) -> tuple[str, str, set[str], int, int | None, int, int]:
+    """A model, a card, a valid set of at least LoRA, a length from 2K to 8K, a target, a batch and a rank, by chance."""
+    chance = random.Random(seed)
+    while True:
+        model, card = chance.choice(MODELS), chance.choice(("rtx2060s", "rtx3090", "rtx4090", "h200-sxm"))
+        ids = {"lora", *(name for name in all_optimizations() if chance.random() < 0.6)}
+        if not able(card, model, ids):
+            continue
+        total = chance.choice((2048, 3000, 4096, 8192) if "exact_attention" in ids else (2048, 2500))
+        target = chance.choice((None, total // 4))
+        return model, card, ids, total, target, chance.choice((1, 1, 2)), chance.choice((4, 16, 64))
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_random_valid_sets(tmp_path: Path, seed: int) -> None:
+    model, card, on, total, target, batch, rank = drawn(seed)
+    plan = planned(str(shortened(model, 3, tmp_path / model)), card, on, total, rank=rank, target=target, batch=batch)
+    assert_as_planned(plan)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_bytes_saved_for_one_more_layer(tmp_path: Path, model: str) -> None:
+    """Two and three layers, all their tensors saved: their difference is what one layer saves."""
+    on = {"lora", "mixed_precision", "chunked_loss", "exact_attention"}
+    on = on if able("rtx4090", model, on) else on - {"exact_attention"}
+    plans = [planned(str(shortened(model, n, tmp_path / str(n))), "rtx4090", on, 2048) for n in (2, 3)]
+    (fewer, more), (less, greater) = (
+        [counted(plan).phases["loss"] for plan in plans],
+        [predicted(plan)["loss"] for plan in plans],
+    )
+    assert greater - less == pytest.approx(more - fewer, rel=CLOSE)
+
+
+@pytest.mark.parametrize("model", MODELS[:5])
+def test_full_depth(model: str) -> None:
+    on = {"lora", "mixed_precision", "gradient_checkpointing", "chunked_loss", "exact_attention", "nf4_weights"}
+    on = on if able("rtx4090", model, on) else on - {"exact_attention"}
+    assert_as_planned(planned(model, "rtx4090", on, 4096 if "exact_attention" in on else 2048))
