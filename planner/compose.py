@@ -141,7 +141,7 @@ def _nothing_on(situation: Situation) -> dict[str, int]:
     """The letters that optimisations claim, before any does; and how weights come in from a GGUF file."""
     gguf = int(situation.model.quantized == "gguf")
     staged = gguf * int(situation.gpu.kind == "gpu")
-    return {"a": 32, "w": 32, "h": 0, "A": situation.model.layers, "p": 0, "G": gguf, "W": staged}
+    return {"a": 32, "w": 32, "h": 0, "e": 1, "A": situation.model.layers, "p": 0, "G": gguf, "W": staged}
 
 
 def _changed(before: Ledger, after: Ledger) -> set[str]:

@@ -78,6 +78,7 @@ LETTERS: tuple[Letter, ...] = (
     Letter("w", "bits of one frozen weight that is not quantised", "bits"),
     Letter("h", "1 where activations are float16, whose softmax reads them as they are", "flag", least=0),
     # Choices of an optimisation
+    Letter("e", "1 where attention stores its scores", "flag", least=0),
     Letter("A", "layers whose saved tensors live at once", "layers"),
     Letter("p", "forward passes of a layer that the backward pass repeats", "passes", least=0),
     Letter("C", "rows of logits alive at once in the chunked loss", "rows", "chunked_loss.rows"),

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import torch
 from bitsandbytes import matmul_4bit
 from bitsandbytes.functional import quantize_4bit
+from bitsandbytes.optim.optimizer import Optimizer8bit
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn.attention import SDPBackend
@@ -75,6 +76,15 @@ def counted(plan: Plan) -> Counted:
     return Counted({str(name): size for name, size in live.peaks.items()}, resident)
 
 
+_fill_qmap = Optimizer8bit.fill_qmap
+
+
+def _make_tables(optimizer: Optimizer8bit) -> None:
+    """The tables of an eight-bit optimiser, made from real numbers."""
+    with unset_fake_temporarily():
+        _fill_qmap(optimizer)
+
+
 def _make_state(built: session.BuiltRun) -> None:
     """The optimiser's state as its first step makes it."""
     optimizer: Any = built.optimizer
@@ -83,8 +93,6 @@ def _make_state(built: session.BuiltRun) -> None:
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
         return
-    with unset_fake_temporarily():  # its tables are made from real numbers
-        optimizer.fill_qmap()
     for group_index, group in enumerate(optimizer.param_groups):
         for index, parameter in enumerate(group["params"]):
             optimizer.init_state(group, parameter, group_index, index)
@@ -155,6 +163,7 @@ def _nothing_real() -> Iterator[None]:
         # Fake tensors cannot be swapped for others in place, and are where they belong from the start.
         "torch.nn.Module.to": lambda module, *_, **__: module,
         "trainer.random_weights.quantised": lambda linear, four_bit, dtype, _: _FourBitLinear(linear, four_bit, dtype),
+        "bitsandbytes.optim.optimizer.Optimizer8bit.fill_qmap": _make_tables,
         "torch.nn.functional.softmax": _softmax_of_card,
         # Fake tensors look like tracing to transformers, which would then build masks for packed rows.
         "transformers.masking_utils.find_packed_sequence_indices": lambda *_: None,

@@ -22,7 +22,7 @@ def grouped_inputs(x: Letters) -> Number:
 
 
 def repeated_inputs(x: Letters) -> Number:
-    """Query, and key and value copied for every query head; where nothing is repeated, value is what its linear gave."""
+    """Query, and key and value copied for every query head; where none is repeated, value as its linear gave it."""
     return x.A * x.B * x.S * (3 * x.H * x.E + (x.K // x.H) * x.v)
 
 
@@ -90,7 +90,7 @@ class ExactAttention(Optimization):
     claims = frozenset(
         {"attention/scores.count", "attention/scores.bits", "attention/qkv.count"}
         | {f"{name}.count" for name in EAGER}
-        | {"setting attention"}
+        | {"letter e", "setting attention"}
     )
     requires = (_HasKernel(),)
     knobs = (Knob("kernel", "cudnn, flash, efficient or cpu", _kernels),)
@@ -104,6 +104,10 @@ class ExactAttention(Optimization):
             "PyTorch 2.11 to 2.13, aten/native/transformers/cuda/sdp_utils.cpp",
         ),
     )
+
+    def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
+        """No scores are stored."""
+        return {"e": 0}
 
     def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
         """The kernel that attention rates are looked up by."""

@@ -31,6 +31,11 @@ def gradient_rows(x: Letters) -> Number:
     return x.B * x.T * x.D + least((x.B - 1) * (x.S - x.T), 1) * x.B * x.T * x.D
 
 
+def normed(x: Letters) -> Number:
+    """Output of the final norm, for every token."""
+    return x.B * x.S * x.D
+
+
 def head_flops(x: Letters) -> Number:
     """Logits and the gradient of the hidden states, for trained tokens alone."""
     return 4 * x.B * x.T * x.V * x.D
@@ -44,7 +49,7 @@ class ChunkedLoss(Optimization):
     numbers = (41,)
     free = True
     claims = frozenset({"loss/logits.count", "loss/logits.bits", "head/both.amount", "letter C"})
-    makes = frozenset({"loss/gradient"})
+    makes = frozenset({"loss/gradient", "loss/normed"})
     knobs = (
         Knob(
             "rows",
@@ -70,13 +75,21 @@ class ChunkedLoss(Optimization):
             ledger.claimed("loss/logits", count=slice_of_logits, bits=logits_bits)
             .with_terms(
                 Term(
+                    "loss/normed",
+                    normed,
+                    bits_of_activation,
+                    frozenset({Phase.LOSS, Phase.EVALUATE_LOSS}),
+                    "last hidden states, read slice by slice",
+                    "trainer/loss.py",
+                ),
+                Term(
                     "loss/gradient",
                     gradient_rows,
                     bits_of_activation,
                     frozenset({Phase.LOSS}),
                     "gradient of the hidden states, kept from the forward pass",
                     "trainer/loss.py",
-                )
+                ),
             )
             .with_work(
                 Work(

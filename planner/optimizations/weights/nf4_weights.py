@@ -7,6 +7,7 @@ pass reads four bits and writes sixteen.
 
 from __future__ import annotations
 
+from planner.baseline import eager_backward_bytes
 from planner.ledger import ALWAYS, Basis, Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Capability, Evidence, Knobs, Needs, Optimization, Situation
 from planner.session import Session
@@ -28,12 +29,12 @@ def constants(x: Letters) -> Number:
 
 
 def dequantised(x: Letters) -> Number:
-    """The largest matrix in 16 bits, as far as it stands above what follows it.
+    """Bytes of the largest matrix in 16 bits, as far as it stands above what follows it.
 
     While it is alive there is a tensor of width F fewer than at the height of the pass it belongs to, forward or
-    backward; so for more than M/F tokens that height hides it.
+    backward; so for more than M/F tokens that height hides it, and stored scores may do so before.
     """
-    return greatest(x.M - x.B * x.S * x.F, 0)
+    return greatest(2 * (x.M - x.B * x.S * x.F) - x.e * eager_backward_bytes(x), 0)
 
 
 def loading(x: Letters) -> Number:
@@ -93,7 +94,7 @@ class Nf4Weights(Optimization):
                 Term(
                     "buffers/dequantised",
                     dequantised,
-                    sixteen,
+                    eight,
                     frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.EVALUATE}),
                     "a matrix in 16 bits, where nothing larger follows it",
                     source,
@@ -127,8 +128,3 @@ class Nf4Weights(Optimization):
 def eight(x: Letters) -> Number:
     """Bits of a byte."""
     return 8
-
-
-def sixteen(x: Letters) -> Number:
-    """Bits of a dequantised weight."""
-    return 16
