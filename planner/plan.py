@@ -88,11 +88,19 @@ class HostMemory(Strict):
     terms: dict[str, int]
 
 
+class DiskMemory(Strict):
+    """What a run leaves on the disk."""
+
+    peak_bytes: int = Field(default=0, ge=0)
+    terms: dict[str, int] = {}
+
+
 class Memory(Strict):
     """Memory by device."""
 
     gpu: GpuMemory
     host: HostMemory
+    disk: DiskMemory = DiskMemory()
 
 
 class Seconds(Strict):

@@ -23,6 +23,7 @@ from planner.model import ModelShape, load_model, shipped_folder
 from planner.optimizations.base import Scalar, Situation
 from planner.plan import (
     Choice,
+    DiskMemory,
     Gpu,
     GpuMemory,
     HostMemory,
@@ -232,7 +233,7 @@ def _write(request: Request, situation: Situation, limits: Limits, found: Search
         longest=Longest(with_target=found.longest_with_target, all_trained=found.longest_all_trained),
         choices=[Choice(id=name, reason=chosen[name], knobs=knobs[name]) for name in best.configuration.ids],
         rejected=[Rejection(id=name, reasons=list(reasons)) for name, reasons in rejected.items()],
-        memory=Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits)),
+        memory=Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits), disk=_disk_memory(found)),
         time=Time(
             step_seconds=Seconds(bound=_at(best.time.bound, index), estimate=_at(best.time.estimate, index)),
             limit_seconds=request.max_step_seconds,
@@ -306,6 +307,12 @@ def _gpu_memory(found: Search, limits: Limits) -> GpuMemory:
         peak_phase=max(totals, key=lambda phase: totals[phase]).value,
         phases={phase.value: terms for phase, terms in by_phase.items() if terms},
     )
+
+
+def _disk_memory(found: Search) -> DiskMemory:
+    by_phase = found.phases((Device.DISK,))
+    largest = {name: size for terms in by_phase.values() for name, size in terms.items()}
+    return DiskMemory(peak_bytes=max(sum(terms.values()) for terms in by_phase.values()), terms=largest)
 
 
 def _host_memory(found: Search, limits: Limits) -> HostMemory:

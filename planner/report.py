@@ -114,6 +114,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "Step", _step(seconds.bound, seconds.estimate, plan.time.limit_seconds, plan.time.basis)
     pinned = f", {format_bytes(host.pinned_bytes)} of it pinned" if host.pinned_bytes else ""
     yield "Host RAM", f"{format_bytes(host.peak_bytes)} of {_size(host.budget_bytes)}{pinned}"
+    if plan.memory.disk.peak_bytes:
+        yield "Disk", f"{format_bytes(plan.memory.disk.peak_bytes)} for the adapter"
 
 
 def longest(plan: Plan) -> str:

@@ -390,3 +390,13 @@ def test_phi_2_with_stored_scores_takes_bfloat16_where_there_is_any() -> None:
     assert list(configurations(ids, pinned, ada)) == []
     with_kernel = list(configurations(("exact_attention", *ids), pinned, ada))
     assert with_kernel and {found.settings["dtype"] for found in with_kernel} == {"fp16"}
+
+
+def test_gemma_3_is_never_computed_in_float16() -> None:
+    """Its activations pass the largest float16; a card without bfloat16 computes it in float32."""
+    model = load_model("gemma-3-1b")
+    turing = Situation(load_profile("rtx2060s"), model, 2**35)
+    assert any("overflow float16" in reason for reason in by_id("mixed_precision").reasons(turing))
+    ada = Situation(load_profile("rtx4090"), model, 2**35)
+    (dtype,) = by_id("mixed_precision").knobs
+    assert dtype.choices(ada) == ("bfloat16",)

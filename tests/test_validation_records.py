@@ -125,12 +125,12 @@ def test_what_ran_is_what_was_planned(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ON_CARDS)
-def test_the_peak_planned_today_is_within_one_percent_of_what_was_measured(name: str) -> None:
+def test_the_peak_planned_today_is_what_was_measured(name: str) -> None:
     record, now = ON_CARDS[name], planned_again(name)
     assert [choice.id for choice in now.choices] == [choice["id"] for choice in record["plan"]["choices"]]
     assert now.total_tokens == record["total_tokens"] and now.lora_rank == record["plan"]["lora_rank"]
     allocated = record["measured"]["gpu"]["allocated_bytes"]
-    assert now.memory.gpu.peak_bytes.expected == pytest.approx(allocated, rel=0.01)
+    assert now.memory.gpu.peak_bytes.expected == pytest.approx(allocated, rel=0.0015)
     measured = {phase: record["measured"]["phases"][phase]["allocated_bytes"] for phase in PHASES}
     assert now.memory.gpu.peak_phase in sorted(measured, key=lambda phase: measured[phase])[-2:]
     assert now.memory.gpu.peak_bytes.low <= allocated <= now.memory.gpu.peak_bytes.high

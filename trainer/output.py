@@ -11,7 +11,6 @@ from typing import Any
 from planner.errors import PlanError
 from planner.plan import Plan
 from planner.units import MIB, format_bytes
-from trainer.record import predicted_groups
 from trainer.session import BuiltRun
 
 _LOGS = 64 * MIB  # tokenizer, logs and records, generously
@@ -36,7 +35,7 @@ class RunFolder:
         place = next(parent for parent in [self.path.absolute(), *self.path.absolute().parents] if parent.exists())
         if not os.access(place, os.W_OK):
             raise PlanError(asked, f"cannot be made: {place} is not writable.", nearest)
-        needed, free = predicted_groups(plan).get("adapters", 0) + _LOGS, shutil.disk_usage(place).free
+        needed, free = plan.memory.disk.peak_bytes + _LOGS, shutil.disk_usage(place).free
         if free < needed:
             why = f"needs {format_bytes(needed)} on disk, and {format_bytes(free)} are free."
             raise PlanError(asked, why, "Free some, or name a folder on another disk with --set train.out=…")

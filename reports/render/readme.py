@@ -110,8 +110,10 @@ def measured() -> str:
         f"{len(failed)} more that gave no record. Error of the predicted peak, without its sign: median "
         f"{percent(all_of.median)[1:]}, 95th percentile {percent(all_of.percentile_95)[1:]}, largest "
         f"{percent(all_of.largest)[1:]}; under the measured peak in {all_of.under} runs. More than the bound was "
-        f"reserved in {all_of.over_bound}. Steps took {ratios[0]:.2f} to {ratios[-1]:.2f} times as long as estimated "
-        "before the run.\n\n"
+        f"reserved in {all_of.over_bound}; {sum(record.held_to_bound for record in found)} runs had no more memory "
+        "than their plan's bound, the older ones the whole card. Steps took "
+        f"{ratios[0]:.2f} to {ratios[-1]:.2f} times as long as estimated before the run. By today's formulas the "
+        f"largest error of the peak is {percent(max(abs(record.error_today) for record in found))[1:]}.\n\n"
     )
     heads = ("case", "tokens>", "allocated, GiB>", "predicted>", "error>", "reserved>", "bound>")
     return told + table(heads, rows)

@@ -54,6 +54,21 @@ class Record:
         return self.predicted["expected_bytes"] / self.allocated - 1
 
     @property
+    def error_today(self) -> float:
+        """The same for what is planned today with the record's own settings: formulas improve after a run."""
+        from planner.cli_check import same_settings
+        from planner.plan import Plan
+        from planner.planning import make_plan
+
+        plan = Plan.model_validate_json(json.dumps(self.content["plan"]))
+        return make_plan(same_settings(plan, plan.gpu.id)).memory.gpu.peak_bytes.expected / self.allocated - 1
+
+    @property
+    def held_to_bound(self) -> bool:
+        """Whether the run had no more memory than its plan's bound."""
+        return bool(self.content["limit_bytes"] <= self.predicted["high_bytes"])
+
+    @property
     def reserved(self) -> int:
         """What the bound has to hold: the reserved peak, or the allocated one where nothing reserves."""
         reserved = self.measured["reserved_bytes"]

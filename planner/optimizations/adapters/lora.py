@@ -6,7 +6,7 @@ optimiser states. Gradients keep their buffers from step to step: allocated once
 
 from __future__ import annotations
 
-from planner.ledger import ALWAYS, Basis, Ledger, Phase, Term
+from planner.ledger import ALWAYS, Basis, Device, Ledger, Phase, Term
 from planner.optimizations.base import Evidence, Knob, Knobs, Optimization, Situation
 from planner.session import Session
 from planner.symbols import Letters, Number
@@ -39,7 +39,10 @@ class Lora(Optimization):
 
     id = "lora"
     title = "LoRA adapters on all linears"
-    makes = frozenset({"adapters/weights", "gradients/adapters", "optimizer/state", "optimizer/counters"})
+    makes = frozenset(
+        {"adapters/weights", "gradients/adapters", "optimizer/state", "optimizer/counters"}
+        | {"adapters/saving", "adapters/file"}
+    )
     claims = frozenset({"letter R"})
     knobs = (
         Knob("rank", "rank of the adapters", lambda situation: RANKS, letter="R", low=1, high=1024),
@@ -89,6 +92,24 @@ class Lora(Optimization):
                 "two moments",
                 source,
                 basis=Basis.EXACT,
+            ),
+            Term(
+                "adapters/saving",
+                adapter_parameters,
+                float32,
+                frozenset({Phase.SAVE}),
+                "adapters on their way into a file",
+                "safetensors.torch.save_file makes bytes of all tensors before it writes",
+                device=Device.HOST,
+            ),
+            Term(
+                "adapters/file",
+                adapter_parameters,
+                float32,
+                frozenset({Phase.SAVE}),
+                "the saved adapter, its header left out",
+                "PEFT's safetensors file, in float32 as the adapters are",
+                device=Device.DISK,
             ),
             Term(
                 "optimizer/counters",

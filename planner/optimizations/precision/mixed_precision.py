@@ -25,31 +25,40 @@ def sixteen(x: Letters) -> Number:
 
 # Queries and keys of these families are large; transformers' own attention multiplies them in 16 bits before it
 # scales them, which passes 65,504. Kernels that never write the scores keep them in float32.
-OVERFLOWING = frozenset({"phi"})
+SCORES_OVERFLOW = frozenset({"phi"})
+# Activations of these pass it wherever they are.
+ACTIVATIONS_OVERFLOW = frozenset({"gemma3_text"})
 
 
 def _dtypes(situation: Situation) -> tuple[str, ...]:
-    half = () if _overflows(situation) else ("float16",)
+    half = () if _overflowing(situation) else ("float16",)
     return ("bfloat16", *half) if situation.gpu.supports_bf16 else half
 
 
-def _overflows(situation: Situation) -> bool:
-    """Whether float16 overflows in the set that is looked at; never as long as there is no set."""
-    scores_in_half = bool(situation.chosen) and "exact_attention" not in situation.chosen
-    return scores_in_half and situation.model.model_type in OVERFLOWING
+def _overflowing(situation: Situation) -> str:
+    """What overflows float16 in the set that is looked at; empty where nothing does."""
+    family = situation.model.model_type
+    if family in ACTIVATIONS_OVERFLOW:
+        return f"activations of {situation.model.id} overflow float16"
+    stored = bool(situation.chosen) and "exact_attention" not in situation.chosen
+    if stored and family in SCORES_OVERFLOW:
+        return f"the scores of {situation.model.id} overflow float16 without exact_attention"
+    return ""
 
 
 class _HasDtype:
     """Needs a 16-bit number type that the model can be computed in."""
 
-    text = f"bfloat16, or float16 without overflow ({', '.join(sorted(OVERFLOWING))} with stored scores overflows)"
+    text = (
+        f"bfloat16, or float16 without overflow, which {' and '.join(sorted(ACTIVATIONS_OVERFLOW))} always has, and "
+        f"{' and '.join(sorted(SCORES_OVERFLOW))} with stored scores"
+    )
 
     def reasons(self, situation: Situation) -> tuple[str, ...]:
         """Names what overflows."""
         if _dtypes(situation):
             return ()
-        model, gpu = situation.model.id, situation.gpu.name
-        return (f"the scores of {model} overflow float16 without exact_attention, and {gpu} has no bfloat16",)
+        return (f"{_overflowing(situation)}, and {situation.gpu.name} has no bfloat16",)
 
 
 class MixedPrecision(Optimization):
@@ -69,6 +78,7 @@ class MixedPrecision(Optimization):
     evidence = (
         Evidence("float16 with loss scaling", "Micikevicius et al. 2017, arXiv 1710.03740"),
         Evidence("Phi-2's attention overflows in float16", "https://huggingface.co/microsoft/phi-2, known issues"),
+        Evidence("Gemma 3 overflows in float16", "https://github.com/huggingface/transformers/issues/36822"),
         Evidence("Turing has no bfloat16 units", "NVIDIA Turing whitepaper; hwprofiles/rtx2060s.yaml"),
     )
     exact = False
