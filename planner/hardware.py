@@ -18,6 +18,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from planner.errors import PlanError, did_you_mean, raise_all
+from planner.measured import DTYPES, Measured, MeasuredBlock
 from planner.units import format_bytes, parse_bandwidth, parse_bytes, parse_flops, parse_watts
 
 Basis = Literal["measured", "datasheet", "derived", "assumed"]
@@ -26,7 +27,7 @@ FOLDERS_VARIABLE = "TIERPLAN_HWPROFILES"
 """Environment variable: folders of further cards, separated as in PATH, that come before the shipped ones."""
 
 SHIPPED = Path(__file__).resolve().parent.parent / "hwprofiles"
-RATES = ("fp32", "tf32", "fp16", "bf16")
+RATES = DTYPES
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class HardwareProfile:
     gfx: str = ""
     """What AMD calls the instruction set of its card, such as gfx1100; empty for all others."""
     notes: tuple[str, ...] = ()
+    measured: Measured | None = None
+    """What was found on the machine itself; None where nobody measured."""
 
     def budget_bytes(self) -> int | None:
         """What the allocator may reserve: visible less in use less context; None if one is unknown."""
@@ -295,9 +298,11 @@ class _Card(BaseModel):
     bf16: _Flag
     flash_attention_2: _Flag
     notes: list[str] = []
+    kind: Literal["gpu", "cpu"] = "gpu"
+    measured: MeasuredBlock | None = None
 
 
-_KEYS = [*_Card.model_fields, *_Rates.model_fields, *_Fact.model_fields]
+_KEYS = [*_Card.model_fields, *_Rates.model_fields, *_Fact.model_fields, *MeasuredBlock.model_fields]
 
 
 def _read(path: Path, named_by_id: bool = False) -> HardwareProfile:
@@ -326,7 +331,7 @@ def _read(path: Path, named_by_id: bool = False) -> HardwareProfile:
         name=card.name,
         vendor=card.vendor,
         aliases=tuple(card.aliases),
-        kind="gpu",
+        kind=card.kind,
         architecture=card.architecture,
         compute_capability=capability if isinstance(capability, tuple) else None,
         memory_bytes=card.memory.sourced(),
@@ -341,6 +346,7 @@ def _read(path: Path, named_by_id: bool = False) -> HardwareProfile:
         tdp_w=card.tdp.sourced(),
         gfx=capability if isinstance(capability, str) else "",
         notes=tuple(card.notes),
+        measured=card.measured.measured(file) if card.measured else None,
     )
 
 

@@ -33,10 +33,9 @@ from planner.plan import (
     Plan,
     Provenance,
     Rejection,
-    Seconds,
-    Time,
     Train,
 )
+from planner.plan_time import plan_time
 from planner.settings import check_sets, unknown_names
 from planner.solver import COARSEST, Objective, Search, Wanted, search
 from planner.tiers import TIERS
@@ -47,8 +46,6 @@ NOT_MODELLED = (
     "several cards",
     "what other programs take of the card while it trains",
 )
-TIME_BASIS = "bound: peak rates of the card; estimate: shares of them from planner/calibration.yaml"
-TIME_UNKNOWN = "the card's rates are unknown, so no time is given"
 HOST_BYTES = 32 * GIB  # of host RAM, unless the user says how much there is
 RANDOM = "random:"  # before a model: its shape with random weights, to measure with
 KERNELS_CHECKED = 524_288  # tokens; docs/decisions.md, attention kernels at length
@@ -233,11 +230,7 @@ def _write(request: Request, situation: Situation, limits: Limits, found: Search
         choices=[Choice(id=name, reason=chosen[name], knobs=knobs[name]) for name in best.configuration.ids],
         rejected=[Rejection(id=name, reasons=list(reasons)) for name, reasons in rejected.items()],
         memory=Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits)),
-        time=Time(
-            step_seconds=Seconds(bound=_at(best.time.bound, index), estimate=_at(best.time.estimate, index)),
-            limit_seconds=request.max_step_seconds,
-            basis=TIME_BASIS if best.time.estimate is not None else TIME_UNKNOWN,
-        ),
+        time=plan_time(found, request.max_step_seconds, limits.accumulation),
         train=_train(request, f"runs/{_slug(model.id)}-{want.total}"),
         nearest=[] if fits else suggestions(found, limits, request.required, request.excluded),
         warnings=_warnings(situation, want.total),
@@ -271,10 +264,6 @@ def _train(request: Request, out: str) -> Train:
     except ValidationError as error:
         raise_all([PlanError(f"train.{item['loc'][0]}", item["msg"] + ".") for item in error.errors()])
         raise AssertionError("unreachable") from error
-
-
-def _at(values: Any, index: int) -> float | None:
-    return None if values is None else float(f"{float(values[index]):.6g}")
 
 
 def _source(name: str, model: ModelShape) -> str:
