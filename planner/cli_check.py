@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from planner.planning import Request
 
 MOST_LINES = 20
-# Not compared: words for people, and the longest sequence, for which nothing is left free here.
+# Not compared: words for people; the longest sequence, for which nothing is left free here; and what follows from the
+# data, which may have changed or lie elsewhere.
 PASSED_OVER = frozenset(
     {
         "summary",
@@ -29,6 +30,9 @@ PASSED_OVER = frozenset(
         "warnings",
         "not_modelled",
         "time.basis",
+        "time.epoch",
+        "time.cost",
+        "time.rates",
         "provenance.command",
         "longest",
     }
@@ -121,6 +125,8 @@ def same_settings(plan: Plan, gpu: str) -> Request:
         excluded=tuple(name for name in all_optimizations() if name not in chosen),
         knobs={choice.id: _set_knobs(choice) for choice in plan.choices},
         train=plan.train.model_dump(),
+        price_per_hour=plan.time.cost.price_per_hour if plan.time.cost else None,
+        power_price_per_kwh=plan.time.cost.power_price_per_kwh if plan.time.cost else None,
         command=plan.provenance.command,
     )
 

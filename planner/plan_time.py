@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from planner.compose import Configuration
 from planner.ledger import Phase
-from planner.plan import PhaseWork, Rate, Seconds, Time
+from planner.plan import PhaseWork, Rate, Seconds, Time, Train
 from planner.rates import KINDS, TO_DEVICE, TO_HOST, kind_of, rates_of
 from planner.solver import Search
 from planner.symbols import Letters
@@ -60,8 +61,47 @@ class StepClock:
         return update_seconds(size, self.found.situation.gpu, self.found.constants)
 
 
-def plan_time(found: Search, limit_seconds: float, accumulation: int) -> Time:
-    """The time of the chosen step; what data and prices add is not in it yet."""
+@dataclass(frozen=True)
+class Prices:
+    """In whatever money: of the card for an hour, of power for a kWh; None where nobody told."""
+
+    per_hour: float | None = None
+    power_per_kwh: float | None = None
+
+
+def plan_time(found: Search, limit_seconds: float, train: Train, source: str, prices: Prices) -> Time:
+    """Time of a step; of an epoch, where there is data here; cost, where there is a price.
+
+    Args:
+        source: what the trainer loads the model from.
+
+    Raises:
+        PlanError: the data that is here cannot be trained on.
+    """
+    time = step_section(found, limit_seconds, train.accumulation)
+    if train.data is not None and (data := Path(train.data).expanduser()).exists():
+        from planner.data_profile import profile_data
+        from planner.epoch import epoch
+
+        once = epoch(profile_data(data, source, found.constants), train, StepClock(found, train.accumulation))
+        time = time.model_copy(update={"epoch": once})
+    if prices == Prices():
+        return time
+    from planner.cost import cost
+
+    told = cost(time, found.situation.gpu, prices.per_hour, prices.power_per_kwh)
+    return time.model_copy(update={"cost": told})
+
+
+def data_warnings(train: Train) -> list[str]:
+    """Whether the data could not be looked at."""
+    if train.data is None or Path(train.data).expanduser().exists():
+        return []
+    return [f"There is no {train.data} here, so the plan cannot say how long its data takes."]
+
+
+def step_section(found: Search, limit_seconds: float, accumulation: int) -> Time:
+    """The time of the chosen step; what data and prices add is not in it."""
     clock, want, batch = StepClock(found, accumulation), found.wanted[found.index], found.candidates.batch
     gpu, configuration = found.situation.gpu, found.best.configuration
     letters = clock.letters(batch, want.total, want.target)
@@ -72,7 +112,7 @@ def plan_time(found: Search, limit_seconds: float, accumulation: int) -> Time:
     }
     size = update_bytes(configuration.ledger, letters)
     phases[Phase.OPTIMIZER.value] = PhaseWork(
-        seconds=_rounded(update), flops=0, memory_bytes=size, to_host_bytes=0, to_device_bytes=0
+        seconds=significant(update), flops=0, memory_bytes=size, to_host_bytes=0, to_device_bytes=0
     )
     one = step_time(configuration, amounts, gpu, found.constants).times(accumulation)
     estimate = None if one.estimate is None or update is None else float(one.estimate) + update
@@ -84,10 +124,10 @@ def plan_time(found: Search, limit_seconds: float, accumulation: int) -> Time:
     else:
         basis = BASIS_UNBOUNDED if one.bound is None else BASIS_MEASURED
     return Time(
-        step_seconds=Seconds(bound=_rounded(one.bound), estimate=_rounded(estimate)),
+        step_seconds=Seconds(bound=significant(one.bound), estimate=significant(estimate)),
         limit_seconds=limit_seconds,
         basis=basis,
-        tokens_per_second=_rounded(tokens / estimate) if estimate else None,
+        tokens_per_second=significant(tokens / estimate) if estimate else None,
         phases=phases,
         rates=told_rates(found) if estimate is not None else {},
     )
@@ -103,7 +143,7 @@ def _phase(
         return accumulation * sum(int(amounts[work.name]) for work in works)
 
     return PhaseWork(
-        seconds=_rounded(None if seconds is None else seconds * accumulation),
+        seconds=significant(None if seconds is None else seconds * accumulation),
         flops=amount(lambda kind: kind in ("linear", "attention")),
         memory_bytes=amount(lambda kind: kind == "memory"),
         to_host_bytes=amount(lambda kind: kind == TO_HOST),
@@ -152,6 +192,6 @@ def told_rates(found: Search) -> dict[str, Rate]:
     return told
 
 
-def _rounded(value: Any) -> float | None:
+def significant(value: Any) -> float | None:
     """Six digits of a number, or of the one number in an array."""
     return None if value is None else float(f"{float(np.ravel(value)[0]):.6g}")

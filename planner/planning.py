@@ -35,7 +35,7 @@ from planner.plan import (
     Rejection,
     Train,
 )
-from planner.plan_time import plan_time
+from planner.plan_time import Prices, data_warnings, plan_time
 from planner.settings import check_sets, unknown_names
 from planner.solver import COARSEST, Objective, Search, Wanted, search
 from planner.tiers import TIERS
@@ -68,6 +68,8 @@ class Request:
     excluded: tuple[str, ...] = ()
     knobs: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
     train: Mapping[str, Scalar] = field(default_factory=dict)
+    price_per_hour: float | None = None  # of the card
+    power_price_per_kwh: float | None = None
     command: str = ""
 
 
@@ -208,13 +210,15 @@ def _write(request: Request, situation: Situation, limits: Limits, found: Search
         knobs["lora"] |= {"rank": want.rank, "alpha": knobs["lora"]["alpha"] or 2 * want.rank}
     chosen = reasons_for_choices(found, limits, request.objective, request.required)
     rejected = reasons_for_rejections(found, limits, request.objective, request.excluded)
+    train, source = _train(request, f"runs/{_slug(model.id)}-{want.total}"), _source(request.model, model)
+    prices = Prices(request.price_per_hour, request.power_price_per_kwh)
     return Plan(
         verdict="fits" if fits else "does-not-fit",
         summary=_summary(situation, limits, fits, want),
         gpu=_gpu_facts(gpu),
         model=Model(
             id=model.id,
-            source=_source(request.model, model),
+            source=source,
             architecture=model.architecture,
             parameters=model.parameters,
             layers=model.layers,
@@ -230,15 +234,15 @@ def _write(request: Request, situation: Situation, limits: Limits, found: Search
         choices=[Choice(id=name, reason=chosen[name], knobs=knobs[name]) for name in best.configuration.ids],
         rejected=[Rejection(id=name, reasons=list(reasons)) for name, reasons in rejected.items()],
         memory=Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits)),
-        time=plan_time(found, request.max_step_seconds, limits.accumulation),
-        train=_train(request, f"runs/{_slug(model.id)}-{want.total}"),
+        time=plan_time(found, request.max_step_seconds, train, source, prices),
+        train=train,
         nearest=[] if fits else suggestions(found, limits, request.required, request.excluded),
-        warnings=_warnings(situation, want.total),
+        warnings=[*_warnings(situation, want.total), *data_warnings(train)],
         not_modelled=list(NOT_MODELLED),
         provenance=Provenance(
             tierplan=__version__,
             command=request.command,
-            profile_sha256=_digest(asdict(gpu)),
+            profile_sha256=_digest(_profile_data(gpu)),
             model_sha256=_digest(asdict(model)),
             calibration_sha256=found.constants.sha256,
         ),
@@ -254,6 +258,7 @@ def _gpu_facts(gpu: HardwareProfile) -> Gpu:
         visible_bytes=int(gpu.visible_bytes.value or 0),
         context_bytes=int(gpu.context_bytes.value or 0),
         context_basis=gpu.context_bytes.basis,
+        measured_file=gpu.measured.file if gpu.measured is not None and gpu.measured.file else None,
     )
 
 
@@ -279,6 +284,13 @@ def _source(name: str, model: ModelShape) -> str:
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
+
+
+def _profile_data(gpu: HardwareProfile) -> dict[str, Any]:
+    """The profile as plain data; not where its file lies, and no word of measuring where nobody did."""
+    data = asdict(gpu)
+    measured = data.pop("measured")
+    return data if measured is None else data | {"measured": measured | {"file": ""}}
 
 
 def _digest(value: Any) -> str:
