@@ -30,6 +30,7 @@ PASSED_OVER = frozenset(
         "warnings",
         "not_modelled",
         "time.basis",
+        "train.data",
         "time.epoch",
         "time.cost",
         "time.rates",
@@ -124,7 +125,7 @@ def same_settings(plan: Plan, gpu: str) -> Request:
         required=chosen,
         excluded=tuple(name for name in all_optimizations() if name not in chosen),
         knobs={choice.id: _set_knobs(choice) for choice in plan.choices},
-        train=plan.train.model_dump(),
+        train=plan.train.model_dump() | {"data": None},  # which decides nothing, and takes time to look at
         price_per_hour=plan.time.cost.price_per_hour if plan.time.cost else None,
         power_price_per_kwh=plan.time.cost.power_price_per_kwh if plan.time.cost else None,
         command=plan.provenance.command,

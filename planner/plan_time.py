@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from planner.compose import Configuration
+from planner.errors import PlanError
 from planner.ledger import Phase
 from planner.plan import PhaseWork, Rate, Seconds, Time, Train
 from planner.rates import KINDS, TO_DEVICE, TO_HOST, kind_of, rates_of
@@ -69,35 +70,31 @@ class Prices:
     power_per_kwh: float | None = None
 
 
-def plan_time(found: Search, limit_seconds: float, train: Train, source: str, prices: Prices) -> Time:
-    """Time of a step; of an epoch, where there is data here; cost, where there is a price.
+def plan_time(found: Search, limit_seconds: float, train: Train, source: str, prices: Prices) -> tuple[Time, list[str]]:
+    """Time of a step; of an epoch, where there is data here; cost, where there is a price. And warnings.
+
+    Data that is elsewhere, or that the trainer would refuse, is no reason to plan nothing: a warning says so.
 
     Args:
         source: what the trainer loads the model from.
-
-    Raises:
-        PlanError: the data that is here cannot be trained on.
     """
-    time = step_section(found, limit_seconds, train.accumulation)
-    if train.data is not None and (data := Path(train.data).expanduser()).exists():
+    time, warnings = step_section(found, limit_seconds, train.accumulation), []
+    if train.data is not None:
         from planner.data_profile import profile_data
         from planner.epoch import epoch
 
-        once = epoch(profile_data(data, source, found.constants), train, StepClock(found, train.accumulation))
-        time = time.model_copy(update={"epoch": once})
+        clock = StepClock(found, train.accumulation)
+        try:
+            once = epoch(profile_data(Path(train.data).expanduser(), source, found.constants), train, clock)
+            time = time.model_copy(update={"epoch": once})
+        except PlanError as error:
+            warnings.append(f"How long an epoch takes is not known. {error}")
     if prices == Prices():
-        return time
+        return time, warnings
     from planner.cost import cost
 
     told = cost(time, found.situation.gpu, prices.per_hour, prices.power_per_kwh)
-    return time.model_copy(update={"cost": told})
-
-
-def data_warnings(train: Train) -> list[str]:
-    """Whether the data could not be looked at."""
-    if train.data is None or Path(train.data).expanduser().exists():
-        return []
-    return [f"There is no {train.data} here, so the plan cannot say how long its data takes."]
+    return time.model_copy(update={"cost": told}), warnings
 
 
 def step_section(found: Search, limit_seconds: float, accumulation: int) -> Time:

@@ -35,7 +35,7 @@ from planner.plan import (
     Rejection,
     Train,
 )
-from planner.plan_time import Prices, data_warnings, plan_time
+from planner.plan_time import Prices, plan_time
 from planner.settings import check_sets, unknown_names
 from planner.solver import COARSEST, Objective, Search, Wanted, search
 from planner.tiers import TIERS
@@ -212,6 +212,7 @@ def _write(request: Request, situation: Situation, limits: Limits, found: Search
     rejected = reasons_for_rejections(found, limits, request.objective, request.excluded)
     train, source = _train(request, f"runs/{_slug(model.id)}-{want.total}"), _source(request.model, model)
     prices = Prices(request.price_per_hour, request.power_price_per_kwh)
+    time, warnings = plan_time(found, request.max_step_seconds, train, source, prices)
     return Plan(
         verdict="fits" if fits else "does-not-fit",
         summary=_summary(situation, limits, fits, want),
@@ -234,10 +235,10 @@ def _write(request: Request, situation: Situation, limits: Limits, found: Search
         choices=[Choice(id=name, reason=chosen[name], knobs=knobs[name]) for name in best.configuration.ids],
         rejected=[Rejection(id=name, reasons=list(reasons)) for name, reasons in rejected.items()],
         memory=Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits)),
-        time=plan_time(found, request.max_step_seconds, train, source, prices),
+        time=time,
         train=train,
         nearest=[] if fits else suggestions(found, limits, request.required, request.excluded),
-        warnings=[*_warnings(situation, want.total), *data_warnings(train)],
+        warnings=[*_warnings(situation, want.total), *warnings],
         not_modelled=list(NOT_MODELLED),
         provenance=Provenance(
             tierplan=__version__,
