@@ -143,7 +143,11 @@ def card_of(plan: Plan) -> str:
         PlanError: nothing finds it.
     """
     from planner.hardware import load_profile
+    from planner.own_profile import folder
 
+    measured = Path(plan.gpu.measured_file) if plan.gpu.measured_file is not None else None
+    if measured is not None and measured.is_file() and (plan.gpu.kind == "gpu" or measured.parent != folder()):
+        return str(measured)
     if plan.gpu.kind == "cpu":
         return "cpu"
     try:

@@ -179,7 +179,11 @@ def _read(errors: list[PlanError], reader: Any, name: str) -> Any:
 
 
 def _gpu(name: str) -> HardwareProfile:
-    return {"local": detect_local, "cpu": cpu_profile}[name]() if name in ("local", "cpu") else load_profile(name)
+    if name not in ("local", "cpu"):
+        return load_profile(name)
+    from planner.own_profile import with_own_measurement
+
+    return with_own_measurement({"local": detect_local, "cpu": cpu_profile}[name]())
 
 
 def _model(name: str) -> ModelShape:
@@ -288,9 +292,12 @@ def _slug(name: str) -> str:
 
 
 def _profile_data(gpu: HardwareProfile) -> dict[str, Any]:
-    """The profile as plain data; not where its file lies, and no word of measuring where nobody did."""
+    """The profile as plain data, but for where its file lies and which one of its kind it is.
+
+    Where nobody measured there is no word of it, so that a profile's hash stays what it was.
+    """
     data = asdict(gpu)
-    measured = data.pop("measured")
+    measured, _ = data.pop("measured"), data.pop("uuid")
     return data if measured is None else data | {"measured": measured | {"file": ""}}
 
 
