@@ -17,18 +17,24 @@ def linear_forward_flops(x: Letters) -> Number:
 
 
 def linear_backward_flops(x: Letters) -> Number:
-    """Gradient of the inputs through base and adapters, and of the adapters themselves; the base is frozen."""
+    """Gradient of the inputs through base and adapters, and of the adapters themselves; the base is frozen.
+
+    Approximate: counts the gradient of the first layer's input, which nobody needs and autograd leaves out.
+    """
     return 2 * tokens(x) * x.L * (x.P + 2 * x.R * x.U)
 
 
 def attention_forward_flops(x: Letters) -> Number:
-    """Two products over the causal half of all pairs."""
-    return 2 * x.B * x.S**2 * x.L * x.H * x.E
+    """Two products over the S (S + 1) / 2 pairs of a token with itself and those before it, each pair once.
+
+    Kernels compute whole tiles on the diagonal and eager attention every pair: their rates count these pairs alone.
+    """
+    return 2 * x.B * x.S * (x.S + 1) * x.L * x.H * x.E
 
 
 def attention_backward_flops(x: Letters) -> Number:
-    """Five products over the causal half of all pairs, one of them the scores again."""
-    return 5 * x.B * x.S**2 * x.L * x.H * x.E
+    """Five products over the same pairs, one of them the scores again."""
+    return 5 * x.B * x.S * (x.S + 1) * x.L * x.H * x.E
 
 
 def elementwise_forward_bytes(x: Letters) -> Number:

@@ -22,7 +22,7 @@ class Calibration:
 
     def workspace_bytes(self, capability: tuple[int, int] | None) -> int:
         """cuBLAS workspace of a card; none on the CPU."""
-        return 0 if capability is None else int(_of_card(self.document["workspace_bytes"], capability))
+        return 0 if capability is None else int(_of_card(self.document["workspace_bytes"], capability)["value"])
 
     def reserve_bytes(self, expected: Any, kind: str) -> Any:
         """Bound on what is taken above the expected peak: what the allocator reserves, and what no term holds."""
@@ -36,16 +36,24 @@ class Calibration:
 
     def attention_efficiency(self, kernel: str, capability: tuple[int, int] | None) -> float:
         """Share of the peak rate that an attention kernel reaches."""
-        return float(_of_card(self.document["efficiency"]["attention"][kernel], capability or (0, 0)))
+        return float(self.attention_share(kernel, capability)["value"])
+
+    def attention_share(self, kernel: str, capability: tuple[int, int] | None) -> dict[str, Any]:
+        """That share with its ``basis`` and ``source``."""
+        return _of_card(self.document["efficiency"]["attention"][kernel], capability or (0, 0))
+
+    def share(self, resource: str) -> dict[str, Any]:
+        """The share of ``linear``, ``link`` or ``memory`` with its ``basis`` and ``source``."""
+        return dict(self.document["efficiency"][resource])
 
     def efficiency(self, resource: str) -> float:
         """Share of the peak rate of ``linear``, ``link`` or ``memory``."""
         return float(self.document["efficiency"][resource]["value"])
 
 
-def _of_card(rows: list[dict[str, Any]], capability: tuple[int, int]) -> Any:
-    """The value of the first row whose capability the card has; rows begin with the newest."""
-    return next(row["value"] for row in rows if capability >= tuple(row["least_capability"]))
+def _of_card(rows: list[dict[str, Any]], capability: tuple[int, int]) -> dict[str, Any]:
+    """The first row whose capability the card has; rows begin with the newest."""
+    return next(row for row in rows if capability >= tuple(row["least_capability"]))
 
 
 @cache

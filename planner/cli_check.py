@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from planner.planning import Request
 
 MOST_LINES = 20
-# Not compared: words for people, and the longest sequence, for which nothing is left free here.
+# Not compared: words for people; the longest sequence, for which nothing is left free here; and what follows from the
+# data, which may have changed or lie elsewhere.
 PASSED_OVER = frozenset(
     {
         "summary",
@@ -29,6 +30,10 @@ PASSED_OVER = frozenset(
         "warnings",
         "not_modelled",
         "time.basis",
+        "train.data",
+        "time.epoch",
+        "time.cost",
+        "time.rates",
         "provenance.command",
         "longest",
     }
@@ -120,7 +125,9 @@ def same_settings(plan: Plan, gpu: str) -> Request:
         required=chosen,
         excluded=tuple(name for name in all_optimizations() if name not in chosen),
         knobs={choice.id: _set_knobs(choice) for choice in plan.choices},
-        train=plan.train.model_dump(),
+        train=plan.train.model_dump() | {"data": None},  # which decides nothing, and takes time to look at
+        price_per_hour=plan.time.cost.price_per_hour if plan.time.cost else None,
+        power_price_per_kwh=plan.time.cost.power_price_per_kwh if plan.time.cost else None,
         command=plan.provenance.command,
     )
 
@@ -136,7 +143,11 @@ def card_of(plan: Plan) -> str:
         PlanError: nothing finds it.
     """
     from planner.hardware import load_profile
+    from planner.own_profile import folder
 
+    measured = Path(plan.gpu.measured_file) if plan.gpu.measured_file is not None else None
+    if measured is not None and measured.is_file() and (plan.gpu.kind == "gpu" or measured.parent != folder()):
+        return str(measured)
     if plan.gpu.kind == "cpu":
         return "cpu"
     try:

@@ -38,6 +38,40 @@ def check_target(path: Path) -> None:
     """
     from planner.plan_file import load_plan
 
+    if _is_new(path):
+        return
+    try:
+        load_plan(path)
+    except PlanError as error:
+        why = "holds something that is no plan of this version, and is not overwritten."
+        raise PlanError(f"--out {path}", why, "Name another file, or move that one away.") from error
+
+
+def check_profile_target(path: Path) -> None:
+    """The same for a measured profile, which may take the place of another measured one only.
+
+    Raises:
+        PlanError: as `check_target`.
+    """
+    from planner.hardware import load_profile
+
+    if _is_new(path):
+        return
+    try:
+        measured = load_profile(str(path.absolute())).measured
+    except PlanError:
+        measured = None
+    if measured is None:
+        why = "holds something that `plan measure` did not write, and is not overwritten."
+        raise PlanError(f"--out {path}", why, "Name another file, or move that one away.")
+
+
+def _is_new(path: Path) -> bool:
+    """Whether nothing is there yet, in a folder that is.
+
+    Raises:
+        PlanError: there is no such folder, or something other than a file is there.
+    """
     asked = f"--out {path}"
     if str(path) == "-":
         raise PlanError(asked, "is no file name here.", "--json prints the plan, and YAML readers read JSON.")
@@ -50,16 +84,12 @@ def check_target(path: Path) -> None:
         if path.is_dir():
             raise PlanError(asked, "is a folder.", f"Name a file, such as {path / 'plan.yaml'}.")
         if not path.exists():
-            return
+            return True
         if not path.is_file():
             raise PlanError(asked, "is not an ordinary file.", "--json prints the plan.")
     except OSError as error:
         raise PlanError(asked, f"cannot be looked at: {error.strerror}.") from error
-    try:
-        load_plan(path)
-    except PlanError as error:
-        why = "holds something that is no plan of this version, and is not overwritten."
-        raise PlanError(asked, why, "Name another file, or move that one away.") from error
+    return False
 
 
 def write_plan(plan: Plan, path: Path) -> None:
@@ -69,12 +99,21 @@ def write_plan(plan: Plan, path: Path) -> None:
         PlanError: it may not be written there, or the disk does not take it.
     """
     check_target(path)
+    write_whole(plan.to_yaml(), path)
+
+
+def write_whole(text: str, path: Path) -> None:
+    """Write a file that was checked, whole or not at all.
+
+    Raises:
+        PlanError: the disk does not take it.
+    """
     place = path.resolve()  # through a link, the file that it names is replaced and the link stays
     half = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         try:
             with half.open("x", encoding="utf-8") as file:
-                file.write(plan.to_yaml())
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             half.replace(place)

@@ -50,6 +50,10 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
         help="Fix a knob (lora.rank=16) or setting (train.lr=1e-4).",
     ),
     "data": click.option("--data", metavar="PATH", help="Text, code or JSONL to train on: a folder or a file."),
+    "price": click.option("--price", metavar="MONEY", help="Price of the card for an hour, to tell what a run costs."),
+    "power_price": click.option(
+        "--power-price", metavar="MONEY", help="Price of a kWh, to tell what its energy costs at most."
+    ),
 }
 
 
@@ -130,6 +134,8 @@ def read_request(options: Options, errors: list[PlanError]) -> Request:
         excluded=tuple(dict.fromkeys(options.get("without") or ())),
         knobs=knobs,
         train=train,
+        price_per_hour=take("price", _price, None),
+        power_price_per_kwh=take("power_price", _price, None),
         command=command_line(options),
     )
 
@@ -174,6 +180,16 @@ def _tier(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= last:
         raise PlanError(text, f"tiers are whole numbers from 1 to {last}.", "--context takes a number of tokens.")
     return int(text)
+
+
+def _price(text: str) -> float:
+    try:
+        price = float(text)
+    except ValueError:
+        price = -1.0
+    if not 0 <= price <= 1e6:  # false for NaN too
+        raise PlanError(text, "is no price: a number from 0 to 1,000,000 in any money.", "Write one such as 0.35.")
+    return price
 
 
 def _objective(text: str) -> str:

@@ -18,6 +18,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from planner.errors import PlanError, did_you_mean, raise_all
+from planner.measured import DTYPES, Measured, MeasuredBlock
 from planner.units import format_bytes, parse_bandwidth, parse_bytes, parse_flops, parse_watts
 
 Basis = Literal["measured", "datasheet", "derived", "assumed"]
@@ -26,7 +27,7 @@ FOLDERS_VARIABLE = "TIERPLAN_HWPROFILES"
 """Environment variable: folders of further cards, separated as in PATH, that come before the shipped ones."""
 
 SHIPPED = Path(__file__).resolve().parent.parent / "hwprofiles"
-RATES = ("fp32", "tf32", "fp16", "bf16")
+RATES = DTYPES
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class HardwareProfile:
     gfx: str = ""
     """What AMD calls the instruction set of its card, such as gfx1100; empty for all others."""
     notes: tuple[str, ...] = ()
+    measured: Measured | None = None
+    """What was found on the machine itself; None where nobody measured."""
+    uuid: str = ""
+    """What the driver calls this very card; empty for a card that is only planned for."""
 
     def budget_bytes(self) -> int | None:
         """What the allocator may reserve: visible less in use less context; None if one is unknown."""
@@ -216,7 +221,7 @@ class _Fact(BaseModel):
         return Sourced(self.value, self.source.strip(), self.why.strip(), self.basis)
 
 
-def _reads(read: Callable[[Any], Any], most: float | None = None) -> AfterValidator:
+def _reads(read: Callable[[Any], Any], most: float | None = None, above: float = 0) -> AfterValidator:
     """Read the fact's value in its own unit; ``most`` is beyond any card and catches slips of the pen."""
 
     def check(fact: _Fact) -> _Fact:
@@ -231,7 +236,7 @@ def _reads(read: Callable[[Any], Any], most: float | None = None) -> AfterValida
             errors.append(PlanError(str(fact.value), "has no source.", "Add source: and say where it comes from."))
         try:
             value = read(fact.value)
-            if most is not None and not 0 < value <= most:
+            if most is not None and not above < value <= most:
                 raise PlanError(str(fact.value), "is no figure of a card.", f"It lies between 0 and {most:g}.")
         except PlanError as error:
             errors.append(error)
@@ -288,16 +293,18 @@ class _Card(BaseModel):
     tdp: Annotated[_Fact, _reads(parse_watts, 1e5)]
     memory: _Bytes
     visible_memory: _Bytes
-    cuda_context: _Bytes
+    cuda_context: Annotated[_Fact, _reads(parse_bytes, 2.0**44, above=-1)]  # none on a CPU
     memory_bandwidth: _Bandwidth
     pcie_bandwidth: _Bandwidth
     rates: _Rates
     bf16: _Flag
     flash_attention_2: _Flag
     notes: list[str] = []
+    kind: Literal["gpu", "cpu"] = "gpu"
+    measured: MeasuredBlock | None = None
 
 
-_KEYS = [*_Card.model_fields, *_Rates.model_fields, *_Fact.model_fields]
+_KEYS = sorted({key for part in (_Card, _Rates, _Fact, MeasuredBlock) for key in part.model_fields})
 
 
 def _read(path: Path, named_by_id: bool = False) -> HardwareProfile:
@@ -326,7 +333,7 @@ def _read(path: Path, named_by_id: bool = False) -> HardwareProfile:
         name=card.name,
         vendor=card.vendor,
         aliases=tuple(card.aliases),
-        kind="gpu",
+        kind=card.kind,
         architecture=card.architecture,
         compute_capability=capability if isinstance(capability, tuple) else None,
         memory_bytes=card.memory.sourced(),
@@ -341,6 +348,7 @@ def _read(path: Path, named_by_id: bool = False) -> HardwareProfile:
         tdp_w=card.tdp.sourced(),
         gfx=capability if isinstance(capability, str) else "",
         notes=tuple(card.notes),
+        measured=card.measured.measured(file) if card.measured else None,
     )
 
 
@@ -366,7 +374,7 @@ def _contradictions(card: _Card, stem: str) -> dict[str, str]:
     wrong = {}
     if card.id != stem:
         wrong["id"] = f"is {card.id!r}, but the file is named {stem!r}."
-    if card.id in ("local", "cpu"):
+    if card.id == "local" or (card.id == "cpu" and card.kind != "cpu"):
         wrong["id"] = f"{card.id!r} is kept for the machine itself."
     # A tenth is left for cards sold as "8 GB" that hold 8 GiB.
     if memory is not None and visible is not None and visible > 1.1 * memory:

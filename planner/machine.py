@@ -33,7 +33,7 @@ def detect_local() -> HardwareProfile:
     try:
         handle = _first_visible(nvml)
         printed = nvml.nvmlDeviceGetName(handle)
-        driver = nvml.nvmlSystemGetDriverVersion()
+        driver, uuid = nvml.nvmlSystemGetDriverVersion(), _text(nvml.nvmlDeviceGetUUID(handle))
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
         memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
         total, reserved, used = int(memory.total), int(memory.reserved), int(memory.used)
@@ -51,7 +51,7 @@ def detect_local() -> HardwareProfile:
         card = min(known, key=lambda each: abs(total - (each.memory_bytes.value or 0)))
         shipped = card.visible_bytes  # the lower of the two: nothing is gained by trusting the higher
         lower = shipped if shipped.value is not None and shipped.value < total - reserved else visible
-        return replace(card, visible_bytes=lower, in_use_bytes=in_use)
+        return replace(card, visible_bytes=lower, in_use_bytes=in_use, uuid=uuid)
     unknown = Sourced(None, said, f"no profile has the name {name!r} with {format_bytes(total)} of memory")
     return HardwareProfile(
         id=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
@@ -73,6 +73,7 @@ def detect_local() -> HardwareProfile:
         sm_count=unknown,
         tdp_w=unknown,
         in_use_bytes=in_use,
+        uuid=uuid,
     )
 
 
@@ -100,6 +101,17 @@ def cpu_profile() -> HardwareProfile:
         sm_count=absent,
         tdp_w=unknown,
     )
+
+
+def machine_name() -> str:
+    """The processor and how many of its threads this process may use; to tell machines apart."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        name = ""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name or platform.processor() or platform.machine() or 'CPU'}, {threads} threads"
 
 
 def host_ram_bytes() -> int:

@@ -34,6 +34,8 @@ class Gpu(Strict):
     visible_bytes: int = Field(ge=0)
     context_bytes: int = Field(ge=0)
     context_basis: str
+    measured_file: str | None = None
+    """The profile that `plan measure` wrote and this plan rests on."""
 
 
 class Model(Strict):
@@ -110,12 +112,85 @@ class Seconds(Strict):
     estimate: float | None
 
 
+class PhaseWork(Strict):
+    """One phase of an optimiser step: its expected time, its FLOPs, and the bytes it moves on each way."""
+
+    seconds: float | None
+    flops: int = Field(ge=0)
+    memory_bytes: int = Field(ge=0)
+    to_host_bytes: int = Field(ge=0)
+    to_device_bytes: int = Field(ge=0)
+
+
+class Rate(Strict):
+    """What a kind of work is expected to reach, and how that is known.
+
+    ``measured`` on this very machine, ``calibrated`` by runs on this kind of card, ``assumed`` otherwise.
+    """
+
+    per_second: float = Field(gt=0)
+    unit: Literal["FLOP/s", "bytes/s"]
+    basis: Literal["measured", "calibrated", "assumed"]
+    source: str
+
+
+class Epoch(Strict):
+    """The data once through.
+
+    ``documents``, ``bytes`` and ``tokens`` are of all data; ``rows``, ``steps`` and ``hours`` of what is trained on,
+    without evaluation. ``hours`` is None where the time of a step is unknown.
+    """
+
+    documents: int = Field(ge=1)
+    validation_documents: int = Field(ge=0)
+    bytes: int = Field(ge=1)
+    tokens: int = Field(ge=0)
+    tokens_basis: Literal["exact", "estimated"]
+    rows: int = Field(ge=0)
+    steps: int = Field(ge=0)
+    hours: float | None
+    basis: str
+
+
+class Spending(Strict):
+    """What something costs at the estimated time; None where a price or a power is not known.
+
+    Attributes:
+        kwh_at_most: energy of the card alone, were it at its rated power all the time.
+        power_cost_at_most: that energy at the price of power.
+        card_cost: the card's hours at their price.
+    """
+
+    kwh_at_most: float | None
+    power_cost_at_most: float | None
+    card_cost: float | None
+
+
+class Cost(Strict):
+    """Cost of a run, in whatever money the prices are given in."""
+
+    price_per_hour: float | None = Field(default=None, ge=0)
+    power_price_per_kwh: float | None = Field(default=None, ge=0)
+    tdp_watts: float | None = Field(default=None, gt=0)
+    step: Spending
+    epoch: Spending | None = None
+    basis: str
+
+
 class Time(Strict):
-    """Time of one optimiser step."""
+    """Time of one optimiser step, of its phases, and of the data once through.
+
+    Approximate: whether a step is within ``limit_seconds`` is judged without the optimiser's own milliseconds.
+    """
 
     step_seconds: Seconds
     limit_seconds: float
     basis: str
+    tokens_per_second: float | None = None
+    phases: dict[str, PhaseWork] = {}
+    rates: dict[str, Rate] = {}
+    epoch: Epoch | None = None
+    cost: Cost | None = None
 
 
 class Longest(Strict):

@@ -34,10 +34,9 @@ from planner.plan import (
     Plan,
     Provenance,
     Rejection,
-    Seconds,
-    Time,
     Train,
 )
+from planner.plan_time import Prices, plan_time
 from planner.settings import check_sets, unknown_names
 from planner.solver import COARSEST, Objective, Search, Wanted, search
 from planner.tiers import TIERS
@@ -48,8 +47,6 @@ NOT_MODELLED = (
     "several cards",
     "what other programs take of the card while it trains",
 )
-TIME_BASIS = "bound: peak rates of the card; estimate: shares of them from planner/calibration.yaml"
-TIME_UNKNOWN = "the card's rates are unknown, so no time is given"
 HOST_BYTES = 32 * GIB  # of host RAM, unless the user says how much there is
 RANDOM = "random:"  # before a model: its shape with random weights, to measure with
 KERNELS_CHECKED = 524_288  # tokens; docs/decisions.md, attention kernels at length
@@ -72,6 +69,8 @@ class Request:
     excluded: tuple[str, ...] = ()
     knobs: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
     train: Mapping[str, Scalar] = field(default_factory=dict)
+    price_per_hour: float | None = None  # of the card
+    power_price_per_kwh: float | None = None
     command: str = ""
 
 
@@ -181,7 +180,11 @@ def _read(errors: list[PlanError], reader: Any, name: str) -> Any:
 
 
 def _gpu(name: str) -> HardwareProfile:
-    return {"local": detect_local, "cpu": cpu_profile}[name]() if name in ("local", "cpu") else load_profile(name)
+    if name not in ("local", "cpu"):
+        return load_profile(name)
+    from planner.own_profile import with_own_measurement
+
+    return with_own_measurement({"local": detect_local, "cpu": cpu_profile}[name]())
 
 
 def _model(name: str) -> ModelShape:
@@ -212,13 +215,16 @@ def _write(request: Request, situation: Situation, limits: Limits, found: Search
         knobs["lora"] |= {"rank": want.rank, "alpha": knobs["lora"]["alpha"] or 2 * want.rank}
     chosen = reasons_for_choices(found, limits, request.objective, request.required)
     rejected = reasons_for_rejections(found, limits, request.objective, request.excluded)
+    train, source = _train(request, f"runs/{_slug(model.id)}-{want.total}"), _source(request.model, model)
+    prices = Prices(request.price_per_hour, request.power_price_per_kwh)
+    time, warnings = plan_time(found, request.max_step_seconds, train, source, prices)
     return Plan(
         verdict="fits" if fits else "does-not-fit",
         summary=_summary(situation, limits, fits, want),
         gpu=_gpu_facts(gpu),
         model=Model(
             id=model.id,
-            source=_source(request.model, model),
+            source=source,
             architecture=model.architecture,
             parameters=model.parameters,
             layers=model.layers,
@@ -234,19 +240,15 @@ def _write(request: Request, situation: Situation, limits: Limits, found: Search
         choices=[Choice(id=name, reason=chosen[name], knobs=knobs[name]) for name in best.configuration.ids],
         rejected=[Rejection(id=name, reasons=list(reasons)) for name, reasons in rejected.items()],
         memory=Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits), disk=_disk_memory(found)),
-        time=Time(
-            step_seconds=Seconds(bound=_at(best.time.bound, index), estimate=_at(best.time.estimate, index)),
-            limit_seconds=request.max_step_seconds,
-            basis=TIME_BASIS if best.time.estimate is not None else TIME_UNKNOWN,
-        ),
-        train=_train(request, f"runs/{_slug(model.id)}-{want.total}"),
+        time=time,
+        train=train,
         nearest=[] if fits else suggestions(found, limits, request.required, request.excluded),
-        warnings=_warnings(situation, want.total),
+        warnings=[*_warnings(situation, want.total), *warnings],
         not_modelled=list(NOT_MODELLED),
         provenance=Provenance(
             tierplan=__version__,
             command=request.command,
-            profile_sha256=_digest(asdict(gpu)),
+            profile_sha256=_digest(_profile_data(gpu)),
             model_sha256=_digest(asdict(model)),
             calibration_sha256=found.constants.sha256,
         ),
@@ -262,6 +264,7 @@ def _gpu_facts(gpu: HardwareProfile) -> Gpu:
         visible_bytes=int(gpu.visible_bytes.value or 0),
         context_bytes=int(gpu.context_bytes.value or 0),
         context_basis=gpu.context_bytes.basis,
+        measured_file=gpu.measured.file if gpu.measured is not None and gpu.measured.file else None,
     )
 
 
@@ -272,10 +275,6 @@ def _train(request: Request, out: str) -> Train:
     except ValidationError as error:
         raise_all([PlanError(f"train.{item['loc'][0]}", item["msg"] + ".") for item in error.errors()])
         raise AssertionError("unreachable") from error
-
-
-def _at(values: Any, index: int) -> float | None:
-    return None if values is None else float(f"{float(values[index]):.6g}")
 
 
 def _source(name: str, model: ModelShape) -> str:
@@ -291,6 +290,16 @@ def _source(name: str, model: ModelShape) -> str:
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
+
+
+def _profile_data(gpu: HardwareProfile) -> dict[str, Any]:
+    """The profile as plain data, but for where its file lies and which one of its kind it is.
+
+    Where nobody measured there is no word of it, so that a profile's hash stays what it was.
+    """
+    data = asdict(gpu)
+    measured, _ = data.pop("measured"), data.pop("uuid")
+    return data if measured is None else data | {"measured": measured | {"file": ""}}
 
 
 def _digest(value: Any) -> str:

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from planner.ledger import GROUPS, Phase
 from planner.plan import Plan, Scalar
-from planner.units import GIB, MIB, format_bytes, format_seconds
+from planner.report_time import time_facts, time_section
+from planner.units import GIB, MIB, format_bytes
 
 NARROWEST, WIDEST = 80, 120  # what the table of phases needs; what can be read with ease
 BAR_WIDEST = 96
@@ -69,6 +70,8 @@ def report(
     yield section("In short", facts(plan))
     yield section(f"{_device(plan)} memory against its budget", budget_bar(plan, width - 2, _plain(console)))
     yield section(f"{_device(plan)} memory by phase, in {_unit(plan)[0]}", phase_table(plan))
+    if (timed := time_section(plan)) is not None:
+        yield section("Time of a step, and the rates it goes by", timed)
     if plan.choices:
         made = ((choice.id, [choice.reason, *_knobs(choice.knobs)]) for choice in plan.choices)
         yield section("Switched on, and why", _named(made))
@@ -94,7 +97,7 @@ def facts(plan: Plan) -> RenderableType:
 
 
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
-    gpu, host, seconds = plan.gpu, plan.memory.host, plan.time.step_seconds
+    gpu, host = plan.gpu, plan.memory.host
     usable = format_bytes(plan.memory.gpu.budget_bytes)
     if gpu.kind == "gpu":
         shown = f"{_size(gpu.visible_bytes)} less {_size(gpu.context_bytes)} of CUDA context"
@@ -111,7 +114,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         parts = f"{plan.total_tokens:,} tokens, all of them trained"
     yield "Sequence", f"{tier}{parts}, LoRA rank {plan.lora_rank}"
     yield "Longest", longest(plan)
-    yield "Step", _step(seconds.bound, seconds.estimate, plan.time.limit_seconds, plan.time.basis)
+    yield from time_facts(plan)
     pinned = f", {format_bytes(host.pinned_bytes)} of it pinned" if host.pinned_bytes else ""
     yield "Host RAM", f"{format_bytes(host.peak_bytes)} of {_size(host.budget_bytes)}{pinned}"
     if plan.memory.disk.peak_bytes:
@@ -125,13 +128,6 @@ def longest(plan: Plan) -> str:
         rest = f", {every:,} if all are" if every is not None else ""
         return f"{with_target:,} tokens if {plan.target:,} are trained{rest}, {rank}"
     return f"{every:,} tokens, all trained, {rank}" if every is not None else f"no sequence fits {rank}"
-
-
-def _step(bound: float | None, estimate: float | None, limit: float, basis: str) -> str:
-    if estimate is None:
-        return f"unknown: {basis}"
-    floor = f", never less than {format_seconds(bound)}" if bound is not None else ""
-    return f"about {format_seconds(estimate)}{floor}; limit {format_seconds(limit)} ({basis})"
 
 
 def budget_bar(plan: Plan, width: int, plain: bool = False) -> RenderableType:

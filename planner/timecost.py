@@ -1,7 +1,7 @@
 """Time of one step: a roofline with a lower bound and an estimate.
 
 Matrix products and attention share the matrix units, so their times add; copies over the link run beside them.
-The bound takes the card's peak rates; the estimate multiplies them by the shares in ``calibration.yaml``.
+The bound takes the most that a card can do, the estimate what is expected of it (`planner.rates`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 from planner.calibration import Calibration
 from planner.compose import Configuration
 from planner.hardware import HardwareProfile
-from planner.ledger import Phase, Resource
-from planner.symbols import greatest
+from planner.ledger import Device, Ledger, Phase, Resource
+from planner.rates import TO_DEVICE, TO_HOST, kind_of, rates_of
+from planner.symbols import Letters, greatest
 
 # Rates that stand in where a card's are unknown: they rank configurations and are never shown.
-NOMINAL = {Resource.LINEAR: 1e12, Resource.ATTENTION: 1e12, Resource.MEMORY: 1e11, Resource.LINK: 1e10}
+NOMINAL: Mapping[str, float] = {"linear": 1e12, "attention": 1e12, "memory": 1e11, TO_HOST: 1e10, TO_DEVICE: 1e10}
+TIMED = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD)
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class StepTime:
     """Seconds of one micro-batch; numbers or numpy arrays.
 
     Attributes:
-        bound: no step can be faster; None where the card's rates are unknown.
-        estimate: what is expected; None where the card's rates are unknown.
+        bound: no step can be faster; None where the card's peak rates are unknown.
+        estimate: what is expected; None where it is unknown what the card reaches.
         rank: what configurations are ranked by: the estimate, or the same sum at nominal rates.
     """
 
@@ -36,51 +38,79 @@ class StepTime:
 
     def times(self, count: int) -> StepTime:
         """The time of so many, one after the other."""
-        if self.bound is None:
-            return StepTime(None, None, self.rank * count)
-        return StepTime(self.bound * count, self.estimate * count, self.rank * count)
+        bound = None if self.bound is None else self.bound * count
+        return StepTime(bound, None if self.estimate is None else self.estimate * count, self.rank * count)
 
 
 def step_time(
     configuration: Configuration, amounts: Mapping[str, Any], gpu: HardwareProfile, constants: Calibration
 ) -> StepTime:
-    """Time of one forward and backward pass, given the amount of every piece of work.
+    """Time of one forward and backward pass, given the amount of every piece of work; see `update_seconds`."""
+    phases = phase_times(configuration, amounts, gpu, constants).values()
+    bound = None if any(each.bound is None for each in phases) else sum(each.bound for each in phases)
+    estimate = None if any(each.estimate is None for each in phases) else sum(each.estimate for each in phases)
+    return StepTime(bound, estimate, sum(each.rank for each in phases))
 
-    The optimiser's own work on the adapters is left out.
+
+def phase_times(
+    configuration: Configuration, amounts: Mapping[str, Any], gpu: HardwareProfile, constants: Calibration
+) -> dict[Phase, StepTime]:
+    """Time of each phase of one forward and backward pass.
+
+    The bound leaves out what caches may serve (all traffic through the device's memory), and one layer of L
+    where it could be saved: the last layer's input need not cross the link, and the first layer's needs no gradient.
 
     Approximate: norms, activations and other bandwidth-bound work are within the shares of the matrix products.
     """
-    kernel = configuration.settings["attention"]
-    shares = {
-        Resource.LINEAR: constants.efficiency("linear"),
-        Resource.ATTENTION: constants.attention_efficiency(kernel, gpu.compute_capability),
-        Resource.MEMORY: constants.efficiency("memory"),
-        Resource.LINK: constants.efficiency("link"),
-    }
-    peak = gpu.rates.get(configuration.settings["dtype"])
-    known = {
-        Resource.LINEAR: peak.value if peak else None,
-        Resource.ATTENTION: peak.value if peak else None,
-        Resource.MEMORY: gpu.bandwidth.value,
-        Resource.LINK: gpu.pcie_bytes_per_second.value,
-    }
-    used = {work.resource for work in configuration.ledger.work.values()}
-    complete = all(known[resource] for resource in used)
-    rates = {resource: float(known[resource] or 0) if complete else NOMINAL[resource] for resource in Resource}
-    bound: Any = 0.0
-    estimate: Any = 0.0
-    for phase in (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD):
-        ideal, likely, ideal_link, likely_link = 0.0, 0.0, 0.0, 0.0
+    settings, layers = configuration.settings, configuration.letters["L"]
+    rates = rates_of(settings["attention"], settings["dtype"], configuration.letters["E"], gpu, constants)
+    kinds = {name: kind_of(work) for name, work in configuration.ledger.work.items()}
+    used = set(kinds.values())
+    likely = rates.likely if all(rates.likely[kind] for kind in used) else NOMINAL
+    bounded = all(rates.most[kind] for kind in used if kind != "memory")
+    found = {}
+    for phase in TIMED:
+        ideal: Any = 0.0
+        busy: Any = 0.0
+        ideal_link: Any = 0.0
+        busy_link: Any = 0.0
         for work in configuration.ledger.work.values():
             if work.phase is not phase:
                 continue
-            seconds = amounts[work.name] / rates[work.resource]
+            kind, amount = kinds[work.name], amounts[work.name]
+            most, rate = rates.most[kind], likely[kind]
+            assert rate is not None
             if work.resource is Resource.LINK:
-                ideal_link, likely_link = ideal_link + seconds, likely_link + seconds / shares[work.resource]
+                busy_link = busy_link + amount / rate
+                ideal_link = ideal_link + (amount / most * (layers - 1) / layers if most else 0.0)
             else:
-                ideal += 0.0 if work.resource is Resource.MEMORY else seconds
-                likely += seconds / shares[work.resource]
-        bound = bound + greatest(ideal, ideal_link)
+                busy = busy + amount / rate
+                if most and work.resource is not Resource.MEMORY:
+                    spared = work.resource is Resource.LINEAR and phase is Phase.BACKWARD
+                    ideal = ideal + amount / most * ((layers - 1) / layers if spared else 1.0)
         # One layer's copy has nothing to hide behind: the last out, the first back.
-        estimate = estimate + greatest(likely, likely_link) + likely_link / configuration.letters["L"]
-    return StepTime(bound, estimate, estimate) if complete else StepTime(None, None, estimate)
+        expected = greatest(busy, busy_link) + busy_link / layers
+        bound = greatest(ideal, ideal_link) if bounded else None
+        found[phase] = StepTime(bound, None if likely is NOMINAL else expected, expected)
+    return found
+
+
+def update_bytes(ledger: Ledger, letters: Letters) -> int:
+    """Bytes through the card's memory in one optimiser step, `trainer.step.update`.
+
+    Adapters and optimiser state are read and written. Gradients are read for their norm, scaled in place, read for
+    the step, and set to zero.
+    """
+    passes = {"adapters": 2, "optimizer": 2, "gradients": 5}
+    return sum(
+        passes[group] * int(term.bytes(letters))
+        for name, term in ledger.terms.items()
+        if (group := name.partition("/")[0]) in passes and term.device is Device.GPU and Phase.OPTIMIZER in term.phases
+    )
+
+
+def update_seconds(size: int, gpu: HardwareProfile, constants: Calibration) -> float | None:
+    """Expected time of moving so many bytes through the device's memory; None where its rate is unknown."""
+    # Kernel, dtype and head size have no part in this.
+    rate = rates_of("eager", "fp32", 1, gpu, constants).likely["memory"]
+    return size / rate if rate else None

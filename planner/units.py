@@ -147,6 +147,13 @@ def parse_watts(text: str) -> float:
     return _with_unit(text, {"w": 1}, "a power", "such as 175 W")
 
 
+def format_rate(rate: float, unit: str) -> str:
+    """Write a rate with three digits and a decimal prefix: ``"20.1 TFLOP/s"``, ``"448 GB/s"``."""
+    short = "B/s" if unit == "bytes/s" else unit
+    power = next((p for p in ("e", "p", "t", "g", "m", "k") if rate >= 0.9995 * _DECIMAL_PREFIXES[p]), "")
+    return f"{float(f'{rate / _DECIMAL_PREFIXES[power]:.3g}'):g} {power.upper() if power != 'k' else 'k'}{short}"
+
+
 def _two_units(smaller: int, ratio: int, large_name: str, small_name: str) -> str:
     large, small = divmod(smaller, ratio)
     return f"{large:,} {large_name}" + (f" {small} {small_name}" if small else "")

@@ -61,8 +61,8 @@ def stock_loss(plan: Plan, adapter: Path) -> float:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    from planner.documents import read_documents
     from trainer.data import evaluation_batches, prepare
-    from trainer.documents import read_documents
     from trainer.loading import find_source, load_tokenizer
     from trainer.session import tokenise_with
 

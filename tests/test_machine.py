@@ -53,6 +53,7 @@ def fake_nvml(monkeypatch: pytest.MonkeyPatch, *cards: tuple[Any, int, int, int]
         "nvmlDeviceGetHandleByIndex": lambda index: index,
         "nvmlDeviceGetHandleByUUID": lambda uuid: int(uuid.removeprefix("GPU-")),
         "nvmlDeviceGetName": lambda index: cards[index][0],
+        "nvmlDeviceGetUUID": lambda index: f"GPU-{index}",
         "nvmlSystemGetDriverVersion": lambda: "580.1",
         "nvmlDeviceGetCudaComputeCapability": lambda index: (7, 5),
         "nvmlDeviceGetMemoryInfo": memory,

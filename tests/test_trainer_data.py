@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.documents import Document, Reading, read_documents
 from planner.errors import PlanError
 from trainer.data import (
     NOT_TRAINED,
@@ -23,7 +24,6 @@ from trainer.data import (
     synthetic_batch,
     tokenise_and_cut,
 )
-from trainer.documents import Document, Reading, read_documents
 
 DOCUMENTS = [Document(f"d{index}", "x" * index) for index in range(12)]
 

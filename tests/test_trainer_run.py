@@ -17,11 +17,11 @@ from torch.nn.functional import cross_entropy
 from trainer_tiny import make_plan, save_model, write_sources
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from planner.documents import read_documents
 from planner.errors import PlanError
 from planner.plan import Plan, Train
 from trainer import run
 from trainer.data import NOT_TRAINED, collate, evaluation_batches, prepare
-from trainer.documents import read_documents
 from trainer.measure import Recorder
 from trainer.run import execute, learning_rate_factor, planned_steps, probe
 from trainer.session import BuiltRun, ResidentSession

@@ -15,8 +15,8 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from planner.documents import Document, Reading, validation_places
 from planner.errors import PlanError
-from trainer.documents import Document, Reading
 
 NOT_TRAINED = -100
 """The target of a position that is not trained: padding, and context before the trained tokens."""
@@ -106,16 +106,7 @@ def split_documents(documents: Sequence[Document], fraction: float, seed: int) -
     Raises:
         PlanError: there are too few documents to have both.
     """
-    if fraction == 0:
-        return list(documents), []
-    if len(documents) < 2:
-        raise PlanError(
-            f"train.validation {fraction:g}",
-            f"needs two documents at least, one to train on and one to judge by; there is {len(documents)}.",
-            "Split the data into several files, or judge by nothing: --set train.validation=0.",
-        )
-    wanted = min(max(1, round(fraction * len(documents))), len(documents) - 1)
-    chosen = set(random.Random(seed).sample(range(len(documents)), wanted))
+    chosen = validation_places(len(documents), fraction, seed)
     train = [document for index, document in enumerate(documents) if index not in chosen]
     return train, [documents[index] for index in sorted(chosen)]
 

@@ -41,7 +41,7 @@ class Recorder:
         self._phase = BETWEEN
         self._counter: TensorBytes | None = None
         self._stop = threading.Event()
-        self._driver = _driver_reader(device) if self._cuda else None
+        self._driver = driver_reader(device) if self._cuda else None
         self._thread = threading.Thread(target=self._sample_until_stopped, daemon=True)
         self.phases: dict[str, dict[str, int]] = {}
         self.pinned_bytes = 0
@@ -117,7 +117,7 @@ def host_anonymous_bytes() -> int:
     return 0
 
 
-def _driver_reader(device: torch.device) -> Any:
+def driver_reader(device: torch.device) -> Any:
     """A function that gives the driver's bytes of this process, or None; None itself without pynvml."""
     try:
         import pynvml

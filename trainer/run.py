@@ -14,12 +14,12 @@ import torch
 from rich.console import Console
 from torch.optim.lr_scheduler import LambdaLR
 
+from planner.documents import Reading, read_documents
 from planner.errors import PlanError
 from planner.ledger import Phase
 from planner.plan import Plan, Train
 from planner.units import format_bytes
 from trainer.data import Batch, Data, epochs, evaluation_batches, prepare, synthetic_batch
-from trainer.documents import Reading, read_documents
 from trainer.measure import BETWEEN, Recorder, exact_terms, resident_tensors
 from trainer.output import RunFolder
 from trainer.progress import Progress

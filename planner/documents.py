@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from planner.errors import PlanError
 
 LARGEST_FILE = 10 * 10**6
 """Bytes of a file in a folder; a larger one is generated data far more often than source code."""
+
+JSONL = (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,37 @@ def read_documents(path: Path) -> Reading:
             content = path.read_bytes()
         except OSError as error:
             raise PlanError(f"data {path}", f"cannot be read: {error.strerror}.") from error
-        reading = _jsonl(path, content) if path.suffix in (".jsonl", ".ndjson") else _text(path, content)
+        reading = jsonl_documents(path, content) if path.suffix in JSONL else _text(path, content)
     if not reading.documents:
         told = "; ".join(f"{len(names)} {reason}" for reason, names in reading.skipped.items())
         raise PlanError(f"data {path}", f"holds no text to train on{f' ({told})' if told else ''}.")
     return reading
 
 
+def validation_places(count: int, fraction: float, seed: int) -> frozenset[int]:
+    """Which of so many documents are kept for validation, dealt by chance; at least one, unless ``fraction`` is 0.
+
+    Raises:
+        PlanError: there are too few documents to have both kinds.
+    """
+    if fraction == 0:
+        return frozenset()
+    if count < 2:
+        raise PlanError(
+            f"train.validation {fraction:g}",
+            f"needs two documents at least, one to train on and one to judge by; there is {count}.",
+            "Split the data into several files, or judge by nothing: --set train.validation=0.",
+        )
+    wanted = min(max(1, round(fraction * count)), count - 1)
+    return frozenset(random.Random(seed).sample(range(count), wanted))
+
+
 def _folder(folder: Path) -> Reading:
     documents: list[Document] = []
     skipped: dict[str, list[str]] = {}
-    for file in _files(folder):
+    for file in files_below(folder):
         name = file.relative_to(folder).as_posix()
-        reason, text = _read(file)
+        reason, text = text_of(file)
         if reason:
             skipped.setdefault(reason, []).append(name)
         else:
@@ -65,7 +86,7 @@ def _folder(folder: Path) -> Reading:
     return Reading(tuple(documents), {reason: tuple(names) for reason, names in sorted(skipped.items())})
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Files below the folder that are not hidden, sorted; links are not followed, so none comes twice."""
     found = []
     for place, folders, files in os.walk(folder):
@@ -74,7 +95,7 @@ def _files(folder: Path) -> Iterator[Path]:
     yield from sorted((file for file in found if file.is_file() and not file.is_symlink()), key=Path.as_posix)
 
 
-def _read(file: Path) -> tuple[str, str]:
+def text_of(file: Path) -> tuple[str, str]:
     """The reason to leave a file out (empty: none), and its text."""
     try:
         if file.stat().st_size > LARGEST_FILE:
@@ -100,7 +121,8 @@ def _text(path: Path, content: bytes) -> Reading:
     return Reading((Document(path.name, text),) if text.strip() else (), {})
 
 
-def _jsonl(path: Path, content: bytes) -> Reading:
+def jsonl_documents(path: Path, content: bytes) -> Reading:
+    """The rows of a ``.jsonl`` file, or of whole lines from its head."""
     documents, empty = [], []
     for number, line in enumerate(content.splitlines(), start=1):
         if not line.strip():

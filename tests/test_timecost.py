@@ -1,0 +1,191 @@
+"""The time of a plan: FLOPs as counted in a real step, a bound that no record is below, sums that add up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_memory_against_counted import write_config
+from test_validation_records import ON_CARDS, planned_again
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from planner.baseline_work import attention_backward_flops, attention_forward_flops, linear_forward_flops
+from planner.hardware import Sourced, load_profile
+from planner.measured import Measured
+from planner.planning import Request, make_plan
+from planner.rates import rates_of
+from planner.symbols import Letters
+from trainer.data import synthetic_batch
+from trainer.session import build
+
+
+@pytest.mark.parametrize("name", ON_CARDS)
+def test_no_step_on_record_was_faster_than_the_bound(name: str) -> None:
+    bound = planned_again(name).time.step_seconds.bound
+    assert bound is not None
+    assert 0 < bound <= ON_CARDS[name]["step_seconds"]["median"]
+    assert bound <= min(ON_CARDS[name]["step_seconds"]["each"])
+
+
+class Products(TorchDispatchMode):
+    """Counts the FLOPs of matrix products, a multiply-add being two; attention has kernels of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
+        if name in ("mm", "addmm", "addmm_"):
+            left, right = args[-2:]
+            self.flops += 2 * left.shape[0] * left.shape[1] * right.shape[1]
+        assert name not in ("bmm", "baddbmm", "linear"), name
+        return result
+
+
+@contextmanager
+def counted() -> Iterator[Products]:
+    with Products() as products:
+        yield products
+
+
+@pytest.mark.parametrize("family", ["phi", "llama", "qwen3"])
+@pytest.mark.parametrize("on", [(), ("gradient_checkpointing",)], ids=["every-layer-saved", "checkpointed"])
+def test_products_of_a_step_are_those_of_the_formulas(tmp_path: Path, family: str, on: tuple[str, ...]) -> None:
+    tokens, target, rank = 192, 64, 4
+    plan = make_plan(
+        Request(
+            gpu="cpu",
+            model=f"random:{write_config(family, tmp_path)}",
+            total_tokens=tokens,
+            target=target,
+            required=("lora", "chunked_loss", "exact_attention", *on),
+            excluded=tuple(name for name in ("gradient_checkpointing",) if name not in on),
+            knobs={"lora": {"rank": rank}, "chunked_loss": {"rows": 32}},
+        )
+    )
+    built = build(plan)
+    batch = synthetic_batch(1, tokens, target, built.base.config.vocab_size, 0)
+    with counted() as products:
+        built.loss(batch, torch.tensor(float(target)), lambda _: None).backward()
+    config = built.base.config
+    # Of the gradient of the first layer's input nobody has any use: the formula counts it, and autograd does not.
+    head = config.hidden_size // config.num_attention_heads if family != "qwen3" else config.head_dim
+    read = [(config.num_attention_heads + 2 * config.num_key_value_heads) * head, 3]
+    if family == "phi":  # the MLP of a parallel block reads the layer's input too
+        read = [read[0] + config.intermediate_size, read[1] + 1]
+    spared = 2 * tokens * config.hidden_size * (read[0] + read[1] * rank)
+    attention = 4 * config.num_hidden_layers * config.num_attention_heads * head * tokens * (tokens + 1) // 2
+    forward = attention * (2 if on else 1)
+    phases = plan.time.phases
+    told = sum(phase.flops for phase in phases.values()) - forward - attention * 5 // 2
+    assert told - spared == products.flops
+    assert phases["loss"].flops == 4 * target * config.vocab_size * config.hidden_size
+
+
+@given(tokens=st.integers(1, 64), heads=st.integers(1, 4), width=st.integers(1, 8), layers=st.integers(1, 3))
+def test_attention_counts_every_pair_once(tokens: int, heads: int, width: int, layers: int) -> None:
+    letters = Letters(B=2, S=tokens, L=layers, H=heads, E=width)
+    pairs = sum(1 for query in range(tokens) for key in range(tokens) if key <= query)
+    product = 2 * pairs * heads * width * layers * 2
+    assert attention_forward_flops(letters) == 2 * product
+    assert attention_backward_flops(letters) == 5 * product
+
+
+@given(tokens=st.integers(1, 10**6), rank=st.integers(1, 256))
+def test_linears_are_two_flops_for_each_weight_and_token(tokens: int, rank: int) -> None:
+    letters = Letters(B=1, S=tokens, L=3, P=1000, R=rank, U=70)
+    assert linear_forward_flops(letters) == 3 * 2 * tokens * (1000 + 70 * rank)
+
+
+@pytest.mark.parametrize("gpu", ["rtx2060s", "h200-sxm"])
+@pytest.mark.parametrize("train", [{}, {"batch": 2, "accumulation": 3}])
+def test_phases_add_up_to_the_step(gpu: str, train: dict[str, Any]) -> None:
+    plan = make_plan(Request(gpu=gpu, model="smollm2-135m", total_tokens=4096, train=train))
+    time, one = plan.time, make_plan(Request(gpu=gpu, model="smollm2-135m", total_tokens=4096)).time
+    assert [*time.phases] == ["forward", "loss", "backward", "optimizer"]
+    assert time.step_seconds.estimate == pytest.approx(
+        sum(phase.seconds or 0 for phase in time.phases.values()), rel=1e-5
+    )
+    assert time.step_seconds.bound is not None and time.step_seconds.bound < time.step_seconds.estimate
+    sequences = train.get("batch", 1) * train.get("accumulation", 1)
+    assert time.tokens_per_second == pytest.approx(sequences * 4096 / time.step_seconds.estimate, rel=1e-4)
+    same = [choice.id for choice in plan.choices]
+    if "gradient_checkpointing" in same:
+        assert time.phases["backward"].flops > time.phases["forward"].flops
+    assert time.phases["optimizer"].memory_bytes == one.phases["optimizer"].memory_bytes, "once a step"
+
+
+def test_checkpoints_in_the_host_cross_the_link_once_each_way() -> None:
+    plan = make_plan(Request(required=("checkpoint_offload",), tier=3))
+    size = plan.memory.host.terms["activations/checkpoints"]
+    assert plan.time.phases["forward"].to_host_bytes == plan.time.phases["backward"].to_device_bytes == size
+    assert {"to_host", "to_device"} <= {*plan.time.rates}
+    without = make_plan(Request(excluded=("checkpoint_offload",), tier=3)).time
+    assert all(phase.to_host_bytes == 0 for phase in without.phases.values())
+    assert not {"to_host", "to_device"} & {*without.rates}
+
+
+FOUND = Measured(
+    source="a test",
+    machine="a test",
+    matmul={"fp16": 22e12},
+    attention={"efficient": {"fp16": {64: 11e12, 128: 14e12}}},
+    memory=3e11,
+    to_host=11e9,
+    to_device=12e9,
+)
+
+
+def test_measured_rates_come_before_shares_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    from planner import planning
+
+    card = load_profile("rtx2060s")
+    monkeypatch.setattr(planning, "load_profile", lambda _: replace(card, measured=FOUND))
+    measured, shipped = make_plan(Request(tier=3)), None
+    rates = measured.time.rates
+    assert {kind: rate.per_second for kind, rate in rates.items()} == {
+        "linear": 22e12,
+        "attention": 11e12,  # Phi-2's head size is 80: the next smaller one that was measured
+        "memory": 3e11,
+    } | ({"to_host": 11e9, "to_device": 12e9} if "to_host" in rates else {})
+    assert {rate.basis for rate in rates.values()} == {"measured"} and "plan measure" in measured.time.basis
+    monkeypatch.undo()
+    shipped = make_plan(Request(tier=3))
+    assert {rate.basis for rate in shipped.time.rates.values()} == {"assumed"}
+    assert measured.time.step_seconds.bound == shipped.time.step_seconds.bound, "no more than the peak was measured"
+
+
+@settings(max_examples=50)
+@given(
+    peak=st.none() | st.floats(1e9, 1e15),
+    found=st.floats(1e9, 1e15),
+    head=st.sampled_from([32, 64, 80, 96, 128, 256]),
+)
+def test_a_bound_never_goes_by_less_than_was_measured(peak: float | None, found: float, head: int) -> None:
+    from planner.calibration import calibration
+
+    measured = replace(FOUND, matmul={"fp16": found})
+    sheet = Sourced(peak, "a test", "unknown")
+    card = replace(load_profile("rtx2060s"), rates={"fp16": sheet}, measured=measured)
+    rates = rates_of("efficient", "fp16", head, card, calibration())
+    assert rates.likely["linear"] == found
+    assert rates.most["linear"] == (None if peak is None else max(peak, found))
+    assert rates.likely["attention"] == (14e12 if head >= 128 else 11e12)
+    unheard = rates_of("eager", "fp16", head, card, calibration()).likely["attention"]
+    share = calibration().attention_efficiency("eager", (7, 5))
+    assert unheard == pytest.approx(share * (peak or found))
+
+
+def test_without_any_rate_there_is_no_time_and_the_plan_says_what_finds_it() -> None:
+    time = make_plan(Request(gpu="cpu", model="smollm2-135m")).time
+    assert time.step_seconds.bound is time.step_seconds.estimate is time.tokens_per_second is None
+    assert time.rates == {} and all(phase.seconds is None for phase in time.phases.values())
+    assert time.phases["forward"].flops > 0 and "plan measure" in time.basis
