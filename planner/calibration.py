@@ -46,6 +46,10 @@ class Calibration:
         """The share of ``linear``, ``link`` or ``memory`` with its ``basis`` and ``source``."""
         return dict(self.document["efficiency"][resource])
 
+    def launch_seconds(self) -> float:
+        """Time that the host takes to launch the kernels of one layer, once through in either direction."""
+        return float(self.document["launch_seconds"]["value"])
+
     def efficiency(self, resource: str) -> float:
         """Share of the peak rate of ``linear``, ``link`` or ``memory``."""
         return float(self.document["efficiency"][resource]["value"])

@@ -60,7 +60,8 @@ def phase_times(
     The bound leaves out what caches may serve (all traffic through the device's memory), and one layer of L
     where it could be saved: the last layer's input need not cross the link, and the first layer's needs no gradient.
 
-    Approximate: norms, activations and other bandwidth-bound work are within the shares of the matrix products.
+    Short sequences leave a card waiting: the host cannot launch a layer's kernels faster than it does, so no estimate
+    of a card is below that. Approximate: the same time for every layer, host and card.
     """
     settings, layers = configuration.settings, configuration.letters["L"]
     rates = rates_of(settings["attention"], settings["dtype"], configuration.letters["E"], gpu, constants)
@@ -68,6 +69,8 @@ def phase_times(
     used = set(kinds.values())
     likely = rates.likely if all(rates.likely[kind] for kind in used) else NOMINAL
     bounded = all(rates.most[kind] for kind in used if kind != "memory")
+    launches = layers * constants.launch_seconds() if gpu.kind == "gpu" and likely is not NOMINAL else 0.0
+    passes = {Phase.FORWARD: 1, Phase.BACKWARD: 1 + configuration.letters["p"]}
     found = {}
     for phase in TIMED:
         ideal: Any = 0.0
@@ -90,6 +93,7 @@ def phase_times(
                     ideal = ideal + amount / most * ((layers - 1) / layers if spared else 1.0)
         # One layer's copy has nothing to hide behind: the last out, the first back.
         expected = greatest(busy, busy_link) + busy_link / layers
+        expected = greatest(expected, launches * passes.get(phase, 0))
         bound = greatest(ideal, ideal_link) if bounded else None
         found[phase] = StepTime(bound, None if likely is NOMINAL else expected, expected)
     return found
