@@ -13,22 +13,21 @@ from planner.units import format_bytes, format_count, format_seconds
 
 def reasons_for_choices(found: Search, limits: Limits, objective: Objective, required: Sequence[str]) -> dict[str, str]:
     """For each optimisation that is on, what would be lost without it."""
-    return {name: _why_on(name, found, limits, objective, required) for name in found.best.configuration.ids}
+    return {name: _why_on(name, found, limits, objective, required) for name in found.best.ids}
 
 
 def _why_on(name: str, found: Search, limits: Limits, objective: Objective, required: Sequence[str]) -> str:
     if name in required:
         return "asked for by --with"
     best, index = found.best, found.index
-    without = [outcome for outcome in found.outcomes if name not in outcome.configuration.ids]
+    without = found.among(name, False)
     if not without and all_optimizations()[name].free:
         return _why_free(found.without(name), best, limits, index)
     if not without:
         return "nothing would be trained without it"
-    other = found.best_among(objective, lambda outcome: name not in outcome.configuration.ids, index)
+    other = found.best_among(objective, name, False)
     if other is None:
-        reached = [i for i in range(index) if any(bool(outcome.fits[i]) for outcome in without)]
-        if reached:
+        if reached := [i for i in range(index) if any(bool(outcome.fits[i]) for outcome in without)]:
             want = found.wanted[reached[-1]]
             return f"without it tier {want.tier} ({format_count(want.total)} tokens) is the longest that fits"
         return _missing(without, limits, index)
@@ -67,7 +66,7 @@ def reasons_for_rejections(
     """For each optimisation that is off, why: it cannot be used here, or what it would cost for nothing."""
     reasons: dict[str, tuple[str, ...]] = {}
     for name, optimization in all_optimizations().items():
-        if name in found.best.configuration.ids:
+        if name in found.best.ids:
             continue
         if name in excluded:
             reasons[name] = ("switched off by --without",)
@@ -81,9 +80,9 @@ def reasons_for_rejections(
 def _why_off(name: str, found: Search, limits: Limits, objective: Objective) -> str:
     best, index = found.best, found.index
     optimization = all_optimizations()[name]
-    if not any(name in outcome.configuration.ids for outcome in found.outcomes):
+    if name not in found.space.names:
         return "cannot stand beside what is pinned"
-    other = found.best_among(objective, lambda outcome: name in outcome.configuration.ids, index)
+    other = found.best_among(objective, name, True)
     if other is None:
         return "does not fit with it"
     parts = []
@@ -133,7 +132,7 @@ class _Need:
 
 def _more(found: Search, limits: Limits, index: int) -> list[str]:
     """For each limit what it alone would have to be; where no one limit is enough, the least change of several."""
-    needs = [_need(outcome, limits, index, shared=found.situation.gpu.kind == "cpu") for outcome in found.outcomes]
+    needs = [_need(outcome, limits, index, shared=found.situation.gpu.kind == "cpu") for outcome in found.leading]
     alone = {
         name: min(
             (need for need in needs if need.short_of == (name,)), key=lambda need: getattr(need, name), default=None

@@ -38,7 +38,7 @@ from planner.plan import (
     Train,
 )
 from planner.settings import check_sets, unknown_names
-from planner.solver import COARSEST, Objective, Search, Wanted, search
+from planner.solver import COARSEST, Objective, Search, Wanted, search, space_of
 from planner.tiers import TIERS
 from planner.units import GIB, format_bytes, format_count, format_seconds
 
@@ -112,6 +112,8 @@ def make_plan(request: Request) -> Plan:
     limits = Limits(budget, host_bytes, request.max_step_seconds, accumulation)
     constants = calibration()
 
+    space = space_of(situation, request.required, request.excluded, request.knobs)
+
     def find(wanted: list[Wanted]) -> Search:
         return search(
             situation,
@@ -119,10 +121,8 @@ def make_plan(request: Request) -> Plan:
             constants,
             wanted,
             objective=request.objective,
-            required=request.required,
-            excluded=request.excluded,
-            knobs=request.knobs,
             batch=int(request.train.get("batch", 1)),
+            space=space,
         )
 
     found = find(_wanted(request))
@@ -230,7 +230,7 @@ def _write(request: Request, situation: Situation, limits: Limits, found: Search
         total_tokens=want.total,
         lora_rank=want.rank,
         longest=Longest(with_target=found.longest_with_target, all_trained=found.longest_all_trained),
-        choices=[Choice(id=name, reason=chosen[name], knobs=knobs[name]) for name in best.configuration.ids],
+        choices=[Choice(id=name, reason=chosen[name], knobs=knobs[name]) for name in best.ids],
         rejected=[Rejection(id=name, reasons=list(reasons)) for name, reasons in rejected.items()],
         memory=Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits)),
         time=Time(
