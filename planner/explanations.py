@@ -118,8 +118,11 @@ def suggestions(found: Search, limits: Limits, required: Sequence[str], excluded
 
 
 @dataclass(frozen=True)
-class _Need:
-    """What one set of optimisations needs beyond the limits: bytes on the card, bytes in the host, seconds a step."""
+class Need:
+    """What one set of optimisations needs beyond the limits: bytes on the card, bytes in the host, seconds a step.
+
+    Where card and host are one memory, it is the card that lacks bytes.
+    """
 
     card: int
     host: int
@@ -132,7 +135,7 @@ class _Need:
 
 def _more(found: Search, limits: Limits, index: int) -> list[str]:
     """For each limit what it alone would have to be; where no one limit is enough, the least change of several."""
-    needs = [_need(outcome, limits, index, shared=found.situation.gpu.kind == "cpu") for outcome in found.leading]
+    needs = [needed(outcome, limits, index, shared=found.situation.gpu.kind == "cpu") for outcome in found.leading]
     alone = {
         name: min(
             (need for need in needs if need.short_of == (name,)), key=lambda need: getattr(need, name), default=None
@@ -142,22 +145,23 @@ def _more(found: Search, limits: Limits, index: int) -> list[str]:
     if lines := [_told(need, limits) for need in alone.values() if need is not None]:
         return lines
 
-    def excess(need: _Need) -> float:
+    def excess(need: Need) -> float:
         shares = (need.card / max(1, limits.gpu_bytes), need.host / max(1, limits.host_bytes))
         return max(*shares, need.seconds / limits.step_seconds)
 
     return [_told(min(needs, key=excess), limits)]
 
 
-def _need(outcome: Outcome, limits: Limits, index: int, *, shared: bool) -> _Need:
+def needed(outcome: Outcome, limits: Limits, index: int, *, shared: bool) -> Need:
+    """What an outcome needs beyond the limits; ``shared``: card and host are one memory."""
     card, host = int(outcome.high[index]) - limits.gpu_bytes, int(outcome.host[index]) - limits.host_bytes
     slow = 0.0 if outcome.time.estimate is None else float(outcome.time.estimate[index]) - limits.step_seconds
     if shared:  # one memory holds everything, the process itself included
-        return _Need(max(0, host), 0, max(0.0, slow))
-    return _Need(max(0, card), max(0, host), max(0.0, slow))
+        return Need(max(0, host), 0, max(0.0, slow))
+    return Need(max(0, card), max(0, host), max(0.0, slow))
 
 
-def _told(need: _Need, limits: Limits) -> str:
+def _told(need: Need, limits: Limits) -> str:
     parts, values = [], []
     if need.host:
         parts.append(f"--host-ram {-(-(limits.host_bytes + need.host) // 2**30)}GiB")

@@ -150,6 +150,7 @@ class Search:
     situation: Situation
     constants: Calibration
     limits: Limits
+    objective: Objective
     _among: dict[tuple[str, bool], tuple[Outcome, ...]] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -161,6 +162,10 @@ class Search:
     def leading(self) -> tuple[Outcome, ...]:
         """The same without those that another beats in every respect, at all wanted lengths."""
         return tuple(self.weighed.outcomes())
+
+    def best_at(self, index: int) -> Outcome:
+        """What would be chosen at one wanted length: the best that fits, or what comes nearest."""
+        return self.weighed.outcome(_chosen(self.weighed, index, self.objective, self.limits))
 
     @cached_property
     def longest_with_target(self) -> int | None:
@@ -251,9 +256,13 @@ def search(
     weighed = weigh(space, candidates, situation, limits, constants)
     fitting = np.flatnonzero(weighed.fits.any(axis=0))
     index = int(fitting[-1]) if len(fitting) else 0
-    row = _best(weighed, index, objective) if len(fitting) else _nearest(weighed, limits, index)
-    best = weighed.outcome(row)
-    return Search(tuple(wanted), candidates, space, weighed, best, index, situation, constants, limits)
+    best = weighed.outcome(_chosen(weighed, index, objective, limits))
+    return Search(tuple(wanted), candidates, space, weighed, best, index, situation, constants, limits, objective)
+
+
+def _chosen(weighed: Weighed, index: int, objective: Objective, limits: Limits) -> int:
+    """The best of what fits, or where nothing does what comes nearest."""
+    return _best(weighed, index, objective) if weighed.fits[:, index].any() else _nearest(weighed, limits, index)
 
 
 def _best(weighed: Weighed, index: int, objective: Objective) -> int:

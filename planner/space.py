@@ -233,7 +233,7 @@ class Space:
 
     def _timed(self, number: int, folded: Sequence[tuple[Leaf, ...]], values: Values, start: int) -> Iterator[Timed]:
         first, work = self.branches[number].trunk[0], self._trunks[number].work
-        many, width = len(self.branches[number].trunk), values.shape[1]
+        many = len(self.branches[number].trunk)
         changes = [{name: leaf for leaf in leaves for name in leaf.work} for leaves in folded]
         alike: dict[tuple[object, ...], list[int]] = {}
         for place, changed in enumerate(changes):
@@ -247,9 +247,8 @@ class Space:
             for name in pieces:
                 amounts[name] = values[[changes[place][name].work[name][0] for place in places]][:, None]
             rows = np.array(places)[:, None] * many + np.arange(many) + start
-            yield Timed(
-                like, {name: np.broadcast_to(each, (*rows.shape, width)) for name, each in amounts.items()}, rows
-            )
+            shape = (*rows.shape, values.shape[1])  # of all alike: times are added up in place
+            yield Timed(like, {name: np.broadcast_to(each, shape) for name, each in amounts.items()}, rows)
 
     def _trunk(self, branch: Branch) -> Trunk:
         sizes = [[self.rows.size(t, one.letters) for t in one.ledger.terms.values()] for one in branch.trunk]
