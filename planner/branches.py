@@ -72,11 +72,16 @@ def _sets_letters(name: str) -> bool:
     return lettered or "adapters/weights" in each.makes or any("/" not in claim for claim in each.claims)
 
 
-def _touches(name: str) -> set[str]:
-    """The terms and pieces of work that an optimisation makes, changes or needs."""
+def _changes(name: str) -> set[str]:
+    """The terms and pieces of work that an optimisation makes or changes."""
     each = all_optimizations()[name]
-    needs = {requirement.term for requirement in each.requires if isinstance(requirement, Needs)}
-    return {claim.rpartition(".")[0] for claim in each.claims if "/" in claim} | each.makes | each.adds | needs
+    return {claim.rpartition(".")[0] for claim in each.claims if "/" in claim} | each.makes | each.adds
+
+
+def _touches(name: str) -> set[str]:
+    """The same, and those that it needs as others leave them."""
+    requires = all_optimizations()[name].requires
+    return _changes(name) | {requirement.term for requirement in requires if isinstance(requirement, Needs)}
 
 
 def _with_what_they_need(hubs: Iterable[str], allowed: Sequence[str]) -> set[str]:
@@ -112,14 +117,16 @@ def _branches(
 
 
 def _groups(leaves: Sequence[str]) -> list[list[str]]:
-    """Leaves that touch the same, directly or through others."""
-    groups: list[tuple[list[str], set[str]]] = []
+    """Leaves of which one changes what another touches, directly or through others."""
+    groups: list[list[str]] = []
     for name in leaves:
-        touched = _touches(name)
-        near = [group for group in groups if group[1] & touched]
-        groups = [group for group in groups if not group[1] & touched]
-        groups.append(([*(each for names, _ in near for each in names), name], touched.union(*(t for _, t in near))))
-    return [sorted(names) for names, _ in groups]
+        near = [group for group in groups if any(_meet(name, other) for other in group)]
+        groups = [*(group for group in groups if group not in near), sorted([name, *(n for g in near for n in g)])]
+    return groups
+
+
+def _meet(one: str, other: str) -> bool:
+    return bool(_changes(one) & _touches(other) or _touches(one) & _changes(other))
 
 
 def _options(group: Sequence[str], trunk: Configuration, situation: Situation, knobs: PinnedKnobs) -> Iterator[Option]:

@@ -21,16 +21,16 @@ def _why_on(name: str, found: Search, limits: Limits, objective: Objective, requ
         return "asked for by --with"
     best, index = found.best, found.index
     without = found.among(name, False)
-    if not without and all_optimizations()[name].free:
+    if not len(without.rows) and all_optimizations()[name].free:
         return _why_free(found.without(name), best, limits, index)
-    if not without:
+    if not len(without.rows):
         return "nothing would be trained without it"
     other = found.best_among(objective, name, False)
     if other is None:
-        if reached := [i for i in range(index) if any(bool(outcome.fits[i]) for outcome in without)]:
-            want = found.wanted[reached[-1]]
+        if (reached := without.reached(index)) is not None:
+            want = found.wanted[reached]
             return f"without it tier {want.tier} ({format_count(want.total)} tokens) is the longest that fits"
-        return _missing(without, limits, index)
+        return _missing(without.least_high(index), without.least_host(index), limits)
     time, faster = float(other.time.rank[index]), float(best.time.rank[index])
     if time > 1.005 * faster:
         return f"fastest: without it a step takes {time / faster:.2f} times as long"
@@ -44,19 +44,16 @@ def _why_free(other: Outcome | None, best: Outcome, limits: Limits, index: int) 
     if other is None:
         return "costs nothing"
     if not bool(other.fits[index]) and bool(best.fits[index]):
-        return f"costs nothing, and {_missing([other], limits, index)}"
+        return f"costs nothing, and {_missing(int(other.high[index]), int(other.host[index]), limits)}"
     return f"costs nothing and saves {format_bytes(max(0, int(other.high[index]) - int(best.high[index])))}"
 
 
-def _missing(without: Sequence[Outcome], limits: Limits, index: int) -> str:
-    least = min(without, key=lambda outcome: int(outcome.high[index]))
-    over = int(least.high[index]) - limits.gpu_bytes
-    if over > 0:
-        return f"without it the card would lack {format_bytes(over)}"
-    least = min(without, key=lambda outcome: int(outcome.host[index]))
-    over = int(least.host[index]) - limits.host_bytes
-    if over > 0:
-        return f"without it the host would lack {format_bytes(over)}"
+def _missing(high: int, host: int, limits: Limits) -> str:
+    """What is lacking where these are the least that is needed of card and host."""
+    if high > limits.gpu_bytes:
+        return f"without it the card would lack {format_bytes(high - limits.gpu_bytes)}"
+    if host > limits.host_bytes:
+        return f"without it the host would lack {format_bytes(host - limits.host_bytes)}"
     return "without it no set keeps within card, host and time together"
 
 

@@ -16,6 +16,10 @@ def nondominated(points: Points) -> Any:
     Of equal rows the first is kept.
     """
     count = len(points)
+    if count > FEW:  # columns that are alike, as those of phases are, say the same once
+        points = points[:, (points != points[0]).any(axis=0)]
+        columns = {column.tobytes(): place for place, column in enumerate(np.ascontiguousarray(points.T))}
+        points = points[:, sorted(columns.values())]
     if count <= FEW:
         beats = (points[:, None] <= points[None]).all(axis=2)
         first = np.tri(count, k=-1, dtype=bool).T  # of equals the first

@@ -46,16 +46,12 @@ def space_of(
     return space
 
 
-def cost(outcome: Outcome, index: int, objective: Objective) -> tuple[float, ...]:
+def _cost(ids: Iterable[str], time: float, memory: float, objective: Objective) -> tuple[float, ...]:
     """What to choose by among configurations that fit, smallest first.
 
     Time first (three digits of it), then how many optimisations change the result, then memory; for the objective
     ``memory`` memory comes before all.
     """
-    return _cost(outcome.ids, float(outcome.time.rank[index]), float(outcome.high[index]), objective)
-
-
-def _cost(ids: Iterable[str], time: float, memory: float, objective: Objective) -> tuple[float, ...]:
     known = all_optimizations()
     rounding, seconds = sum(not known[name].exact for name in ids), float(f"{time:.3g}")
     return (memory, seconds, rounding) if objective == "memory" else (seconds, rounding, memory)
@@ -135,6 +131,27 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some of the configurations that were weighed."""
+
+    weighed: Weighed
+    rows: Array
+
+    def least_high(self, index: int) -> int:
+        """The least of their bounds on the card, at a wanted length."""
+        return int(self.weighed.high[self.rows, index].min())
+
+    def least_host(self, index: int) -> int:
+        """The least that any of them takes of the host, at a wanted length."""
+        return int(self.weighed.host[self.rows, index].min())
+
+    def reached(self, below: int) -> int | None:
+        """The last wanted length below one at which any of them fits."""
+        fitting = np.flatnonzero(self.weighed.fits[self.rows, :below].any(axis=0))
+        return int(fitting[-1]) if len(fitting) else None
+
+
+@dataclass(frozen=True)
 class Search:
     """What a search found: the one chosen, and of every other why it was not.
 
@@ -151,7 +168,7 @@ class Search:
     constants: Calibration
     limits: Limits
     objective: Objective
-    _among: dict[tuple[str, bool], tuple[Outcome, ...]] = field(default_factory=dict, repr=False)
+    _among: dict[tuple[str, bool], Part] = field(default_factory=dict, repr=False)
 
     @cached_property
     def outcomes(self) -> tuple[Outcome, ...]:
@@ -190,18 +207,19 @@ class Search:
     def _weigh(self, wish: tuple[str, bool] | None = None, every: bool = False) -> Weighed:
         return weigh(self.space, self.candidates, self.situation, self.limits, self.constants, wish=wish, every=every)
 
-    def among(self, name: str, on: bool) -> Sequence[Outcome]:
-        """The sets with an optimisation or those without, as ``leading``, which may lack them."""
-        if not self.space.is_leaf(name):  # of sets of hubs none is left out
-            return [outcome for outcome in self.leading if (name in outcome.ids) is on]
+    def among(self, name: str, on: bool) -> Part:
+        """The sets with an optimisation, or those without, that no other of them beats in every respect."""
         if (name, on) not in self._among:
-            self._among[name, on] = tuple(self._weigh((name, on)).outcomes())
+            # Of sets of hubs none is left out, so they are among the leading ones; leaves may be missing there.
+            weighed = self._weigh((name, on)) if self.space.is_leaf(name) else self.weighed
+            self._among[name, on] = Part(weighed, weighed.having(name, on))
         return self._among[name, on]
 
     def best_among(self, objective: Objective, name: str, on: bool) -> Outcome | None:
         """The best with an optimisation, or without, that fits the wanted length; None where there is none."""
-        fitting = [outcome for outcome in self.among(name, on) if bool(outcome.fits[self.index])]
-        return min(fitting, key=lambda outcome: cost(outcome, self.index, objective), default=None)
+        part = self.among(name, on)
+        fitting = part.rows[part.weighed.fits[part.rows, self.index]]
+        return part.weighed.outcome(_cheapest(part.weighed, fitting, self.index, objective)) if len(fitting) else None
 
     def phases(self, devices: Sequence[Device]) -> dict[Phase, dict[str, int]]:
         """Bytes of the chosen configuration: each term alive in each phase on the devices, none that is empty."""
@@ -267,14 +285,26 @@ def _chosen(weighed: Weighed, index: int, objective: Objective, limits: Limits) 
 
 def _best(weighed: Weighed, index: int, objective: Objective) -> int:
     """The cheapest that fits, with the knobs it names first as long as they fit: knobs are ordered best first."""
-    rows = [int(row) for row in np.flatnonzero(weighed.fits[:, index])]
-    rank, high = weighed.rank[:, index], weighed.high[:, index]
-    best = min(rows, key=lambda row: _cost(weighed.ids(row), float(rank[row]), float(high[row]), objective))
+    rows = np.flatnonzero(weighed.fits[:, index])
+    best = _cheapest(weighed, rows, index, objective)
     if objective == "memory":
         return best
-    branch, _, options = weighed.evaluated.made[best]
     made = weighed.evaluated.made
-    return next(row for row in rows if made[row][0] == branch and made[row][2] == options)
+    branch, _, options = made[best]
+    return next(row for row in map(int, rows) if made[row][0] == branch and made[row][2] == options)
+
+
+def _cheapest(weighed: Weighed, rows: Array, index: int, objective: Objective) -> int:
+    """The first of those that cost least."""
+    time, memory = weighed.rank[rows, index], weighed.high[rows, index]
+    # Times that are alike in three digits differ by less than one in a hundred.
+    near = memory == memory.min() if objective == "memory" else time <= 1.011 * time.min()
+    return min(
+        map(int, rows[near]),
+        key=lambda row: _cost(
+            weighed.ids(row), float(weighed.rank[row, index]), float(weighed.high[row, index]), objective
+        ),
+    )
 
 
 def _nearest(weighed: Weighed, limits: Limits, index: int) -> int:

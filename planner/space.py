@@ -11,48 +11,22 @@ import numpy as np
 from planner.branches import Branch, Option
 from planner.calibration import Calibration
 from planner.compose import Configuration, compose
-from planner.evaluate import Array, Candidates, Limits, Outcome, masks
-from planner.fronts import nondominated
+from planner.evaluate import Array, Candidates, Limits, Outcome
+from planner.folds import KINDS, PHASES, Bare, Fold, Table, Wish, work_of
 from planner.hardware import HardwareProfile
-from planner.ledger import Ledger, Phase, Resource, Term
-from planner.optimizations import all_optimizations
+from planner.ledger import Ledger
 from planner.optimizations.base import Situation
 from planner.rows import Rows, Values
 from planner.sets import PinnedKnobs
 from planner.timecost import StepTime, step_time
 
-PHASES, KINDS = len(Phase), 4  # kinds: on the card, exactly known there, pinned, in the host
-LIMITED = [*range(PHASES), *range(3 * PHASES, 4 * PHASES)]  # rows of a kind and phase that a limit looks at
-Wish = tuple[str, bool]  # a name, and whether it is to be on
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """Rows of a branch's trunk: of its terms and of its work, for each value of its knobs."""
-
-    sizes: Array  # value × term
-    mask: Values  # (kind, phase) × term
-    work: Mapping[str, Array]
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """Rows of an option: of the terms that come and go, and of the work that changes, after and before."""
-
-    option: Option
-    rows: Array
-    mask: Values  # (kind, phase) × term, negative for what goes
-    work: Mapping[str, tuple[int, int | None]]
-    inexact: int
-    resources: Array  # of each resource, how many pieces of work it adds
-
 
 @dataclass(frozen=True)
 class Timed:
-    """Work of combinations that are alike in which pieces of work there are."""
+    """Work of combinations that keep the same lanes busy."""
 
     like: Configuration
-    amounts: Mapping[str, Any]  # combination × value × candidate
+    amounts: Mapping[str, Values]  # combination × value × candidate
     rows: Array
 
 
@@ -79,8 +53,10 @@ class Evaluated:
         bound, estimate, rank = (np.full(high.shape, np.nan) for _ in range(3))
         for part in self.timed:
             time = step_time(part.like, part.amounts, gpu, constants).times(limits.accumulation)
+            if time.bound is not None:
+                bound[part.rows] = time.bound
             if time.estimate is not None:
-                bound[part.rows], estimate[part.rows] = time.bound, time.estimate
+                estimate[part.rows] = time.estimate
             rank[part.rows] = time.rank
         fits = (high <= limits.gpu_bytes) & (host <= limits.host_bytes) & ~(estimate > limits.step_seconds)
         return Weighed(self, high, host, bound, estimate, rank, fits)
@@ -104,6 +80,19 @@ class Weighed:
         hubs = self.evaluated.space.branches[branch].ids
         return tuple(sorted((*hubs, *(name for option in options for name in option.ids))))
 
+    def having(self, name: str, on: bool) -> Array:
+        """The rows of the sets with an optimisation, or of those without."""
+        hubs = [name in branch.ids for branch in self.evaluated.space.branches]
+        made = enumerate(self.evaluated.made)
+        return np.array(
+            [
+                row
+                for row, (branch, _, options) in made
+                if (hubs[branch] or any(name in option.ids for option in options)) is on
+            ],
+            dtype=np.int64,
+        )
+
     def branches(self, index: int) -> tuple[int, ...]:
         """The branches that have a configuration which fits at a candidate."""
         return tuple(sorted({self.evaluated.made[row][0] for row in np.flatnonzero(self.fits[:, index])}))
@@ -111,9 +100,8 @@ class Weighed:
     def outcome(self, row: int) -> Outcome:
         """One configuration at all candidates."""
         at, space = self.evaluated, self.evaluated.space
-        bound, estimate = self.bound[row], self.estimate[row]
-        known = not np.isnan(estimate).any()
-        time = StepTime(bound, estimate, self.rank[row]) if known else StepTime(None, None, self.rank[row])
+        bound, estimate = (None if np.isnan(time).any() else time for time in (self.bound[row], self.estimate[row]))
+        time = StepTime(bound, estimate, self.rank[row])
         peaks = (at.low[row], at.expected[row], self.high[row], self.host[row], at.pinned[row])
         return Outcome(self.ids(row), lambda: space.configuration(*at.made[row]), *peaks, time, self.fits[row])
 
@@ -131,11 +119,8 @@ class Space:
         self._leaves = frozenset(name for option in options for name in option.ids)
         self.rows = Rows()
         self._found: dict[tuple[object, ...], Evaluated] = {}
-        self._trunks = [self._trunk(branch) for branch in self.branches]
-        self._groups = [
-            [[self._leaf(option, branch.trunk[0]) for option in group] for group in branch.groups]
-            for branch in self.branches
-        ]
+        self._bare: dict[tuple[object, ...], list[Bare | None]] = {}
+        self._tables = [Table(branch, self.rows) for branch in self.branches]
 
     @classmethod
     def of(cls, configurations: Iterable[Configuration], situation: Situation) -> Space:
@@ -176,123 +161,46 @@ class Space:
         """
         key = (candidates.key, workspace, wish, among, every)
         if key not in self._found:
-            self._found[key] = self._evaluated(self.rows.at(candidates, workspace), wish, among, every)
+            numbers = range(len(self.branches)) if among is None else among
+            self._found[key] = self._evaluated(self._bares(candidates, workspace, numbers), wish, every)
         return self._found[key]
 
-    def _evaluated(self, values: Values, wish: Wish | None, among: tuple[int, ...] | None, every: bool) -> Evaluated:
+    def _bares(self, candidates: Candidates, workspace: int, numbers: Iterable[int]) -> list[tuple[int, Bare]]:
+        """The branches at the candidates, each made when it is first asked for."""
+        kept = self._bare.setdefault((candidates.key, workspace), [None] * len(self.branches))
+        found = []
+        for number in numbers:
+            bare = kept[number]
+            if bare is None:
+                bare = kept[number] = self._tables[number].at(self.rows.at(candidates, workspace))
+            found.append((number, bare))
+        return found
+
+    def _evaluated(self, bares: Sequence[tuple[int, Bare]], wish: Wish | None, every: bool) -> Evaluated:
         made: list[tuple[int, int, tuple[Option, ...]]] = []
         timed: list[Timed] = []
-        width = values.shape[1]
+        width = bares[0][1].sizes.shape[-1]
         sizes = [np.zeros((0, KINDS, width))]
-        for number in range(len(self.branches)) if among is None else among:
-            trunk, many = self._trunks[number], len(self.branches[number].trunk)
-            folded = self._folded(number, values, wish, every)
-            if not folded:
+        for number, bare in bares:
+            fold, many = bare.fold(wish, every), len(bare.branch.trunk)
+            if fold is None:
                 continue
-            more = np.array([size for _, size in folded])
-            together = (trunk.mask @ values[trunk.sizes])[None] + more[:, None]
+            together = bare.sizes[None] + fold.sizes[:, None]
             sizes.append(together.reshape(-1, KINDS, PHASES, width).max(axis=2))
-            timed += self._timed(number, [leaves for leaves, _ in folded], values, len(made))
-            made += [
-                (number, value, tuple(leaf.option for leaf in each)) for each, _ in folded for value in range(many)
-            ]
+            timed += _timed(bare, fold, len(made))
+            made += [(number, value, options) for options in fold.chosen for value in range(many)]
         peak, exact, pinned, host = np.concatenate(sizes).astype(np.int64).transpose(1, 0, 2)
         return Evaluated(self, tuple(made), peak, exact, pinned, host, tuple(timed))
 
-    def _folded(
-        self, number: int, values: Values, wish: Wish | None, every: bool
-    ) -> list[tuple[tuple[Leaf, ...], Array]]:
-        """Combinations of one option from each group, with the bytes they add; empty where the wish is not met."""
-        groups = self._groups[number]
-        if wish is not None:
-            name, on = wish
-            mine = [any(name in leaf.option.ids for leaf in group) for group in groups]
-            if not any(mine) and (name in self.branches[number].ids) is not on:
-                return []
-            groups = [
-                [leaf for leaf in group if (name in leaf.option.ids) is on] if here else group
-                for group, here in zip(groups, mine, strict=True)
-            ]
-        names = sorted({name for group in groups for leaf in group for name in leaf.work})
-        width = values.shape[1]
-        chosen: list[tuple[Leaf, ...]] = [()]
-        sizes = np.zeros((1, KINDS * PHASES, width))
-        points = np.zeros((1, (len(LIMITED) + len(names)) * width + 1 + 2 * len(Resource)))
-        for group in groups:
-            more = np.array([leaf.mask @ values[leaf.rows] for leaf in group])
-            here = np.array([_point(leaf, size, names, values) for leaf, size in zip(group, more, strict=True)])
-            best = np.arange(len(group)) if every else nondominated(here)
-            chosen = [(*before, group[place]) for before in chosen for place in best]
-            sizes = (sizes[:, None] + more[best][None]).reshape(-1, KINDS * PHASES, width)
-            points = (points[:, None] + here[best][None]).reshape(len(chosen), -1)
-            if not every and 1 < len(best) < len(chosen):
-                best = nondominated(points)
-                chosen, sizes, points = [chosen[place] for place in best], sizes[best], points[best]
-        order = sorted(range(len(chosen)), key=lambda place: sum(len(leaf.option.ids) for leaf in chosen[place]))
-        return [(chosen[place], sizes[place]) for place in order]
 
-    def _timed(self, number: int, folded: Sequence[tuple[Leaf, ...]], values: Values, start: int) -> Iterator[Timed]:
-        first, work = self.branches[number].trunk[0], self._trunks[number].work
-        many = len(self.branches[number].trunk)
-        changes = [{name: leaf for leaf in leaves for name in leaf.work} for leaves in folded]
-        alike: dict[tuple[object, ...], list[int]] = {}
-        for place, changed in enumerate(changes):
-            alike.setdefault(tuple(sorted(changed)), []).append(place)
-        for places in alike.values():
-            pieces = {name: leaf.option.work[name] for name, leaf in changes[places[0]].items()}
-            like = Configuration(
-                first.ids, first.knobs, Ledger({}, {**first.ledger.work, **pieces}), first.letters, first.settings
-            )
-            amounts: dict[str, Any] = {name: values[rows][None] for name, rows in work.items() if name not in pieces}
-            for name in pieces:
-                amounts[name] = values[[changes[place][name].work[name][0] for place in places]][:, None]
-            rows = np.array(places)[:, None] * many + np.arange(many) + start
-            shape = (*rows.shape, values.shape[1])  # of all alike: times are added up in place
-            yield Timed(like, {name: np.broadcast_to(each, shape) for name, each in amounts.items()}, rows)
-
-    def _trunk(self, branch: Branch) -> Trunk:
-        sizes = [[self.rows.size(t, one.letters) for t in one.ledger.terms.values()] for one in branch.trunk]
-        work = {
-            name: np.array([self.rows.amount(piece.amount, one.letters) for one in branch.trunk])
-            for name, piece in branch.trunk[0].ledger.work.items()
-        }
-        return Trunk(np.array(sizes), _mask(branch.trunk[0].ledger.terms.values()), work)
-
-    def _leaf(self, option: Option, trunk: Configuration) -> Leaf:
-        letters, before, known = trunk.letters, trunk.ledger.work, all_optimizations()
-        rows = [self.rows.size(term, letters) for term in (*option.come, *option.gone)]
-        work = {
-            name: (
-                self.rows.amount(piece.amount, letters),
-                self.rows.amount(before[name].amount, letters) if name in before else None,
-            )
-            for name, piece in option.work.items()
-        }
-        added = [piece.resource for name, piece in option.work.items() if name not in before]
-        return Leaf(
-            option,
-            np.array(rows, dtype=np.int64),
-            np.hstack([_mask(option.come), -_mask(option.gone)]),
-            work,
-            sum(not known[name].exact for name in option.ids),
-            np.array([added.count(resource) for resource in Resource]),
-        )
-
-
-def _mask(terms: Iterable[Term]) -> Values:
-    found = tuple(terms)
-    return np.vstack(masks(found)).astype(np.float64) if found else np.zeros((KINDS * PHASES, 0))
-
-
-def _point(leaf: Leaf, size: Array, names: Sequence[str], values: Values) -> Values:
-    """What an option is compared by: bytes under a limit, work, exactness; each is better smaller.
-
-    A rate that is unknown makes the time unknown, so only options that keep the same things busy are compared.
-    """
-    nothing = np.zeros(values.shape[1])
-    work = []
-    for name in names:
-        after, before = leaf.work.get(name, (None, None))
-        work.append((nothing if after is None else values[after]) - (nothing if before is None else values[before]))
-    busy = (leaf.resources, -leaf.resources)
-    return np.concatenate([size[LIMITED].ravel(), *work, [leaf.inexact], *busy])
+def _timed(bare: Bare, fold: Fold, start: int) -> Iterator[Timed]:
+    first, many = bare.branch.trunk[0], len(bare.branch.trunk)
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for place, busy in enumerate(bare.busy | (fold.adds > 0)):
+        alike.setdefault(tuple(np.flatnonzero(busy).tolist()), []).append(place)
+    for lanes, places in alike.items():
+        work = {lane: work_of(lane) for lane in lanes}
+        ledger = Ledger({}, {piece.name: piece for piece in work.values()})
+        like = Configuration(first.ids, first.knobs, ledger, first.letters, first.settings)
+        amounts = {work[lane].name: bare.work[None, :, lane] + fold.work[places, None, lane] for lane in lanes}
+        yield Timed(like, amounts, np.array(places)[:, None] * many + np.arange(many) + start)
