@@ -30,6 +30,7 @@ from planner.cli_request import (
     planning_options,
     read_request,
 )
+from planner.cli_tables import matrix, pareto, tiers
 from planner.errors import PlanError, raise_all
 
 if TYPE_CHECKING:
@@ -110,6 +111,9 @@ cli.add_command(explain)
 cli.add_command(check)
 cli.add_command(measure)
 cli.add_command(schema)
+cli.add_command(tiers)
+cli.add_command(matrix)
+cli.add_command(pareto)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from planner.cli_output import console, print_json
+from planner.cli_output import console, plain_table, print_object, print_table
 from planner.cli_request import plan_for, planning_options
 from planner.units import format_bytes
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from planner.hardware import HardwareProfile, Sourced
     from planner.optimizations.base import Optimization
     from planner.plan import Plan
@@ -35,9 +32,9 @@ def gpus(json_: bool) -> None:
 
     cards = list_profiles()
     if json_:
-        _print_object({"gpus": [_card(card) for card in cards]})
+        print_object({"gpus": [_card(card) for card in cards]})
         return
-    table = _table("id", "name", "memory", "to use", "capability", "bf16", right=("memory", "to use"))
+    table = plain_table("id", "name", "memory", "to use", "capability", "bf16", right=("memory", "to use"))
     for card in cards:
         capability = ".".join(map(str, card.compute_capability)) if card.compute_capability else card.gfx or "unknown"
         budget, memory = card.budget_bytes(), card.memory_bytes.value
@@ -49,7 +46,7 @@ def gpus(json_: bool) -> None:
             capability,
             "yes" if card.supports_bf16 else "no",
         )
-    _print(
+    print_table(
         table,
         "to use: what CUDA shows of the memory, less its own context. `--gpu local` is the card of this "
         f"machine, `--gpu cpu` the machine without one. Any other card: a YAML file like those in {SHIPPED}.",
@@ -71,14 +68,16 @@ def models(json_: bool) -> None:
 
     known = [(facts, load_model(facts.id).not_planned) for facts in list_models()]
     if json_:
-        _print_object({"models": [{**asdict(facts), "not_planned": reasons} for facts, reasons in known]})
+        print_object({"models": [{**asdict(facts), "not_planned": reasons} for facts, reasons in known]})
         return
-    table = _table("id", "on the hub", "parameters", "made for", "licence", "planned", right=("parameters", "made for"))
+    table = plain_table(
+        "id", "on the hub", "parameters", "made for", "licence", "planned", right=("parameters", "made for")
+    )
     for facts, reasons in known:
         size, made_for = f"{facts.counted:,}", f"{facts.native_context:,}"
         table.add_row(facts.id, facts.hub_id, size, made_for, facts.licence, "no" if reasons else "yes")
     other = "a folder with config.json, a GGUF file, or a hub id (org/name)"
-    _print(table, f"made for: tokens. `--model` also takes {other}. planned no: `plan --model ID` says why.")
+    print_table(table, f"made for: tokens. `--model` also takes {other}. planned no: `plan --model ID` says why.")
 
 
 @click.command(short_help="List the optimisations, with why each is on or off.")
@@ -105,11 +104,11 @@ def optimizations(json_: bool, **options: Any) -> None:
             "tier": plan.tier,
             "total_tokens": plan.total_tokens,
         }
-        _print_object({**answer, "optimizations": listed})
+        print_object({**answer, "optimizations": listed})
         return
     from rich.text import Text
 
-    table = _table("", "id", "what it is, and why it is on or off")
+    table = plain_table("", "id", "what it is, and why it is on or off")
     for state in ("on", "off"):
         for name, each in known.items():
             found, reasons = states.get(name, ("off", []))
@@ -120,7 +119,7 @@ def optimizations(json_: bool, **options: Any) -> None:
                 table.add_row(Text(state, style=colour), Text(name, style="bold"), told)
     tier = f"tier {plan.tier}, " if plan.tier else ""
     where = f"{plan.model.id} on {plan.gpu.name}, {tier}{plan.total_tokens:,} tokens"
-    _print(table, f"For {where}. `plan explain NAME` shows formulas and sources.")
+    print_table(table, f"For {where}. `plan explain NAME` shows formulas and sources.")
 
 
 @click.command(short_help="Show formula, numbers and source behind a name.")
@@ -141,7 +140,7 @@ def explain(name: str, json_: bool, **options: Any) -> None:
 
     found = explanation(name, plan_for(options), options.get("gpu") or "")
     if json_:
-        _print_object(found.document())
+        print_object(found.document())
     else:
         print_explanation(found, console())
 
@@ -155,7 +154,7 @@ def schema() -> None:
     """
     from planner.plan import json_schema
 
-    _print_object(json_schema())
+    print_object(json_schema())
 
 
 def _card(card: HardwareProfile) -> dict[str, Any]:
@@ -200,25 +199,6 @@ def _optimization(each: Optimization, state: str, reasons: Sequence[str], plan: 
         ],
         "evidence": [{"statement": one.statement, "source": one.source} for one in each.evidence],
     }
-
-
-def _print_object(document: dict[str, Any]) -> None:
-    print_json(json.dumps(document, indent=2, ensure_ascii=False))
-
-
-def _table(*columns: str, right: Iterable[str] = ()) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", no_wrap=name in ("id", "", *right))
-    return table
-
-
-def _print(table: Table, note: str) -> None:
-    from planner.report import print_parts
-
-    print_parts(console(), [table, "", note])
 
 
 def _bytes(size: float | None) -> str:

@@ -56,7 +56,7 @@ def measure(gpu: str | None, out: str | None, quick: bool) -> int:
     found = measured_profile(card, _tell, quick=quick)
     if sys.stderr.isatty():
         click.echo("\r\x1b[K", nl=False, err=True)
-    write_whole(profile_text(found), place)
+    write_whole(place, profile_text(found))
     for line in summary(found):
         click.echo(line)
     click.echo(f"Written: {place}")

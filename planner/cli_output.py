@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +15,7 @@ from planner.errors import PlanError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from planner.plan import Plan
 
@@ -28,6 +31,28 @@ def print_json(text: str) -> None:
     """One JSON document on standard output, in UTF-8 whatever the terminal is."""
     # A stream without bytes beneath, such as a StringIO that collects output, takes the text itself.
     click.echo(text.encode("utf-8") if hasattr(sys.stdout, "buffer") else text)
+
+
+def print_object(document: Mapping[str, Any]) -> None:
+    """One JSON object on standard output."""
+    print_json(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def plain_table(*columns: str, right: Iterable[str] = ()) -> Table:
+    """A table without lines; ids and numbers are never wrapped."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name in ("id", "", *right))
+    return table
+
+
+def print_table(table: Table, note: str) -> None:
+    """A table and what is to be said of it."""
+    from planner.report import print_parts
+
+    print_parts(console(), [table, "", note])
 
 
 def check_target(path: Path) -> None:
@@ -99,11 +124,11 @@ def write_plan(plan: Plan, path: Path) -> None:
         PlanError: it may not be written there, or the disk does not take it.
     """
     check_target(path)
-    write_whole(plan.to_yaml(), path)
+    write_whole(path, plan.to_yaml())
 
 
-def write_whole(text: str, path: Path) -> None:
-    """Write a file that was checked, whole or not at all.
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
 
     Raises:
         PlanError: the disk does not take it.

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 
 from planner.activations import mlp_tensors
 from planner.baseline import baseline
@@ -73,9 +74,10 @@ class Configuration:
 def problems(ids: Iterable[str], situation: Situation) -> dict[str, tuple[str, ...]]:
     """Why the set is not valid: for each optimisation that cannot be on, the reasons. Empty where it is valid."""
     known = all_optimizations()
-    situation = replace(situation, chosen=frozenset(ids))
-    chosen = [known[name] for name in sorted(situation.chosen)]
-    nothing_on = baseline()
+    names = frozenset(ids)
+    situation = situation.choosing(names)
+    chosen = [known[name] for name in sorted(names)]
+    nothing_on = _nothing_on()
     existing = {*nothing_on.terms, *nothing_on.work, *(name for each in chosen for name in each.makes | each.adds)}
     claimed_by: dict[str, list[str]] = defaultdict(list)
     made_by: dict[str, list[str]] = defaultdict(list)
@@ -108,18 +110,34 @@ def _makers(term: str, known: Mapping[str, Optimization]) -> str:
     return f"{' or '.join(makers)} does" if makers else "no optimisation does"
 
 
-def compose(ids: Iterable[str], knobs: Mapping[str, Mapping[str, Scalar]], situation: Situation) -> Configuration:
+@cache
+def _nothing_on() -> Ledger:
+    return baseline()
+
+
+def compose(
+    ids: Iterable[str],
+    knobs: Mapping[str, Mapping[str, Scalar]],
+    situation: Situation,
+    onto: Configuration | None = None,
+) -> Configuration:
     """The configuration of a valid set; knobs that are not given take their best choice.
 
     Optimisations are applied makers first; beyond that the order does not matter, since nothing is claimed twice.
+
+    Args:
+        onto: the configuration of a part of the set; the rest is put on top of it.
     """
     known = all_optimizations()
-    situation = replace(situation, chosen=frozenset(ids))
-    chosen = [known[name] for name in sorted(situation.chosen)]
-    ledger, letters = baseline(), model_letters(situation.model) | _nothing_on(situation)
-    settings, complete = {"dtype": "fp32", "attention": "eager"}, {}
+    names = frozenset(ids)
+    situation = situation.choosing(names)
+    if onto is None:
+        letters = model_letters(situation.model) | _claimed_letters(situation)
+        onto = Configuration((), {}, _nothing_on(), letters, {"dtype": "fp32", "attention": "eager"})
+    ledger, letters = onto.ledger, dict(onto.letters)
+    settings, complete = dict(onto.settings), dict(onto.knobs)
     made = {*ledger.terms, *ledger.work}
-    waiting = list(chosen)
+    waiting = [known[name] for name in sorted(names.difference(onto.ids))]
     while waiting:
         ready = next((c for c in waiting if {_term(claim) for claim in c.claims} - {""} <= made), None)
         assert ready is not None, f"compose an invalid set: {[c.id for c in waiting]}"
@@ -134,10 +152,12 @@ def compose(ids: Iterable[str], knobs: Mapping[str, Mapping[str, Scalar]], situa
         letters |= ready.letters(situation, values)
         settings |= ready.settings(situation, values)
         complete[ready.id] = values
-    return Configuration(tuple(choice.id for choice in chosen), complete, ledger, letters, settings)
+    return Configuration(
+        tuple(sorted(names)), {name: complete[name] for name in sorted(names)}, ledger, letters, settings
+    )
 
 
-def _nothing_on(situation: Situation) -> dict[str, int]:
+def _claimed_letters(situation: Situation) -> dict[str, int]:
     """The letters that optimisations claim, before any does; and how weights come in from a GGUF file."""
     gguf = int(situation.model.quantized == "gguf")
     staged = gguf * int(situation.gpu.kind == "gpu")
@@ -156,6 +176,7 @@ def _changed(before: Ledger, after: Ledger) -> set[str]:
     return terms | {
         f"{name}.{attribute}"
         for name, work in before.work.items()
+        if after.work[name] is not work
         for attribute in ("amount", "resource", "phase")
         if getattr(after.work[name], attribute) != getattr(work, attribute)
     }

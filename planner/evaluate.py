@@ -1,17 +1,20 @@
-"""Evaluates configurations: bytes and seconds at many runs together, with numpy."""
+"""Evaluates one configuration: bytes and seconds at many runs together, with numpy.
+
+``planner.space`` evaluates many configurations together and must give the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
 from planner.calibration import Calibration
 from planner.compose import Configuration
-from planner.ledger import Basis, Device, Phase, Term
+from planner.ledger import Basis, Device, Formula, Phase, Term
 from planner.optimizations.base import Situation
 from planner.symbols import Letters, letters_of
 from planner.timecost import StepTime, step_time
@@ -29,6 +32,11 @@ class Candidates:
     rank: Array
     batch: int = 1
 
+    @cached_property
+    def key(self) -> tuple[object, ...]:
+        """What two sets of equal candidates have in common."""
+        return (self.total.tobytes(), self.target.tobytes(), self.rank.tobytes(), self.batch)
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -44,10 +52,11 @@ class Limits:
 class Outcome:
     """One configuration at all candidates. Arrays are indexed by candidate.
 
-    ``fits`` says of each candidate whether card, host and time allow it.
+    ``fits`` says of each candidate whether card, host and time allow it. ``composed`` gives the configuration.
     """
 
-    configuration: Configuration
+    ids: tuple[str, ...]
+    composed: Callable[[], Configuration]
     low: Array
     expected: Array
     high: Array
@@ -55,6 +64,11 @@ class Outcome:
     pinned: Array
     time: StepTime
     fits: Any
+
+    @cached_property
+    def configuration(self) -> Configuration:
+        """The configuration itself."""
+        return self.composed()
 
 
 class Evaluator:
@@ -86,12 +100,14 @@ class Evaluator:
         wide.S, wide.T = self.candidates.total.astype(np.float64), self.candidates.target.astype(np.float64)
         sizes = []
         for term in configuration.ledger.terms.values():
-            key = (term.count, term.bits, *(given.get(name) for name in _letters(term.count, term.bits)))
+            key = (term.count, term.bits, *(given.get(name) for name in letters_read(term.count, term.bits)))
             if key not in kept:
-                kept[key] = self._size(term, letters, wide)
+                kept[key] = size_of(term, letters, wide)
             sizes.append(kept[key])
         together = np.array(sizes)
-        peak, exact, pinned, host = ((mask @ together).max(axis=0) for mask in _masks(configuration))
+        peak, exact, pinned, host = (
+            (mask @ together).max(axis=0) for mask in masks(configuration.ledger.terms.values())
+        )
         amounts = {}
         for work in configuration.ledger.work.values():
             key = (work.amount, *(given.get(name) for name in letters_of(work.amount)))
@@ -106,24 +122,26 @@ class Evaluator:
         fits = (high <= self.limits.gpu_bytes) & (host <= self.limits.host_bytes)
         if time.estimate is not None:
             fits = fits & (time.estimate <= self.limits.step_seconds)
-        return Outcome(configuration, exact, peak, high, host, pinned, time, fits)
+        return Outcome(configuration.ids, lambda: configuration, exact, peak, high, host, pinned, time, fits)
 
-    def _size(self, term: Term, letters: Letters, wide: Letters) -> Array:
-        size = np.empty(self.candidates.total.shape, dtype=np.int64)
-        size[...] = term.bytes(letters)
-        size[np.greater_equal(term.bytes(wide), ENDLESS, out=np.empty(size.shape, dtype=bool))] = ENDLESS
-        return size
+
+def size_of(term: Term, letters: Letters, wide: Letters) -> Array:
+    """Bytes of a term at every candidate; ``wide`` are the letters with the sequence in float64."""
+    size = np.empty(letters.S.shape, dtype=np.int64)
+    size[...] = term.bytes(letters)
+    size[np.greater_equal(term.bytes(wide), ENDLESS, out=np.empty(size.shape, dtype=bool))] = ENDLESS
+    return size
 
 
 @cache
-def _letters(*formulas: Callable[[Letters], Any]) -> tuple[str, ...]:
+def letters_read(*formulas: Formula) -> tuple[str, ...]:
     """The letters that any of the formulas reads, save the rank, which is the candidate's own."""
     return tuple(sorted({name for formula in formulas for name in letters_of(formula)} - {"R"}))
 
 
-def _masks(configuration: Configuration) -> tuple[Array, ...]:
+def masks(terms: Iterable[Term]) -> tuple[Array, ...]:
     """For each phase the terms alive on the card, exactly known on the card, pinned, and in the host at all."""
-    return _masks_of(tuple((t.phases, t.device, t.basis) for t in configuration.ledger.terms.values()))
+    return _masks_of(tuple((t.phases, t.device, t.basis) for t in terms))
 
 
 @cache

@@ -13,25 +13,24 @@ from planner.units import format_bytes, format_count, format_seconds
 
 def reasons_for_choices(found: Search, limits: Limits, objective: Objective, required: Sequence[str]) -> dict[str, str]:
     """For each optimisation that is on, what would be lost without it."""
-    return {name: _why_on(name, found, limits, objective, required) for name in found.best.configuration.ids}
+    return {name: _why_on(name, found, limits, objective, required) for name in found.best.ids}
 
 
 def _why_on(name: str, found: Search, limits: Limits, objective: Objective, required: Sequence[str]) -> str:
     if name in required:
         return "asked for by --with"
     best, index = found.best, found.index
-    without = [outcome for outcome in found.outcomes if name not in outcome.configuration.ids]
-    if not without and all_optimizations()[name].free:
+    without = found.among(name, False)
+    if not len(without.rows) and all_optimizations()[name].free:
         return _why_free(found.without(name), best, limits, index)
-    if not without:
+    if not len(without.rows):
         return "nothing would be trained without it"
-    other = found.best_among(objective, lambda outcome: name not in outcome.configuration.ids, index)
+    other = found.best_among(objective, name, False)
     if other is None:
-        reached = [i for i in range(index) if any(bool(outcome.fits[i]) for outcome in without)]
-        if reached:
-            want = found.wanted[reached[-1]]
+        if (reached := without.reached(index)) is not None:
+            want = found.wanted[reached]
             return f"without it tier {want.tier} ({format_count(want.total)} tokens) is the longest that fits"
-        return _missing(without, limits, index)
+        return _missing(without.least_high(index), without.least_host(index), limits)
     time, faster = float(other.time.rank[index]), float(best.time.rank[index])
     if time > 1.005 * faster:
         return f"fastest: without it a step takes {time / faster:.2f} times as long"
@@ -45,19 +44,16 @@ def _why_free(other: Outcome | None, best: Outcome, limits: Limits, index: int) 
     if other is None:
         return "costs nothing"
     if not bool(other.fits[index]) and bool(best.fits[index]):
-        return f"costs nothing, and {_missing([other], limits, index)}"
+        return f"costs nothing, and {_missing(int(other.high[index]), int(other.host[index]), limits)}"
     return f"costs nothing and saves {format_bytes(max(0, int(other.high[index]) - int(best.high[index])))}"
 
 
-def _missing(without: Sequence[Outcome], limits: Limits, index: int) -> str:
-    least = min(without, key=lambda outcome: int(outcome.high[index]))
-    over = int(least.high[index]) - limits.gpu_bytes
-    if over > 0:
-        return f"without it the card would lack {format_bytes(over)}"
-    least = min(without, key=lambda outcome: int(outcome.host[index]))
-    over = int(least.host[index]) - limits.host_bytes
-    if over > 0:
-        return f"without it the host would lack {format_bytes(over)}"
+def _missing(high: int, host: int, limits: Limits) -> str:
+    """What is lacking where these are the least that is needed of card and host."""
+    if high > limits.gpu_bytes:
+        return f"without it the card would lack {format_bytes(high - limits.gpu_bytes)}"
+    if host > limits.host_bytes:
+        return f"without it the host would lack {format_bytes(host - limits.host_bytes)}"
     return "without it no set keeps within card, host and time together"
 
 
@@ -67,7 +63,7 @@ def reasons_for_rejections(
     """For each optimisation that is off, why: it cannot be used here, or what it would cost for nothing."""
     reasons: dict[str, tuple[str, ...]] = {}
     for name, optimization in all_optimizations().items():
-        if name in found.best.configuration.ids:
+        if name in found.best.ids:
             continue
         if name in excluded:
             reasons[name] = ("switched off by --without",)
@@ -81,9 +77,9 @@ def reasons_for_rejections(
 def _why_off(name: str, found: Search, limits: Limits, objective: Objective) -> str:
     best, index = found.best, found.index
     optimization = all_optimizations()[name]
-    if not any(name in outcome.configuration.ids for outcome in found.outcomes):
+    if name not in found.space.names:
         return "cannot stand beside what is pinned"
-    other = found.best_among(objective, lambda outcome: name in outcome.configuration.ids, index)
+    other = found.best_among(objective, name, True)
     if other is None:
         return "does not fit with it"
     parts = []
@@ -119,8 +115,11 @@ def suggestions(found: Search, limits: Limits, required: Sequence[str], excluded
 
 
 @dataclass(frozen=True)
-class _Need:
-    """What one set of optimisations needs beyond the limits: bytes on the card, bytes in the host, seconds a step."""
+class Need:
+    """What one set of optimisations needs beyond the limits: bytes on the card, bytes in the host, seconds a step.
+
+    Where card and host are one memory, it is the card that lacks bytes.
+    """
 
     card: int
     host: int
@@ -133,7 +132,7 @@ class _Need:
 
 def _more(found: Search, limits: Limits, index: int) -> list[str]:
     """For each limit what it alone would have to be; where no one limit is enough, the least change of several."""
-    needs = [_need(outcome, limits, index, shared=found.situation.gpu.kind == "cpu") for outcome in found.outcomes]
+    needs = [needed(outcome, limits, index, shared=found.situation.gpu.kind == "cpu") for outcome in found.leading]
     alone = {
         name: min(
             (need for need in needs if need.short_of == (name,)), key=lambda need: getattr(need, name), default=None
@@ -143,22 +142,23 @@ def _more(found: Search, limits: Limits, index: int) -> list[str]:
     if lines := [_told(need, limits) for need in alone.values() if need is not None]:
         return lines
 
-    def excess(need: _Need) -> float:
+    def excess(need: Need) -> float:
         shares = (need.card / max(1, limits.gpu_bytes), need.host / max(1, limits.host_bytes))
         return max(*shares, need.seconds / limits.step_seconds)
 
     return [_told(min(needs, key=excess), limits)]
 
 
-def _need(outcome: Outcome, limits: Limits, index: int, *, shared: bool) -> _Need:
+def needed(outcome: Outcome, limits: Limits, index: int, *, shared: bool) -> Need:
+    """What an outcome needs beyond the limits; ``shared``: card and host are one memory."""
     card, host = int(outcome.high[index]) - limits.gpu_bytes, int(outcome.host[index]) - limits.host_bytes
     slow = 0.0 if outcome.time.estimate is None else float(outcome.time.estimate[index]) - limits.step_seconds
     if shared:  # one memory holds everything, the process itself included
-        return _Need(max(0, host), 0, max(0.0, slow))
-    return _Need(max(0, card), max(0, host), max(0.0, slow))
+        return Need(max(0, host), 0, max(0.0, slow))
+    return Need(max(0, card), max(0, host), max(0.0, slow))
 
 
-def _told(need: _Need, limits: Limits) -> str:
+def _told(need: Need, limits: Limits) -> str:
     parts, values = [], []
     if need.host:
         parts.append(f"--host-ram {-(-(limits.host_bytes + need.host) // 2**30)}GiB")

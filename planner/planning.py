@@ -38,7 +38,8 @@ from planner.plan import (
 )
 from planner.plan_time import Prices, plan_time
 from planner.settings import check_sets, unknown_names
-from planner.solver import COARSEST, Objective, Search, Wanted, search
+from planner.solver import COARSEST, Objective, Search, Wanted, search, space_of
+from planner.space import Space
 from planner.tiers import TIERS
 from planner.units import GIB, format_bytes, format_count, format_seconds
 
@@ -74,16 +75,53 @@ class Request:
     command: str = ""
 
 
+@dataclass(frozen=True)
+class Solved:
+    """A request with what it is about, and what the search found."""
+
+    request: Request
+    situation: Situation
+    limits: Limits
+    found: Search
+
+
+SpaceOf = Callable[[Situation, Request], Space]
+
+
 def make_plan(request: Request) -> Plan:
     """Plan a run.
 
     Raises:
         PlanError: the request names something unknown, contradicts itself, or the card lacks a fact that is needed.
     """
+    return _write(solved(request))
+
+
+def solved(request: Request, *, below: bool = True) -> Solved:
+    """What a plan is written from.
+
+    Args:
+        below: whether to look for a shorter sequence where no tier fits.
+
+    Raises:
+        PlanError: as ``make_plan``.
+    """
     errors = _contradictions(request)
-    gpu, model = _read(errors, _gpu, request.gpu), _read(errors, _model, request.model)
+    gpu, model = _read(errors, read_gpu, request.gpu), _read(errors, read_model, request.model)
     raise_all(errors)
     assert isinstance(gpu, HardwareProfile) and isinstance(model, ModelShape)
+    return solved_for(request, gpu, model, below=below)
+
+
+def space_for(situation: Situation, request: Request) -> Space:
+    """Everything that a request leaves to choose."""
+    return space_of(situation, request.required, request.excluded, request.knobs)
+
+
+def solved_for(
+    request: Request, gpu: HardwareProfile, model: ModelShape, space_for: SpaceOf = space_for, *, below: bool = True
+) -> Solved:
+    """The same for a card and a model that have been read, and for a space that may have been made before."""
     host_bytes = HOST_BYTES if request.host_bytes is None else request.host_bytes
     situation = Situation(gpu, model, host_bytes)
     raise_all(check_sets(request.required, request.excluded, request.knobs, situation))
@@ -108,28 +146,18 @@ def make_plan(request: Request) -> Plan:
         # The card's memory and the host's are one: what there is, or less where the user says so.
         budget = budget if request.host_bytes is None else min(budget, request.host_bytes)
         host_bytes = budget
-    accumulation = int(request.train.get("accumulation", 1))
-    limits = Limits(budget, host_bytes, request.max_step_seconds, accumulation)
-    constants = calibration()
+    limits = Limits(budget, host_bytes, request.max_step_seconds, int(request.train.get("accumulation", 1)))
+    constants, space = calibration(), space_for(situation, request)
 
     def find(wanted: list[Wanted]) -> Search:
-        return search(
-            situation,
-            limits,
-            constants,
-            wanted,
-            objective=request.objective,
-            required=request.required,
-            excluded=request.excluded,
-            knobs=request.knobs,
-            batch=int(request.train.get("batch", 1)),
-        )
+        batch = int(request.train.get("batch", 1))
+        return search(situation, limits, constants, wanted, objective=request.objective, batch=batch, space=space)
 
     found = find(_wanted(request))
     open_length = request.tier is None and request.total_tokens is None
-    if open_length and not found.best.fits[found.index]:
+    if below and open_length and not found.best.fits[found.index]:
         found = _below_the_tiers(request, find) or found
-    return _write(request, situation, limits, found)
+    return Solved(request, situation, limits, found)
 
 
 def _below_the_tiers(request: Request, find: Callable[[list[Wanted]], Search]) -> Search | None:
@@ -179,7 +207,8 @@ def _read(errors: list[PlanError], reader: Any, name: str) -> Any:
         return None
 
 
-def _gpu(name: str) -> HardwareProfile:
+def read_gpu(name: str) -> HardwareProfile:
+    """The card as ``--gpu`` names it; this machine's own as it was measured, where it was."""
     if name not in ("local", "cpu"):
         return load_profile(name)
     from planner.own_profile import with_own_measurement
@@ -187,7 +216,8 @@ def _gpu(name: str) -> HardwareProfile:
     return with_own_measurement({"local": detect_local, "cpu": cpu_profile}[name]())
 
 
-def _model(name: str) -> ModelShape:
+def read_model(name: str) -> ModelShape:
+    """The model as ``--model`` names it."""
     return load_model(name.removeprefix(RANDOM))
 
 
@@ -204,7 +234,8 @@ def _wanted(request: Request) -> list[Wanted]:
     ]
 
 
-def _write(request: Request, situation: Situation, limits: Limits, found: Search) -> Plan:
+def _write(solved: Solved) -> Plan:
+    request, situation, limits, found = solved.request, solved.situation, solved.limits, solved.found
     gpu, model, best, index = situation.gpu, situation.model, found.best, found.index
     want = found.wanted[index]
     fits = bool(best.fits[index])
@@ -237,7 +268,7 @@ def _write(request: Request, situation: Situation, limits: Limits, found: Search
         total_tokens=want.total,
         lora_rank=want.rank,
         longest=Longest(with_target=found.longest_with_target, all_trained=found.longest_all_trained),
-        choices=[Choice(id=name, reason=chosen[name], knobs=knobs[name]) for name in best.configuration.ids],
+        choices=[Choice(id=name, reason=chosen[name], knobs=knobs[name]) for name in best.ids],
         rejected=[Rejection(id=name, reasons=list(reasons)) for name, reasons in rejected.items()],
         memory=Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits), disk=_disk_memory(found)),
         time=time,

@@ -1,105 +1,64 @@
-"""Complete search: every valid set of optimisations at every candidate, evaluated with numpy, none left out.
+"""Complete search: every valid set of optimisations at every candidate, none left out that could be the best.
 
-Sets are few (claims prune them), candidates are arrays, and a configuration's formulas are evaluated once for all
-of its candidates; so the search needs no heuristic and can say of every loser why it lost.
+``planner.branches`` says which sets there are, ``planner.space`` evaluates them, leaving out only what another beats
+in every respect; so the search needs no heuristic, and can say of every loser why it lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain, combinations
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
+from planner.branches import branches
 from planner.calibration import Calibration
-from planner.compose import Configuration, compose, problems
+from planner.compose import compose, problems
 from planner.errors import PlanError, raise_all
-from planner.evaluate import Candidates, Evaluator, Limits, Outcome
+from planner.evaluate import Array, Candidates, Evaluator, Limits, Outcome
 from planner.ledger import Device, Phase
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
+from planner.sets import PinnedKnobs
+from planner.space import Space, Weighed
 
 Objective = Literal["context", "speed", "memory"]
 COARSEST, FINEST = 64, 64  # tokens: the least sequence that is looked at, and the step of the longest
 
 
-def valid_sets(situation: Situation, required: Sequence[str], excluded: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Every valid set that trains something, holds what is required and lacks what is excluded.
+def space_of(
+    situation: Situation, required: Sequence[str] = (), excluded: Sequence[str] = (), knobs: PinnedKnobs | None = None
+) -> Space:
+    """Everything there is to choose from; cards of one kind have the same (``Situation``).
 
-    What is free is in all of them: a set without it is never better (``tests/test_solver.py`` proves it).
+    Raises:
+        PlanError: no valid set holds what is required and lacks what is excluded.
     """
-    known = all_optimizations()
-    usable = [name for name in known if name not in excluded and not known[name].reasons(situation)]
-    certain = {
-        *required,
-        *(n for n in usable if known[n].is_free(situation) and _undisputed(n, usable, required, situation)),
-    }
-    free = [name for name in usable if name not in certain]
-    for extra in chain.from_iterable(combinations(free, size) for size in range(len(free) + 1)):
-        ids = tuple(sorted({*certain, *extra}))
-        if any("adapters/weights" in known[name].makes for name in ids) and not problems(ids, situation):
-            yield ids
+    found = branches(situation, required, excluded, knobs or {})
+    if not found:
+        asked = " ".join([*(f"--with {name}" for name in required), *(f"--without {name}" for name in excluded)])
+        why = _why_no_set(situation, required, excluded)
+        raise PlanError(asked or "a plan", why, "`plan optimizations` says what each needs.")
+    space = Space(found, situation, knobs)
+    raise_all(_never_used(knobs or {}, space.names, situation))
+    return space
 
 
-def _undisputed(name: str, usable: Sequence[str], required: Sequence[str], situation: Situation) -> bool:
-    """Whether nothing else lays claim to what a free optimisation does, and it stands beside what is required."""
-    known = all_optimizations()
-    names = known[name].claims | known[name].makes
-    rivals = any(names & (known[other].claims | known[other].makes) for other in usable if other != name)
-    return not rivals and name not in problems({*required, name}, situation)
-
-
-def configurations(
-    ids: tuple[str, ...], knobs: Mapping[str, Mapping[str, Scalar]], situation: Situation
-) -> Iterator[Configuration]:
-    """The configurations of a valid set: one for each combination of the knobs that bound memory at a price."""
-    known = all_optimizations()
-    situation = replace(situation, chosen=frozenset(ids))
-    for name in ids:
-        for knob in known[name].knobs:
-            pinned = knobs.get(name, {}).get(knob.name)
-            if pinned is not None and knob.low is None and pinned not in knob.choices(situation):
-                return  # what the user pins is not to be had in this set
-    options: list[tuple[str, str, tuple[Scalar, ...]]] = [
-        (name, knob.name, knob.choices(situation))
-        for name in ids
-        for knob in known[name].knobs
-        if knob.letter and knob.letter != "R" and knob.name not in knobs.get(name, {})
-    ]
-    combos: list[dict[str, dict[str, Scalar]]] = [{}]
-    for name, knob_name, choices in options:
-        combos = [{**combo, name: {**combo.get(name, {}), knob_name: value}} for combo in combos for value in choices]
-    # A knob with a letter does no more than give the letter its value, so one composition serves all of them.
-    first = compose(ids, knobs, situation)
-    for combo in combos:
-        letters = {
-            knob.letter: int(values[knob.name])
-            for name, values in combo.items()
-            for knob in known[name].knobs
-            if knob.name in values
-        }
-        chosen = {name: {**first.knobs[name], **combo.get(name, {})} for name in first.ids}
-        yield replace(first, knobs=chosen, letters={**first.letters, **letters})
-
-
-def cost(outcome: Outcome, index: int, objective: Objective) -> tuple[float, ...]:
+def _cost(ids: Iterable[str], time: float, memory: float, objective: Objective) -> tuple[float, ...]:
     """What to choose by among configurations that fit, smallest first.
 
     Time first (three digits of it), then how many optimisations change the result, then memory; for the objective
     ``memory`` memory comes before all.
     """
     known = all_optimizations()
-    ids = outcome.configuration.ids
-    seconds = float(f"{float(outcome.time.rank[index]):.3g}")
-    rounding = sum(not known[name].exact for name in ids)
-    memory = float(outcome.high[index])
+    rounding, seconds = sum(not known[name].exact for name in ids), float(f"{time:.3g}")
     return (memory, seconds, rounding) if objective == "memory" else (seconds, rounding, memory)
 
 
 def longest(
-    found: Sequence[Configuration],
+    space: Space,
     situation: Situation,
     limits: Limits,
     constants: Calibration,
@@ -108,23 +67,25 @@ def longest(
     target: int | None,
     batch: int = 1,
     least: int = COARSEST,
+    among: Iterable[int] | None = None,
 ) -> int | None:
-    """The longest sequence any of the configurations can train; None where not even ``least`` tokens fit.
+    """The longest sequence any configuration of the space can train; None where not even ``least`` tokens fit.
 
     Memory and time grow with the sequence, so the answer is bracketed on a grid that is refined around it.
 
     Args:
         target: trained tokens, or None where every token is trained.
+        among: the branches to look at; all, unless they are given.
     """
-    low, high, remaining = max(least, COARSEST), 2**24, list(found)
+    low, high = max(least, COARSEST), 2**24
+    remaining = tuple(range(len(space.branches)) if among is None else among)
     best: int | None = None
     while True:
-        steps = np.geomspace(low, high, 33).astype(np.int64) // FINEST * FINEST
-        grid = np.array(sorted({int(total) for total in steps if total >= COARSEST} | {low}))
+        grid = grid_between(low, high)
         targets = grid if target is None else np.minimum(grid, target)
-        evaluate = Evaluator(Candidates(grid, targets, np.full_like(grid, rank), batch), situation, constants, limits)
-        fits = [evaluate(configuration).fits for configuration in remaining]
-        together = np.logical_or.reduce(fits)
+        at = Candidates(grid, targets, np.full_like(grid, rank), batch)
+        weighed = weigh(space, at, situation, limits, constants, among=remaining)
+        together = weighed.fits.any(axis=0)
         if not together.any():
             return best
         last = int(np.flatnonzero(together)[-1])
@@ -132,8 +93,31 @@ def longest(
         if last == len(grid) - 1 or grid[last + 1] - grid[last] <= FINEST:
             return best
         # What does not fit here does not fit further on.
-        remaining = [configuration for configuration, ok in zip(remaining, fits, strict=True) if ok[last]]
+        remaining = weighed.branches(last)
         low, high = best, int(grid[last + 1])
+
+
+def grid_between(low: int, high: int) -> Array:
+    """Lengths from one to the other, in steps of ``FINEST`` or of equal shares."""
+    steps = np.geomspace(low, high, 65).astype(np.int64) // FINEST * FINEST
+    return np.array(sorted({int(total) for total in steps if total >= COARSEST} | {low}))
+
+
+def weigh(
+    space: Space,
+    candidates: Candidates,
+    situation: Situation,
+    limits: Limits,
+    constants: Calibration,
+    *,
+    wish: tuple[str, bool] | None = None,
+    among: tuple[int, ...] | None = None,
+    every: bool = False,
+) -> Weighed:
+    """The space at some candidates on the situation's card (see ``Space.at``)."""
+    gpu = situation.gpu
+    workspace = constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
+    return space.at(candidates, workspace, wish=wish, among=among, every=every).on(gpu, constants, limits)
 
 
 @dataclass(frozen=True)
@@ -147,22 +131,95 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some of the configurations that were weighed."""
+
+    weighed: Weighed
+    rows: Array
+
+    def least_high(self, index: int) -> int:
+        """The least of their bounds on the card, at a wanted length."""
+        return int(self.weighed.high[self.rows, index].min())
+
+    def least_host(self, index: int) -> int:
+        """The least that any of them takes of the host, at a wanted length."""
+        return int(self.weighed.host[self.rows, index].min())
+
+    def reached(self, below: int) -> int | None:
+        """The last wanted length below one at which any of them fits."""
+        fitting = np.flatnonzero(self.weighed.fits[self.rows, :below].any(axis=0))
+        return int(fitting[-1]) if len(fitting) else None
+
+
+@dataclass(frozen=True)
 class Search:
-    """Everything a search found: each configuration at each wanted length, and the one chosen.
+    """What a search found: the one chosen, and of every other why it was not.
 
     ``best`` at ``index`` fits, unless nothing fits at any wanted length; then it is what comes nearest there.
     """
 
     wanted: tuple[Wanted, ...]
     candidates: Candidates
-    outcomes: tuple[Outcome, ...]
+    space: Space
+    weighed: Weighed
     best: Outcome
     index: int
-    longest_with_target: int | None
-    longest_all_trained: int | None
     situation: Situation
     constants: Calibration
     limits: Limits
+    objective: Objective
+    _among: dict[tuple[str, bool], Part] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Every valid set with every value of its knobs, at each wanted length."""
+        return tuple(self._weigh(every=True).outcomes())
+
+    @cached_property
+    def leading(self) -> tuple[Outcome, ...]:
+        """The same without those that another beats in every respect, at all wanted lengths."""
+        return tuple(self.weighed.outcomes())
+
+    def best_at(self, index: int) -> Outcome:
+        """What would be chosen at one wanted length: the best that fits, or what comes nearest."""
+        return self.weighed.outcome(_chosen(self.weighed, index, self.objective, self.limits))
+
+    @cached_property
+    def longest_with_target(self) -> int | None:
+        """The longest sequence with as many trained tokens as wanted."""
+        return self._longest(self.wanted[self.index].target)
+
+    @cached_property
+    def longest_all_trained(self) -> int | None:
+        """The longest sequence with every token trained."""
+        return self._longest(None)
+
+    def _longest(self, target: int | None) -> int | None:
+        want, fitting = self.wanted[self.index], self.weighed.branches(self.index)
+        rest = (self.space, self.situation, self.limits, self.constants)
+        batch = self.candidates.batch
+        # What fits a longer sequence fits this one too; only where that finds nothing are all sets looked at.
+        found = None
+        if fitting:
+            found = longest(*rest, rank=want.rank, target=target, batch=batch, least=want.total, among=fitting)
+        return found or longest(*rest, rank=want.rank, target=target, batch=batch)
+
+    def _weigh(self, wish: tuple[str, bool] | None = None, every: bool = False) -> Weighed:
+        return weigh(self.space, self.candidates, self.situation, self.limits, self.constants, wish=wish, every=every)
+
+    def among(self, name: str, on: bool) -> Part:
+        """The sets with an optimisation, or those without, that no other of them beats in every respect."""
+        if (name, on) not in self._among:
+            # Of sets of hubs none is left out, so they are among the leading ones; leaves may be missing there.
+            weighed = self._weigh((name, on)) if self.space.is_leaf(name) else self.weighed
+            self._among[name, on] = Part(weighed, weighed.having(name, on))
+        return self._among[name, on]
+
+    def best_among(self, objective: Objective, name: str, on: bool) -> Outcome | None:
+        """The best with an optimisation, or without, that fits the wanted length; None where there is none."""
+        part = self.among(name, on)
+        fitting = part.rows[part.weighed.fits[part.rows, self.index]]
+        return part.weighed.outcome(_cheapest(part.weighed, fitting, self.index, objective)) if len(fitting) else None
 
     def phases(self, devices: Sequence[Device]) -> dict[Phase, dict[str, int]]:
         """Bytes of the chosen configuration: each term alive in each phase on the devices, none that is empty."""
@@ -178,16 +235,11 @@ class Search:
 
     def without(self, name: str) -> Outcome | None:
         """The chosen configuration with one optimisation taken out; None where that is no valid set."""
-        ids = [other for other in self.best.configuration.ids if other != name]
+        ids = [other for other in self.best.ids if other != name]
         if not ids or problems(ids, self.situation):
             return None
         configuration = compose(ids, self.best.configuration.knobs, self.situation)
         return Evaluator(self.candidates, self.situation, self.constants, self.limits)(configuration)
-
-    def best_among(self, objective: Objective, wants: Callable[[Outcome], bool], index: int) -> Outcome | None:
-        """The best configuration that fits one wanted length and meets a wish; None where there is none."""
-        fitting = [o for o in self.outcomes if wants(o) and bool(o.fits[index])]
-        return min(fitting, key=lambda outcome: cost(outcome, index, objective), default=None)
 
 
 def search(
@@ -201,8 +253,12 @@ def search(
     excluded: Sequence[str] = (),
     knobs: Mapping[str, Mapping[str, Scalar]] | None = None,
     batch: int = 1,
+    space: Space | None = None,
 ) -> Search:
     """Search every valid set at every wanted length; the last length that fits wins.
+
+    Args:
+        space: what there is to choose from, where that is known already.
 
     Raises:
         PlanError: no valid set holds what is required and lacks what is excluded.
@@ -213,48 +269,49 @@ def search(
         np.array([want.rank for want in wanted]),
         batch,
     )
-    found = [
-        configuration
-        for ids in valid_sets(situation, required, excluded)
-        for configuration in configurations(ids, knobs or {}, situation)
-    ]
-    if not found:
-        asked = " ".join([*(f"--with {name}" for name in required), *(f"--without {name}" for name in excluded)])
-        why = _why_no_set(situation, required, excluded)
-        raise PlanError(asked or "a plan", why, "`plan optimizations` says what each needs.")
-    raise_all(_never_used(knobs or {}, found, situation))
-    evaluate = Evaluator(candidates, situation, constants, limits)
-    outcomes = tuple(evaluate(configuration) for configuration in found)
-    best, index = None, 0
-    for index in reversed(range(len(wanted))):
-        fitting = [outcome for outcome in outcomes if bool(outcome.fits[index])]
-        if fitting:
-            best = _first_like(min(fitting, key=lambda outcome: cost(outcome, index, objective)), fitting, objective)
-            break
-    if best is None:
-        index = 0
-        best = min(outcomes, key=lambda outcome: _excess(outcome, limits, 0))
-    want = wanted[index]
+    if space is None:
+        space = space_of(situation, required, excluded, knobs)
+    weighed = weigh(space, candidates, situation, limits, constants)
+    fitting = np.flatnonzero(weighed.fits.any(axis=0))
+    index = int(fitting[-1]) if len(fitting) else 0
+    best = weighed.outcome(_chosen(weighed, index, objective, limits))
+    return Search(tuple(wanted), candidates, space, weighed, best, index, situation, constants, limits, objective)
 
-    def reach(target: int | None) -> int | None:
-        # What fits a longer sequence fits this one too; only where that finds nothing are all sets looked at.
-        fitting = [outcome.configuration for outcome in outcomes if bool(outcome.fits[index])]
-        arguments: dict[str, Any] = {"rank": want.rank, "target": target, "batch": batch}
-        here = longest(fitting, situation, limits, constants, **arguments, least=want.total) if fitting else None
-        return here or longest(found, situation, limits, constants, **arguments)
 
-    return Search(
-        wanted=tuple(wanted),
-        candidates=candidates,
-        outcomes=outcomes,
-        best=best,
-        index=index,
-        longest_with_target=reach(want.target),
-        longest_all_trained=reach(None),
-        situation=situation,
-        constants=constants,
-        limits=limits,
+def _chosen(weighed: Weighed, index: int, objective: Objective, limits: Limits) -> int:
+    """The best of what fits, or where nothing does what comes nearest."""
+    return _best(weighed, index, objective) if weighed.fits[:, index].any() else _nearest(weighed, limits, index)
+
+
+def _best(weighed: Weighed, index: int, objective: Objective) -> int:
+    """The cheapest that fits, with the knobs it names first as long as they fit: knobs are ordered best first."""
+    rows = np.flatnonzero(weighed.fits[:, index])
+    best = _cheapest(weighed, rows, index, objective)
+    if objective == "memory":
+        return best
+    made = weighed.evaluated.made
+    branch, _, options = made[best]
+    return next(row for row in map(int, rows) if made[row][0] == branch and made[row][2] == options)
+
+
+def _cheapest(weighed: Weighed, rows: Array, index: int, objective: Objective) -> int:
+    """The first of those that cost least."""
+    time, memory = weighed.rank[rows, index], weighed.high[rows, index]
+    # Times that are alike in three digits differ by less than one in a hundred.
+    near = memory == memory.min() if objective == "memory" else time <= 1.011 * time.min()
+    return min(
+        map(int, rows[near]),
+        key=lambda row: _cost(
+            weighed.ids(row), float(weighed.rank[row, index]), float(weighed.high[row, index]), objective
+        ),
     )
+
+
+def _nearest(weighed: Weighed, limits: Limits, index: int) -> int:
+    """What misses the limits by least, as the largest share of any of them."""
+    shares = [weighed.high[:, index] / max(1, limits.gpu_bytes), weighed.host[:, index] / max(1, limits.host_bytes)]
+    time = weighed.estimate[:, index] / limits.step_seconds
+    return int(np.argmin(np.maximum.reduce([*shares, np.where(np.isnan(time), 0, time)])))
 
 
 def _why_no_set(situation: Situation, required: Sequence[str], excluded: Sequence[str]) -> str:
@@ -274,10 +331,10 @@ def _why_no_set(situation: Situation, required: Sequence[str], excluded: Sequenc
 
 
 def _never_used(
-    knobs: Mapping[str, Mapping[str, Scalar]], found: Sequence[Configuration], situation: Situation
+    knobs: Mapping[str, Mapping[str, Scalar]], used: frozenset[str], situation: Situation
 ) -> list[PlanError]:
     """Knobs set of an optimisation that no set holds with them; none of one that cannot be used here at all."""
-    known, used = all_optimizations(), {name for configuration in found for name in configuration.ids}
+    known = all_optimizations()
     lost = [(owner, values) for owner, values in knobs.items() if owner not in used]
     return [
         PlanError(
@@ -288,18 +345,3 @@ def _never_used(
         for owner, values in lost
         if not known[owner].reasons(situation)
     ]
-
-
-def _first_like(best: Outcome, fitting: Sequence[Outcome], objective: Objective) -> Outcome:
-    """The same set with the knobs it names first, as long as it fits: knobs are ordered best first."""
-    if objective == "memory":
-        return best
-    return next(outcome for outcome in fitting if outcome.configuration.ids == best.configuration.ids)
-
-
-def _excess(outcome: Outcome, limits: Limits, index: int) -> float:
-    """By how much a configuration misses the limits, as the largest share of any of them."""
-    shares = [outcome.high[index] / max(1, limits.gpu_bytes), outcome.host[index] / max(1, limits.host_bytes)]
-    if outcome.time.estimate is not None:
-        shares.append(outcome.time.estimate[index] / limits.step_seconds)
-    return float(max(shares))

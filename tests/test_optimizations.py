@@ -24,8 +24,8 @@ from planner.model import list_models, load_model
 from planner.optimizations import all_optimizations, by_id
 from planner.optimizations.base import REGISTRY, Evidence, Needs, Optimization, Scalar, Situation
 from planner.session import Session
+from planner.sets import configurations, valid_sets
 from planner.settings import check_sets
-from planner.solver import configurations, valid_sets
 from planner.symbols import BY_SYMBOL
 
 ROOT = Path(__file__).parent.parent

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 from planner.hardware import HardwareProfile
@@ -15,17 +15,50 @@ from planner.session import Session
 Scalar = int | float | str
 
 
+class Chosen(Set[str]):
+    """The ids of a set, noting which of them somebody asks for; who looks at all of them asks for ``EVERY``."""
+
+    def __init__(self, ids: Iterable[str], asked: set[str]) -> None:
+        self.ids, self.asked = frozenset(ids), asked
+
+    def __contains__(self, name: object) -> bool:
+        self.asked.add(str(name))
+        return name in self.ids
+
+    def __iter__(self) -> Iterator[str]:
+        self.asked.add(EVERY)
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        self.asked.add(EVERY)
+        return len(self.ids)
+
+    def __bool__(self) -> bool:
+        """Whether a set is looked at: says nothing of what is in it."""
+        return bool(self.ids)
+
+
+EVERY = "*"
+
+
 @dataclass(frozen=True)
 class Situation:
     """What is known before anything is chosen: the card, the model, and the host's memory in bytes.
 
-    ``chosen`` holds the ids of the set that is being composed; it is empty as long as none is.
+    ``chosen`` holds the ids of the set that is being composed; it is empty as long as none is. Of the card an
+    optimisation may ask what decides which code runs on it (kind, capability, gfx, 16-bit types, and its name for
+    people), never its sizes and rates: cards that are equal in those share what is composed for them.
     """
 
     gpu: HardwareProfile
     model: ModelShape
     host_bytes: int
-    chosen: frozenset[str] = frozenset()
+    chosen: Set[str] = frozenset()
+
+    def choosing(self, ids: Iterable[str]) -> Situation:
+        """The same with a set that is looked at; what is asked of it is noted where it was before."""
+        watched = isinstance(self.chosen, Chosen)
+        return replace(self, chosen=Chosen(ids, self.chosen.asked) if watched else frozenset(ids))  # type: ignore[attr-defined]
 
 
 class Requirement(Protocol):
@@ -185,7 +218,7 @@ class Optimization(ABC):
 
     @abstractmethod
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
-        """The ledger with this optimisation switched on."""
+        """The ledger with this optimisation switched on; it reads no more of the ledger than it claims or needs."""
 
     @abstractmethod
     def apply(self, session: Session) -> None:

@@ -1,0 +1,95 @@
+"""Which sets of optimisations there are to choose from, and with which values of their knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, combinations
+
+from planner.compose import Configuration, compose, problems
+from planner.optimizations import all_optimizations
+from planner.optimizations.base import Scalar, Situation
+
+PinnedKnobs = Mapping[str, Mapping[str, Scalar]]
+
+
+def usable(situation: Situation, excluded: Sequence[str]) -> list[str]:
+    """What the card and the model allow, and nobody has switched off."""
+    known = all_optimizations()
+    return [name for name in known if name not in excluded and not known[name].reasons(situation)]
+
+
+def always_on(situation: Situation, allowed: Sequence[str], required: Sequence[str]) -> frozenset[str]:
+    """What is required, and what is free: a set without that is never better (``tests/test_solver.py`` proves it)."""
+    known = all_optimizations()
+    free = [name for name in allowed if known[name].is_free(situation)]
+    return frozenset({*required, *(name for name in free if _undisputed(name, allowed, required, situation))})
+
+
+def valid_sets(situation: Situation, required: Sequence[str], excluded: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Every valid set that trains something, holds what is required and lacks what is excluded."""
+    allowed = usable(situation, excluded)
+    certain = always_on(situation, allowed, required)
+    for extra in subsets([name for name in allowed if name not in certain]):
+        ids = tuple(sorted({*certain, *extra}))
+        if trains(ids) and not problems(ids, situation):
+            yield ids
+
+
+def subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Every subset, the smallest first."""
+    return chain.from_iterable(combinations(names, size) for size in range(len(names) + 1))
+
+
+def trains(ids: Sequence[str]) -> bool:
+    """Whether a set makes adapters, without which nothing is trained."""
+    known = all_optimizations()
+    return any("adapters/weights" in known[name].makes for name in ids)
+
+
+def _undisputed(name: str, allowed: Sequence[str], required: Sequence[str], situation: Situation) -> bool:
+    """Whether nothing else lays claim to what a free optimisation does, and it stands beside what is required."""
+    known = all_optimizations()
+    names = known[name].claims | known[name].makes
+    rivals = any(names & (known[other].claims | known[other].makes) for other in allowed if other != name)
+    return not rivals and name not in problems({*required, name}, situation)
+
+
+def has_pinned(ids: Sequence[str], knobs: PinnedKnobs, situation: Situation) -> bool:
+    """Whether every choice by name that the user pins is to be had in this set."""
+    known, inside = all_optimizations(), situation.choosing(ids)
+    pinned = (
+        (knob, knobs[name][knob.name])
+        for name in ids
+        for knob in known[name].knobs
+        if name in knobs
+        if knob.name in knobs[name]
+    )
+    return all(knob.low is not None or value in knob.choices(inside) for knob, value in pinned)
+
+
+def configurations(ids: tuple[str, ...], knobs: PinnedKnobs, situation: Situation) -> Iterator[Configuration]:
+    """The configurations of a valid set: one for each combination of the knobs that bound memory at a price."""
+    if not has_pinned(ids, knobs, situation):
+        return
+    known, inside = all_optimizations(), situation.choosing(ids)
+    options: list[tuple[str, str, tuple[Scalar, ...]]] = [
+        (name, knob.name, knob.choices(inside))
+        for name in ids
+        for knob in known[name].knobs
+        if knob.letter and knob.letter != "R" and knob.name not in knobs.get(name, {})
+    ]
+    combos: list[dict[str, dict[str, Scalar]]] = [{}]
+    for name, knob_name, choices in options:
+        combos = [{**combo, name: {**combo.get(name, {}), knob_name: value}} for combo in combos for value in choices]
+    # A knob with a letter does no more than give the letter its value, so one composition serves all of them.
+    first = compose(ids, knobs, situation)
+    for combo in combos:
+        letters = {
+            knob.letter: int(values[knob.name])
+            for name, values in combo.items()
+            for knob in known[name].knobs
+            if knob.name in values
+        }
+        chosen = {name: {**first.knobs[name], **combo.get(name, {})} for name in first.ids}
+        yield replace(first, knobs=chosen, letters={**first.letters, **letters})

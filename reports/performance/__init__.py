@@ -1,0 +1,1 @@
+"""How long planning takes: `python -m reports.performance.measure` writes the record, `reports.render` the page."""
