@@ -8,273 +8,50 @@ computes it, with the adapter forward of ``trainer/adapters.py``; they are check
 
 from __future__ import annotations
 
+from planner.baseline_formulas import (
+    adapter_inner,
+    attention_inputs_expanded,
+    attention_output,
+    backward_bytes,
+    bits_of_activation,
+    bits_of_weight,
+    eager_alone_bytes,
+    eager_backward_bytes,
+    eager_forward_bytes,
+    eager_scores,
+    embedding,
+    evaluation_working,
+    final_hidden,
+    final_norm_copy,
+    float32,
+    forward_bytes,
+    head,
+    incoming_gradient,
+    int64,
+    layer_inputs,
+    linear_weights,
+    loading_in_host,
+    masks,
+    mlp_saved,
+    norm_copies,
+    norm_outputs,
+    norms_and_biases,
+    one_byte,
+    rotary_frequencies,
+    rotary_tables,
+    scores_bits,
+    stock_logits,
+    stock_logits_bits,
+    token_ids,
+    workspace,
+)
 from planner.baseline_work import WORK
 from planner.ledger import ALWAYS, Basis, Device, Formula, Ledger, Phase, Term
-from planner.symbols import Letters, Number, greatest, least
 
 EVALUATION = frozenset({Phase.EVALUATE, Phase.EVALUATE_LOSS})
 SAVED = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD})
 COUNTED = "derivation in the docstring; counted by tests/test_memory_against_counted.py"
 SHAPES = "shapes of the modules in transformers"
-
-
-def bits_of_activation(x: Letters) -> Number:
-    """Bits of an element held in the compute dtype."""
-    return x.a
-
-
-def bits_of_weight(x: Letters) -> Number:
-    """Bits of a frozen weight that is not quantised."""
-    return x.w
-
-
-def float32(x: Letters) -> Number:
-    """Bits of a float32 element."""
-    return 32
-
-
-def int64(x: Letters) -> Number:
-    """Bits of a token id."""
-    return 64
-
-
-def one_byte(x: Letters) -> Number:
-    """Bits of a byte, for terms given in bytes."""
-    return 8
-
-
-def tokens(x: Letters) -> Number:
-    """Tokens in one micro-batch."""
-    return x.B * x.S
-
-
-def linear_weights(x: Letters) -> Number:
-    """Weights of the linears inside the layers."""
-    return x.L * x.P
-
-
-def embedding(x: Letters) -> Number:
-    """One row of width D for each row of the vocabulary."""
-    return x.V * x.D
-
-
-def head(x: Letters) -> Number:
-    """The output head, where it is not the embedding itself."""
-    return x.Y * x.V * x.D
-
-
-def norms_and_biases(x: Letters) -> Number:
-    """Norm weights and every bias."""
-    return x.N
-
-
-def rotary_frequencies(x: Letters) -> Number:
-    """Inverse frequencies of rotary embedding, half a head's dimensions, held twice: in use, and as first computed."""
-    return x.O
-
-
-def token_ids(x: Letters) -> Number:
-    """Input ids and targets."""
-    return 2 * tokens(x)
-
-
-def rotary_tables(x: Letters) -> Number:
-    """Cosines and sines, shared by the layers and by the sequences of a batch."""
-    return 2 * x.S * x.o
-
-
-def layer_inputs(x: Letters) -> Number:
-    """Layer inputs that the first norm of a layer saves as they are.
-
-    LayerNorm saves its input. RMSNorm of transformers computes in float32 and saves its float32 copy instead
-    (term ``activations/norms``), which in float32 is the input itself: hence ``a // 32``. The first layer's input
-    comes from the frozen embedding, needs no gradient, and is not saved.
-    """
-    return (x.A - 1) * tokens(x) * x.D * (1 - x.Q + x.Q * (x.a // 32))
-
-
-def norm_copies(x: Letters) -> Number:
-    """As ``norm_copies_of_layer`` for all layers, save the copy that the first norm of the first layer needs not."""
-    return x.A * norm_copies_of_layer(x) - x.Q * (1 - x.a // 32) * tokens(x) * (x.D + 1)
-
-
-def norm_copies_of_layer(x: Letters) -> Number:
-    """Float32 tensors saved by the norms of a layer, beyond the layer's input.
-
-    Each RMSNorm of width D saves a float32 copy and one value per token; in float32 the first norm's copy is the
-    layer's input. A query/key norm saves a float32 copy of its input. LayerNorm saves mean and deviation only,
-    but its input where that is not the layer's.
-    """
-    wide = x.Q * (x.n - x.a // 32) * x.D + x.Q * x.n
-    layer_norm = (1 - x.Q) * (2 * x.n + x.i * x.D * x.a // 32)
-    return tokens(x) * (wide + layer_norm + x.q * (x.H + x.K) * (x.E + 1))
-
-
-def norm_outputs(x: Letters) -> Number:
-    """Outputs of the norms that linears read, saved as the input of their adapters."""
-    return x.A * tokens(x) * x.m * x.D
-
-
-def adapter_inner(x: Letters) -> Number:
-    """Each adapter's inner activation, of width R."""
-    return x.A * tokens(x) * x.I * x.R
-
-
-def mlp_saved(x: Letters) -> Number:
-    """Tensors of width F that the MLP saves: ``f`` of them (gated 4; plain with gelu_new 5; plain 2)."""
-    return x.A * tokens(x) * x.f * x.F
-
-
-def attention_inputs_expanded(x: Letters) -> Number:
-    """Query, and key and value repeated for every query head; one head alone is repeated without a copy.
-
-    Where nothing is repeated, value is what its linear gave; with query and key in the same tensor, all of it stays.
-    """
-    repeated = x.K + least(x.K - 1, 1) * (x.H - x.K)
-    return x.A * tokens(x) * ((x.H + 2 * repeated) * x.E + (x.K // x.H) * x.v)
-
-
-def attention_output(x: Letters) -> Number:
-    """What attention gives, saved as the input of the output projection."""
-    return x.A * tokens(x) * x.H * x.E
-
-
-def eager_scores(x: Letters) -> Number:
-    """Softmax of the scores, for every pair of tokens."""
-    return x.A * x.B * x.H * x.S**2
-
-
-def scores_bits(x: Letters) -> Number:
-    """Softmax in float32 plus its copy in the compute dtype, which in float32 is the same tensor."""
-    return 64 - x.a
-
-
-def scores(x: Letters) -> Number:
-    """One number for each head and pair of tokens."""
-    return x.B * x.H * x.S**2
-
-
-def masks(x: Letters) -> Number:
-    """A number for each pair of tokens."""
-    return x.k * x.B * x.S**2
-
-
-def eager_backward_bytes(x: Letters) -> Number:
-    """Bytes alive while a layer's softmax is differentiated, as far as they stand above its MLP's height.
-
-    Beside the saved float32 softmax: its gradient, their product, the gradient of the scores in float32 (in float16
-    where they are) and, in 16 bits, nothing of the saved copy any more. The layer's MLP is done by then, and so are
-    the norms behind attention: what they saved is gone, and value with what it kept alive.
-    """
-    working = (1 - x.p) * backward_bytes(x) + x.p * mlp_gradients(x) * x.a // 8
-    norms = x.i * x.D * (x.Q * 32 + (1 - x.Q) * x.a) + (x.m - 1) * x.D * x.a
-    gone = tokens(x) * (x.f * x.F * x.a + norms + (x.K // x.H) * x.v * x.a) // 8 + working
-    return greatest((64 - 16 * x.h + x.a) * scores(x) // 8 - gone, 0)
-
-
-def eager_forward_bytes(x: Letters) -> Number:
-    """Bytes alive while the last layer's softmax is computed, above the height of its MLP.
-
-    With every layer's tensors saved, the masked scores and, but for float16, their float32 copy, while what is saved
-    beside the softmax is still to come; with layers recomputed, as without autograd.
-    """
-    saved = (1 - x.h) * 32 * scores(x) - x.f * x.F * tokens(x) * x.a
-    return (1 - x.p) * greatest(saved, 0) // 8 + x.p * eager_alone_bytes(x)
-
-
-def eager_alone_bytes(x: Letters) -> Number:
-    """Bytes alive while the softmax of a layer is computed without autograd, above the height of its MLP.
-
-    Masked scores, their float32 copy (but for float16) and the softmax, or in float32 two of the three; query, key,
-    value and what was repeated of them.
-    """
-    heads = (3 * x.H + 2 * x.K) * x.E
-    return greatest((96 - x.a - 32 * x.h) * scores(x) + (heads - x.g * x.F) * tokens(x) * x.a, 0) // 8
-
-
-def incoming_gradient(x: Letters) -> Number:
-    """The gradient that comes into a layer from above, alive through its backward pass."""
-    return tokens(x) * x.D
-
-
-def mlp_gradients(x: Letters) -> Number:
-    """Gradients alive at the height of a layer's backward pass, in the MLP; elements of the compute dtype.
-
-    The input of the last MLP linear gets its gradient from the base weight and from the adapter; their sum makes
-    a third tensor of width F, while the linear's saved input is already gone: two more than what is saved.
-    """
-    return 2 * tokens(x) * x.F
-
-
-def backward_bytes(x: Letters) -> Number:
-    """Bytes alive at the height of the backward pass beyond what is saved and the incoming gradient.
-
-    With every layer's tensors saved there are two candidates: the MLP of the last layer, and before it the final
-    RMSNorm, whose gradient takes six float32 tensors of width D, its saved copy among them.
-    """
-    final_norm = x.Q * tokens(x) * x.D * (24 - x.a // 8)
-    return greatest(mlp_gradients(x) * x.a // 8, final_norm)
-
-
-def forward_working(x: Letters) -> Number:
-    """Tensors alive at the height of one layer run without autograd: ``g`` of width F, and two of width D."""
-    return tokens(x) * (x.g * x.F + 2 * x.D)
-
-
-def evaluation_working(x: Letters) -> Number:
-    """As the forward pass, and two that nothing else keeps there: the layer's input and the embedded tokens."""
-    return forward_working(x) + 2 * tokens(x) * x.D
-
-
-def forward_bytes(x: Letters) -> Number:
-    """Bytes alive at the end of the forward pass beyond what is saved.
-
-    Four float32 tensors of width D where the final norm is an RMSNorm; else the last residual sums, five tensors
-    of width D in the compute dtype.
-    """
-    return tokens(x) * x.D * (16 * x.Q + 5 * (1 - x.Q) * (x.a // 8))
-
-
-def final_hidden(x: Letters) -> Number:
-    """Input of the final norm, where the norm saves it as it is.
-
-    Its output is gone when the stock loss stands highest, in its backward pass: the frozen head saves none of it.
-    """
-    return tokens(x) * x.D * (1 - x.Q + x.Q * (x.a // 32))
-
-
-def final_norm_copy(x: Letters) -> Number:
-    """The final RMSNorm's float32 copy of its input (16-bit only), and its deviation."""
-    return x.Q * tokens(x) * (x.D * (1 - x.a // 32) + 1)
-
-
-def stock_logits(x: Letters) -> Number:
-    """Logits of every token, trained or not."""
-    return tokens(x) * x.V
-
-
-def stock_logits_bits(x: Letters) -> Number:
-    """Logits, their float32 copy, log-softmax and its gradient: three float32 tensors beside none or one 16-bit.
-
-    The float32 copy, the log-softmax and the gradient live at once; the 16-bit logits are gone by then. In
-    float32 the copy is the logits, and shifted labels avoid a second one.
-    """
-    return 96
-
-
-def loading_in_host(x: Letters) -> Number:
-    """Bytes of host memory while a GGUF file is loaded: all weights, and two float32 copies of the largest tensor.
-
-    transformers dequantises tensor by tensor on the CPU; the embedding is the largest. Safetensors go straight to
-    the card. Approximate: 729 MiB for SmolLM2-135M in float32 and 473 in bfloat16, where 670 and 453 were seen.
-    """
-    weights = linear_weights(x) + embedding(x) + head(x) + norms_and_biases(x)
-    return x.W * (weights * x.w // 8) + x.G * 8 * embedding(x)
-
-
-def workspace(x: Letters) -> Number:
-    """What cuBLAS keeps: one workspace for the thread of the forward pass, one for autograd's own thread."""
-    return 2 * x.Z
 
 
 def _saved(name: str, count: Formula, bits: Formula, meaning: str) -> Term:

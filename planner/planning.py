@@ -37,6 +37,7 @@ from planner.plan import (
     Train,
 )
 from planner.plan_time import Prices, plan_time
+from planner.plan_warnings import warnings_of
 from planner.settings import check_sets, unknown_names
 from planner.solver import COARSEST, Objective, Search, Wanted, search, space_of
 from planner.space import Space
@@ -50,7 +51,6 @@ NOT_MODELLED = (
 )
 HOST_BYTES = 32 * GIB  # of host RAM, unless the user says how much there is
 RANDOM = "random:"  # before a model: its shape with random weights, to measure with
-KERNELS_CHECKED = 524_288  # tokens; docs/decisions.md, attention kernels at length
 NO_TIER_RANK = 8  # rank where not even tier 1 fits, as long as the user sets none
 
 
@@ -274,7 +274,7 @@ def _write(solved: Solved) -> Plan:
         time=time,
         train=train,
         nearest=[] if fits else suggestions(found, limits, request.required, request.excluded),
-        warnings=[*_warnings(situation, want.total), *warnings],
+        warnings=[*warnings_of(situation, want.total), *warnings],
         not_modelled=list(NOT_MODELLED),
         provenance=Provenance(
             tierplan=__version__,
@@ -382,29 +382,3 @@ def _summary(situation: Situation, limits: Limits, fits: bool, want: Wanted) -> 
 
 def _round_gib(size: int) -> str:
     return f"{size // GIB} GiB" if size % GIB == 0 else format_bytes(size)
-
-
-def _warnings(situation: Situation, total: int) -> list[str]:
-    gpu, model = situation.gpu, situation.model
-    warnings = []
-    if gpu.kind == "gpu" and gpu.id not in calibration().document["measured_cards"]:
-        warnings.append(
-            f"No run on {gpu.name} is recorded: bound and times rest on runs on other cards (docs/validation.md)."
-        )
-    if gpu.context_bytes.basis == "assumed":
-        size = format_bytes(int(gpu.context_bytes.value or 0))
-        warnings.append(f"The CUDA context of {gpu.name} is assumed to be {size}, not measured.")
-    if total > model.native_context:
-        warnings.append(
-            f"{model.id} was made for {format_count(model.native_context)} tokens. Longer sequences train without "
-            "error, but positions beyond are new to it: context trained is not context used."
-        )
-    if total > KERNELS_CHECKED:
-        warnings.append(
-            f"Exact attention kernels were checked against float64 up to {format_count(KERNELS_CHECKED)} tokens; "
-            "beyond, some fail at 2,147,483,648 elements in one tensor."
-        )
-    rates = [f"{rate:g}" for rate in (model.residual_dropout, model.attention_dropout, model.embedding_dropout) if rate]
-    if rates:
-        warnings.append(f"The model's own dropout ({', '.join(rates)}) is off while training, so recomputing is exact.")
-    return warnings

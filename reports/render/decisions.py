@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from planner.baseline import layer_inputs, norm_copies_of_layer
+from planner.baseline_formulas import layer_inputs, norm_copies_of_layer
 from planner.compose import compose
 from planner.hardware import load_profile
 from planner.ledger import Phase

@@ -6,7 +6,7 @@ and the next one is fetched ahead in the backward pass. Host buffers are exactly
 
 from __future__ import annotations
 
-from planner.baseline import bits_of_activation
+from planner.baseline_formulas import bits_of_activation
 from planner.ledger import Device, Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Evidence, Knobs, OnCard, Optimization, Situation
 from planner.session import Session

@@ -6,13 +6,13 @@ layer. One checkpoint per layer, or per two where a layer saves little, is best 
 
 from __future__ import annotations
 
-from planner.baseline import (
+from planner.baseline import per_layer_names
+from planner.baseline_formulas import (
     bits_of_activation,
     forward_working,
     incoming_gradient,
     mlp_gradients,
     norm_copies_of_layer,
-    per_layer_names,
 )
 from planner.baseline_work import (
     attention_forward_flops,

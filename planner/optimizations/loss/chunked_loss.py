@@ -6,7 +6,7 @@ instead of the logits. Costs nothing in arithmetic; a small slice uses the matri
 
 from __future__ import annotations
 
-from planner.baseline import bits_of_activation
+from planner.baseline_formulas import bits_of_activation
 from planner.ledger import Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Evidence, Knob, Knobs, Optimization, Situation
 from planner.session import Session

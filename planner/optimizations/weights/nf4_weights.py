@@ -7,7 +7,7 @@ pass reads four bits and writes sixteen.
 
 from __future__ import annotations
 
-from planner.baseline import eager_backward_bytes
+from planner.baseline_formulas import eager_backward_bytes
 from planner.ledger import ALWAYS, Basis, Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Capability, Evidence, Knobs, Needs, Optimization, Situation
 from planner.session import Session

@@ -1,0 +1,36 @@
+"""What a plan warns of: what was not measured, and what training at such a length does not promise."""
+
+from __future__ import annotations
+
+from planner.calibration import calibration
+from planner.optimizations.base import Situation
+from planner.units import format_bytes, format_count
+
+KERNELS_CHECKED = 524_288  # tokens; docs/decisions.md, attention kernels at length
+
+
+def warnings_of(situation: Situation, total: int) -> list[str]:
+    """One sentence each."""
+    gpu, model = situation.gpu, situation.model
+    warnings = []
+    if gpu.kind == "gpu" and gpu.id not in calibration().document["measured_cards"]:
+        warnings.append(
+            f"No run on {gpu.name} is recorded: bound and times rest on runs on other cards (docs/validation.md)."
+        )
+    if gpu.context_bytes.basis == "assumed":
+        size = format_bytes(int(gpu.context_bytes.value or 0))
+        warnings.append(f"The CUDA context of {gpu.name} is assumed to be {size}, not measured.")
+    if total > model.native_context:
+        warnings.append(
+            f"{model.id} was made for {format_count(model.native_context)} tokens. Longer sequences train without "
+            "error, but positions beyond are new to it: context trained is not context used."
+        )
+    if total > KERNELS_CHECKED:
+        warnings.append(
+            f"Exact attention kernels were checked against float64 up to {format_count(KERNELS_CHECKED)} tokens; "
+            "beyond, some fail at 2,147,483,648 elements in one tensor."
+        )
+    rates = [f"{rate:g}" for rate in (model.residual_dropout, model.attention_dropout, model.embedding_dropout) if rate]
+    if rates:
+        warnings.append(f"The model's own dropout ({', '.join(rates)}) is off while training, so recomputing is exact.")
+    return warnings
