@@ -74,7 +74,10 @@ class Fold:
         A rate that is unknown makes the time unknown, so only those that keep the same things busy are compared.
         """
         many = len(self.chosen)
-        parts = (self.sizes[:, LIMITED], self.work, self.inexact, self.adds, -self.adds)
+        sizes = self.sizes[:, LIMITED]
+        # What all of them leave alone says nothing; most rows and lanes are that.
+        touched, busy = sizes.any(axis=(0, 2)), self.work.any(axis=(0, 2)) | self.adds.any(axis=0)
+        parts = (sizes[:, touched], self.work[:, busy], self.inexact, self.adds[:, busy], -self.adds[:, busy])
         return np.hstack([part.reshape(many, -1) for part in parts])
 
     def only(self, places: Sequence[int] | Array) -> Fold:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 Points = np.ndarray[Any, np.dtype[np.float64]]
-FEW = 48  # rows that are all compared with each other at once
+FEW = 12  # rows that are all compared with each other at once
 
 
 def nondominated(points: Points) -> Any:

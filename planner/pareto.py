@@ -84,9 +84,11 @@ def pareto(request: Request) -> Pareto:
     at = np.searchsorted(lengths, longest[rows])
     tokens = float(made.found.candidates.batch * made.limits.accumulation) * longest[rows]
     time = weighed.estimate[rows, at] / tokens
-    # Where no rate is known no time is, and length and host memory alone decide.
-    points = np.column_stack([-longest[rows], np.where(np.isnan(time), 0, time), weighed.host[rows, at]])
-    front = [int(place) for place in nondominated(points.astype(np.float64))]
+    # Where a rate is unknown so is the time, and only settings whose time is unknown too are compared.
+    unknown = np.isnan(time)
+    columns = [-longest[rows], np.where(unknown, 0, time), weighed.host[rows, at], unknown, ~unknown]
+    points = np.column_stack([column.astype(np.float64) for column in columns])
+    front = [int(place) for place in nondominated(points)]
     found = [
         _point(weighed, int(rows[place]), int(at[place]), int(longest[rows[place]]), rank, float(tokens[place]))
         for place in front

@@ -25,6 +25,7 @@ from planner.sets import PinnedKnobs
 from planner.space import Space, Weighed
 
 Objective = Literal["context", "speed", "memory"]
+MANY = 1000  # configurations from which on it is quicker to look at fewer lengths more often
 COARSEST, FINEST = 64, 64  # tokens: the least sequence that is looked at, and the step of the longest
 
 
@@ -81,7 +82,7 @@ def longest(
     remaining = tuple(range(len(space.branches)) if among is None else among)
     best: int | None = None
     while True:
-        grid = grid_between(low, high)
+        grid = grid_between(low, high, 65 if space.size <= MANY else 9)
         targets = grid if target is None else np.minimum(grid, target)
         at = Candidates(grid, targets, np.full_like(grid, rank), batch)
         weighed = weigh(space, at, situation, limits, constants, among=remaining)
@@ -97,9 +98,9 @@ def longest(
         low, high = best, int(grid[last + 1])
 
 
-def grid_between(low: int, high: int) -> Array:
-    """Lengths from one to the other, in steps of ``FINEST`` or of equal shares."""
-    steps = np.geomspace(low, high, 65).astype(np.int64) // FINEST * FINEST
+def grid_between(low: int, high: int, count: int = 65) -> Array:
+    """At most so many lengths from one to the other, in steps of ``FINEST`` or of equal shares."""
+    steps = np.geomspace(low, high, count).astype(np.int64) // FINEST * FINEST
     return np.array(sorted({int(total) for total in steps if total >= COARSEST} | {low}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,11 @@ class Space:
     def names(self) -> frozenset[str]:
         """Every optimisation that is in any set."""
         return self._leaves.union(name for branch in self.branches for name in branch.ids)
+
+    @property
+    def size(self) -> int:
+        """How many configurations there are."""
+        return sum(len(branch.trunk) * prod(map(len, branch.groups)) for branch in self.branches)
 
     def is_leaf(self, name: str) -> bool:
         """Whether an optimisation is chosen in a group of a branch, and not by the branch itself."""

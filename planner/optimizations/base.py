@@ -21,6 +21,10 @@ class Chosen(Set[str]):
     def __init__(self, ids: Iterable[str], asked: set[str]) -> None:
         self.ids, self.asked = frozenset(ids), asked
 
+    @classmethod
+    def _from_iterable(cls, names: Iterable[str]) -> frozenset[str]:  # type: ignore[override]
+        return frozenset(names)  # what is made of it is a set like any other
+
     def __contains__(self, name: object) -> bool:
         self.asked.add(str(name))
         return name in self.ids

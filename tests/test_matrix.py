@@ -1,0 +1,223 @@
+"""Tables of many plans: their rows are what planning each alone gives."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_fixture import Capture, answered, mistakes
+
+from planner.calibration import calibration
+from planner.cli import main
+from planner.errors import PlanError
+from planner.evaluate import Candidates, Evaluator
+from planner.matrix import COLUMNS, MatrixRow, all_cards, all_models, matrix, rows_of_model
+from planner.matrix_files import as_csv, as_markdown
+from planner.pareto import longest_of_each, pareto
+from planner.planning import Request, make_plan, solved
+from planner.tier_table import TierRow, tier_table
+from planner.tiers import TIERS
+
+SAMPLE = random.Random(7)
+PAIRS = [(SAMPLE.choice(all_models()), tuple(SAMPLE.sample(all_cards(), 6))) for _ in range(8)]
+WISHES = (
+    Request(),
+    Request(host_bytes=2**33, max_step_seconds=60.0),
+    Request(excluded=("nf4_weights",), knobs={"lora": {"rank": 16}}),
+)
+
+
+def planned(gpu: str, model: str, wish: Request) -> MatrixRow:
+    """The row as a plan of its own gives it."""
+    kept = {"host_bytes": wish.host_bytes, "max_step_seconds": wish.max_step_seconds}
+    try:
+        plan = make_plan(Request(gpu=gpu, model=model, excluded=wish.excluded, knobs=wish.knobs, **kept))
+    except PlanError as error:
+        return MatrixRow(gpu, model, None, why=" ".join(each.why for each in getattr(error, "errors", [error])))
+    fits = plan.verdict == "fits"
+    return MatrixRow(
+        gpu,
+        model,
+        fits,
+        plan.tier if fits else None,
+        plan.total_tokens if fits else None,
+        plan.lora_rank,
+        plan.longest.all_trained,
+        plan.memory.gpu.peak_bytes.high,
+        plan.memory.gpu.budget_bytes,
+        plan.memory.host.peak_bytes,
+        plan.time.step_seconds.estimate,
+    )
+
+
+@pytest.mark.parametrize("number", range(len(PAIRS)))
+def test_a_row_is_what_the_plan_says(number: int) -> None:
+    model, gpus = PAIRS[number]
+    wish = WISHES[number % len(WISHES)]
+    for row in rows_of_model(model, gpus, wish):
+        alone = planned(row.gpu, model, wish)
+        if row.fits is False:
+            assert "lacks" in row.why or "too long" in row.why
+            alone = MatrixRow(**{**alone.document(), "why": row.why})
+        assert row == alone
+
+
+def test_several_processes_give_the_same_in_the_same_order() -> None:
+    gpus, models = ["rtx4090", "rx7900xtx", *all_cards()[:40]], ["smollm2-135m", "gpt2"]
+    seen: list[int] = []
+    rows = matrix(gpus, models, Request(), done=seen.append, processes=2)
+    assert [(row.gpu, row.model) for row in rows] == [(gpu, model) for gpu in gpus for model in models]
+    assert sum(seen) == len(rows)
+    assert rows == matrix(gpus, models, Request(), processes=1)
+
+
+def test_nothing_is_dropped() -> None:
+    rows = matrix(["rtx2060s", "rx7900xtx"], ["phi-2", "gpt2"], Request())
+    told = {(row.gpu, row.model): row for row in rows}
+    assert told["rtx2060s", "phi-2"].tier == 4 and told["rtx2060s", "phi-2"].why == ""
+    assert "cuda_context" in told["rx7900xtx", "phi-2"].why
+    assert "gpt2" in told["rtx2060s", "gpt2"].why and told["rtx2060s", "gpt2"].fits is None
+    with pytest.raises(PlanError, match=r"rtx206[^0]*.*\n.*phi-3"):
+        matrix(["rtx206"], ["phi-3"], Request())
+
+
+def test_csv_and_markdown_hold_every_row(tmp_path: Path, capsys: Capture) -> None:
+    rows = matrix(["rtx2060s", "rx7900xtx"], ["phi-2"], Request())
+    read = list(csv.DictReader(io.StringIO(as_csv(rows))))
+    assert [*read[0]] == [*COLUMNS] and read[0]["tier"] == "4" and read[0]["fits"] == "true"
+    assert read[1]["tier"] == "" and read[1]["why"] == rows[1].why
+    lines = as_markdown(rows).splitlines()
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+    arguments = ["matrix", "--gpu", "rtx2060s", "--gpu", "rx7900xtx", "--model", "phi-2"]
+    for name, text in (("t.csv", as_csv(rows)), ("t.md", as_markdown(rows))):
+        for _ in range(2):  # a matrix may be written over a matrix
+            assert main([*arguments, "--out", str(tmp_path / name)]) == 0
+            assert (tmp_path / name).read_text(encoding="utf-8") == text
+    capsys.readouterr()
+    (tmp_path / "own.csv").write_text("mine\n", encoding="utf-8")
+    assert "not overwritten" in mistakes(capsys, *arguments, "--out", str(tmp_path / "own.csv"))[0]
+    assert "neither .csv nor .md" in mistakes(capsys, *arguments, "--out", str(tmp_path / "x.txt"))[0]
+    assert "no folder" in mistakes(capsys, *arguments, "--out", str(tmp_path / "no" / "x.md"))[0]
+    found = answered(capsys, *arguments, "--json")
+    assert found == {"rows": [row.document() for row in rows]}
+    assert main(["matrix", "--gpu", "rtx2060s", "--model", "gpt2"]) == 1
+
+
+def tier_as_planned(number: int, wish: Request) -> TierRow:
+    plan = make_plan(Request(gpu=wish.gpu, model=wish.model, tier=number, max_step_seconds=wish.max_step_seconds))
+    return TierRow(
+        number,
+        plan.context,
+        plan.target,
+        plan.total_tokens,
+        plan.lora_rank,
+        plan.verdict == "fits",
+        tuple(choice.id for choice in plan.choices),
+        {choice.id: choice.knobs for choice in plan.choices if choice.knobs},
+        plan.memory.gpu.peak_bytes.high,
+        plan.memory.host.peak_bytes,
+        plan.time.step_seconds.estimate,
+        {},
+    )
+
+
+@pytest.mark.parametrize(
+    "wish", [Request(), Request("rtx4090", "llama-3.1-8b", max_step_seconds=300.0), Request("h200-sxm", "qwen3-1.7b")]
+)
+def test_a_tier_is_what_its_plan_says(wish: Request) -> None:
+    table = tier_table(wish)
+    assert [row.tier for row in table.tiers] == [tier.number for tier in TIERS]
+    for row in table.tiers:
+        alone = tier_as_planned(row.tier, wish)
+        assert TierRow(**{**vars(row), "lacks": {}}) == alone
+        over = {
+            "card": row.gpu_high_bytes - table.gpu_budget_bytes,
+            "host": row.host_bytes - table.host_budget_bytes,
+            "seconds": (row.step_seconds or 0) - table.limit_seconds,
+        }
+        assert row.fits is (not row.lacks) and set(row.lacks) == {name for name, size in over.items() if size > 0}
+        assert all(row.lacks[name] == pytest.approx(over[name], rel=1e-4) for name in row.lacks)
+        assert all(word in row.reason for word in ({"seconds": "step"}.get(name, name) for name in row.lacks))
+
+
+def test_tiers_tells_and_exits(capsys: Capture) -> None:
+    found = answered(capsys, "tiers", "--gpu", "rtx2060s", "--json")
+    assert [row["tier"] for row in found["tiers"] if row["fits"]] == [1, 2, 3, 4]
+    assert found["tiers"][4]["reason"].startswith("card lacks") and found["tiers"][4]["lacks"]["card"] > 0
+    assert main(["tiers", "--gpu", "rtx2060s"]) == 0
+    out = capsys.readouterr().out
+    assert "tier 4" in out and "card lacks" in out and "nf4_weights" in out
+    assert main(["tiers", "--gpu", "rtx2060s", "--model", "llama-3.1-70b"]) == 1
+    assert "no tier fits" in capsys.readouterr().out
+    assert "names no card" in mistakes(capsys, "tiers")[0]
+    wrong = mistakes(capsys, "tiers", "--gpu", "rtx206", "--host-ram", "8G", "--with", "nothing")
+    assert len([line for line in wrong if line.startswith("error")]) == 3
+    with pytest.raises(PlanError, match="takes no length"):
+        tier_table(Request(tier=3))
+
+
+FRONTS = (
+    Request(knobs={"lora": {"rank": 12}}),
+    Request("h200-sxm", "qwen3-1.7b", target=512),
+    Request("rtx3060-12gb", "llama-3.1-8b", max_step_seconds=20.0, excluded=("fused_activation",)),
+)
+
+
+@pytest.mark.parametrize("wish", FRONTS)
+def test_the_front_is_that_of_counting_everything(wish: Request) -> None:
+    """Every set with every knob, each brought to its longest sequence by halving, one at a time."""
+    made = solved(wish, below=False)
+    rank = int(wish.knobs.get("lora", {}).get("rank", 8))
+
+    def at(total: int) -> Evaluator:
+        target = min(total, wish.target or total)
+        one = Candidates(np.array([total]), np.array([target]), np.array([rank]))
+        return Evaluator(one, made.situation, calibration(), made.limits)
+
+    kept = {}
+    points = []
+    for outcome in made.found.outcomes:
+        low, high = 0, 2**18  # units of 64 tokens
+        while high - low > 1:
+            middle = (low + high) // 2
+            kept.setdefault(middle, at(64 * middle))
+            low, high = (middle, high) if bool(kept[middle](outcome.configuration).fits[0]) else (low, middle)
+        total = 64 * low
+        if total >= max(64, wish.target or 0):
+            alone = at(total)(outcome.configuration)
+            points.append((total, float(alone.time.estimate[0]) / total, int(alone.host[0]), outcome.ids))
+    front = {
+        (total, host)
+        for total, time, host, _ in points
+        if not any(
+            (other[0] >= total and other[1] <= time * (1 - 1e-12) and other[2] <= host)
+            or (other[0] > total and other[1] <= time * (1 + 1e-12) and other[2] <= host)
+            or (other[0] >= total and other[1] <= time * (1 + 1e-12) and other[2] < host)
+            for other in points
+        )
+    }
+    found = pareto(wish)
+    assert found.fitting == len(points) and found.settings == len(made.found.outcomes)
+    assert {(point.total_tokens, point.host_bytes) for point in found.points} == front
+    assert (longest_of_each(made, rank) > 0).sum() == found.fitting
+    assert max(front)[0] == max(total for total, *_ in points)
+    for point in found.points:
+        assert (point.total_tokens, point.host_bytes, point.optimizations) in {(t, h, ids) for t, _, h, ids in points}
+
+
+def test_pareto_tells_and_exits(capsys: Capture) -> None:
+    found = answered(capsys, "pareto", "--gpu", "rtx2060s", "--json")
+    lengths = [point["total_tokens"] for point in found["points"]]
+    assert lengths == sorted(lengths, reverse=True) and found["rank"] == 8
+    assert main(["pareto", "--gpu", "rtx2060s"]) == 0
+    assert f"{lengths[0]:,}" in capsys.readouterr().out
+    assert main(["pareto", "--gpu", "rtx2060s", "--model", "llama-3.1-70b"]) == 1
+    capsys.readouterr()
+    assert "names no card" in mistakes(capsys, "pareto")[0]
+    # A card without rates has no times: length and host memory alone are compared.
+    unrated = pareto(Request("gtx1080ti", "smollm2-135m"))
+    assert unrated.points
