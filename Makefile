@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: plan test lint demo clean
+.PHONY: plan test lint demo tiers clean
 
 plan: $(VENV)/.plan  ## print the report for the reference card (8 GB RTX 2060 SUPER)
 	@$(BIN)/plan --gpu rtx2060s
@@ -19,6 +19,10 @@ lint: $(VENV)/.test  ## format, lint and types
 
 demo: $(VENV)/.demo  ## fine-tune SmolLM2-135M on the standard library's sources, on the CPU
 	@$(BIN)/python -m reports.demo
+
+tiers: $(VENV)/.plan  ## plan every card with every model anew, about a minute; then the pages that show it
+	$(BIN)/plan matrix --out reports/tiers.csv
+	$(BIN)/python -m reports.render
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -176,11 +176,11 @@ def eager_forward_bytes(x: Letters) -> Number:
 def eager_alone_bytes(x: Letters) -> Number:
     """Bytes alive while the softmax of a layer is computed without autograd, above the height of its MLP.
 
-    Masked scores, their float32 copy (but for float16) and the softmax, or in float32 two of the three; query, key,
-    value and what was repeated of them.
+    Masked scores, their float32 copy and the softmax, or in float32 two of the three; float16 needs no such copy, but
+    the 16-bit one of the softmax while the scores are still there. Query, key, value and what was repeated of them.
     """
     heads = (3 * x.H + 2 * x.K) * x.E
-    return greatest((96 - x.a - 32 * x.h) * scores(x) + (heads - x.g * x.F) * tokens(x) * x.a, 0) // 8
+    return greatest((96 - x.a - 16 * x.h) * scores(x) + (heads - x.g * x.F) * tokens(x) * x.a, 0) // 8
 
 
 def incoming_gradient(x: Letters) -> Number:

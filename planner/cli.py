@@ -191,7 +191,7 @@ def _output_mistakes(options: Options, data: object) -> list[PlanError]:
     errors = []
     if options["out"] is not None:
         try:
-            check_target(Path(options["out"]))
+            check_target(Path(options["out"]).expanduser())
         except PlanError as error:
             errors.append(error)
     if not options["execute"]:
@@ -209,7 +209,7 @@ def _output_mistakes(options: Options, data: object) -> list[PlanError]:
 
 def _use(plan: Plan, options: Options) -> int:
     """Write, print and run a plan, as far as the options ask for it."""
-    written = Path(options["out"]) if options["out"] is not None else None
+    written = Path(options["out"]).expanduser() if options["out"] is not None else None
     if written is not None:
         write_plan(plan, written)
     if options["json_"]:

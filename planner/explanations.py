@@ -124,6 +124,7 @@ class Need:
     card: int
     host: int
     seconds: float
+    shared: bool = False
 
     @property
     def short_of(self) -> tuple[str, ...]:
@@ -154,7 +155,7 @@ def needed(outcome: Outcome, limits: Limits, index: int, *, shared: bool) -> Nee
     card, host = int(outcome.high[index]) - limits.gpu_bytes, int(outcome.host[index]) - limits.host_bytes
     slow = 0.0 if outcome.time.estimate is None else float(outcome.time.estimate[index]) - limits.step_seconds
     if shared:  # one memory holds everything, the process itself included
-        return Need(max(0, host), 0, max(0.0, slow))
+        return Need(max(0, host), 0, max(0.0, slow), shared=True)
     return Need(max(0, card), max(0, host), max(0.0, slow))
 
 
@@ -168,6 +169,6 @@ def _told(need: Need, limits: Limits) -> str:
         parts.append(f"--max-step-time {int(seconds * 1.01) + 1}s")
         values.append(f"a step takes about {format_seconds(seconds)}")
     if need.card:
-        more = f"{format_bytes(need.card)} more memory on the card"
+        more = f"{format_bytes(need.card)} more memory" + ("" if need.shared else " on the card")
         return f"{more} would fit" + (f", with {' '.join(parts)}" if parts else "")
     return f"{' '.join(parts)} fits: {', '.join(values)}"

@@ -149,6 +149,10 @@ class ModelShape:
                 f"its attention scores are soft-capped at {self.attention_softcap:g}, which PyTorch's exact attention "
                 "cannot do"
             )
+        if self.final_softcap is not None:
+            reasons.append(
+                f"its logits are soft-capped at {self.final_softcap:g}, which the trainer's losses leave out"
+            )
         if self.attention_sinks:
             reasons.append("its attention has a learned sink in every head, which PyTorch's exact attention cannot do")
         if self.learned_positions:

@@ -65,7 +65,6 @@ def counted(plan: Plan) -> Counted:
             resident = live.live
             live.mark(Phase.FORWARD)
             loss = built.loss(batch, torch.tensor(float(batch.trained)), live.mark)
-            live.mark(Phase.BACKWARD)
             loss.backward()
             del loss
             with torch.no_grad():

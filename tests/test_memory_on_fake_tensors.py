@@ -73,9 +73,12 @@ def planned(
 
 
 def assert_as_planned(plan: Plan) -> Counted:
-    """The peak of the whole step is the planned one within a hundredth."""
+    """The peak of the whole step is the planned one within a hundredth, and no phase of it stands above its plan."""
     found, said = counted(plan), predicted(plan)
-    assert max(said.values()) == pytest.approx(max(found.phases.values()), rel=CLOSE), (found, said)
+    peak = max(found.phases.values())
+    assert max(said.values()) == pytest.approx(peak, rel=CLOSE), (found, said)
+    for phase in ("loss", "backward"):
+        assert found.phases[phase] <= said[phase] + CLOSE * peak, phase
     return found
 
 

@@ -236,8 +236,7 @@ def _forward_backward(built: BuiltRun, parts: list[Batch], recorder: Recorder) -
     total = torch.zeros((), device=built.device)
     for part in parts:
         recorder.mark(Phase.FORWARD)
-        loss = built.loss(part.to(built.device), divisor, recorder.mark)
-        recorder.mark(Phase.BACKWARD)
+        loss = built.loss(part.to(built.device), divisor, recorder.mark)  # it marks the backward pass, too
         (built.scaler.scale(loss) if built.scaler else loss).backward()
         total += loss.detach()
     return float(total)

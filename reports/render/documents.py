@@ -6,7 +6,17 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from reports.render import claims, decisions, figures, optimizations, readme, reference, validation
+from reports.render import (
+    claims,
+    decisions,
+    figures,
+    optimizations,
+    performance,
+    readme,
+    reference,
+    tiers,
+    validation,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 Block = Callable[[], str]
@@ -16,6 +26,8 @@ WHOLE: Mapping[str, Block] = {
     "docs/notation.md": reference.notation,
     "docs/validation.md": validation.page,
     "reports/claims.md": claims.page,
+    "reports/performance.md": performance.page,
+    "reports/tiers.md": tiers.page,
     "docs/images/memory-by-context.svg": figures.memory_by_context,
     "docs/images/predicted-measured.svg": figures.predicted_measured,
 }

@@ -47,6 +47,11 @@ def plan_rest() -> str:
     return fenced(heading + rest, "text")
 
 
+def tiers() -> str:
+    """Every tier on the reference card."""
+    return fenced(f"$ plan tiers --gpu rtx2060s\n{output('tiers', '--gpu', 'rtx2060s')}", "console")
+
+
 def usage() -> str:
     """The help of the command."""
     return fenced(f"$ plan --help\n{output('--help')}", "console")
@@ -123,6 +128,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "plan-head": plan_head,
     "plan-rest": plan_rest,
     "usage": usage,
+    "tiers": tiers,
     "cards": cards,
     "tests": tests,
     "demo": demo,

@@ -1,0 +1,118 @@
+"""`python -m reports.performance.measure`: how long planning takes on this machine, written to record.json beside it.
+
+It takes some minutes, and the machine should have nothing else to do: the load before and after is in the record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planner import __version__
+from planner.matrix import all_cards, all_models, matrix
+from planner.planning import Request, make_plan, solved
+from reports.performance.synthetic import Kind, registered
+
+RECORD = Path(__file__).with_name("record.json")
+ROOT = RECORD.resolve().parents[2]
+CARD, TIMES = "rtx2060s", 7
+MODELS = ("phi-2", "llama-3.1-8b", "qwen3-8b", "smollm2-135m", "llama-3.1-70b")
+GROWTH: dict[Kind, tuple[int, ...]] = {
+    "neutral": (5, 10, 20, 30),
+    "better": (5, 10, 20, 30),
+    "trade": (2, 4, 6, 8),
+    "bound": (2, 4, 6, 8),
+    "hub": (2, 4, 6),
+}
+
+
+def timed(work: Callable[[], object], times: int = TIMES) -> dict[str, float]:
+    """Seconds of some work, done so many times; ``processor`` is what it took of all processors together."""
+    seconds, busy = [], []
+    for _ in range(times):
+        begin, used = time.perf_counter(), processor_seconds()
+        work()
+        seconds.append(time.perf_counter() - begin)
+        busy.append(processor_seconds() - used)
+    return {
+        "median": round(statistics.median(seconds), 4),
+        "least": round(min(seconds), 4),
+        "processor": round(statistics.median(busy), 4),
+        "times": times,
+    }
+
+
+def processor_seconds() -> float:
+    """What this process and its children have taken of the processors."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+def start_up() -> None:
+    """The whole process of the reference card."""
+    command = [sys.executable, "-m", "planner", "--gpu", CARD]
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+
+
+def growth() -> list[dict[str, Any]]:
+    """Plans of the reference card with made-up optimisations beside those that exist."""
+    rows = [{"kind": "none", "added": 0, "configurations": _size(), **timed(lambda: make_plan(Request(CARD)))}]
+    for kind, counts in GROWTH.items():
+        for count in counts:
+            with registered([kind] * count):
+                times = 3 if count <= 10 else 2
+                row = {"kind": kind, "added": count, "configurations": _size()}
+                rows.append(row | timed(lambda: make_plan(Request(CARD)), times))
+                print(rows[-1], file=sys.stderr)
+    return rows
+
+
+def _size() -> int:
+    """Configurations that are weighed in the first search."""
+    return len(solved(Request(CARD)).found.weighed.high)
+
+
+def processor() -> str:
+    """The processor's name, where the system gives one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def measured() -> dict[str, Any]:
+    """The whole record."""
+    before = os.getloadavg()
+    cards, models = all_cards(), all_models()
+    found: dict[str, Any] = {
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
+        "versions": {"tierplan": __version__, "python": platform.python_version(), "numpy": np.__version__},
+        "start_up": timed(start_up),
+        "solve": {model: timed(lambda model=model: make_plan(Request(CARD, model))) for model in MODELS},  # type: ignore[misc]
+        "growth": growth(),
+    }
+    rows = len(matrix(cards, models, Request()))
+    found["matrix"] = {
+        "cards": len(cards),
+        "models": len(models),
+        "rows": rows,
+        **timed(lambda: matrix(cards, models, Request()), 1),
+    }
+    return found | {"load": {"before": round(before[0], 2), "after": round(os.getloadavg()[0], 2)}}
+
+
+if __name__ == "__main__":
+    RECORD.write_text(json.dumps(measured(), indent=2) + "\n", encoding="utf-8")
+    print(f"written: {RECORD.relative_to(ROOT)}")
