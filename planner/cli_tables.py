@@ -140,7 +140,7 @@ def matrix(gpu: Sequence[str], model: Sequence[str], out: str | None, json_: boo
 
     Exit codes: 0 something fits, 1 nothing does, 2 bad input.
     """
-    from planner.matrix import all_cards, all_models
+    from planner.matrix import all_cards, all_models, check
     from planner.matrix import matrix as planned
     from planner.matrix_files import HEADS, cells, check_matrix_target, written
 
@@ -153,8 +153,12 @@ def matrix(gpu: Sequence[str], model: Sequence[str], out: str | None, json_: boo
             errors.append(error)
         if json_:
             errors.append(PlanError("--out with --json", "each says where the rows go.", "Drop one."))
-    raise_all(errors)
     cards, shapes = tuple(dict.fromkeys(gpu)) or all_cards(), tuple(dict.fromkeys(model)) or all_models()
+    try:
+        check(cards, shapes, request)
+    except PlanError as error:
+        errors += all_of(error)
+    raise_all(errors)
     with _progress(len(cards) * len(shapes)) as done:
         rows = planned(cards, shapes, request, done=done)
     if out is not None:

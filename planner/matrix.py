@@ -15,7 +15,7 @@ from planner.explanations import needed
 from planner.hardware import HardwareProfile, list_profiles
 from planner.model import ModelShape, list_models
 from planner.optimizations.base import Situation
-from planner.planning import Request, Solved, read_gpu, read_model, solved_for, space_for
+from planner.planning import Request, Solved, contradictions, read_gpu, read_model, solved_for, space_for
 from planner.space import Space
 from planner.tier_table import lacking, lacks, seconds_at
 
@@ -68,19 +68,28 @@ def matrix(
     Raises:
         PlanError: a card or a model is not known, or the request is wrong for all of them.
     """
-    errors: list[PlanError] = []
-    for read, name in [*((read_gpu, gpu) for gpu in gpus), *((read_model, model) for model in models)]:
-        try:
-            read(name)
-        except PlanError as error:
-            errors += getattr(error, "errors", [error])
-    raise_all(errors)
+    check(gpus, models, request)
     many = processes or os.cpu_count() or 1
     rows: dict[tuple[str, str], MatrixRow] = {}
     for model, found in _planned(tuple(gpus), models, request, 1 if len(gpus) * len(models) <= ALONE else many):
         rows |= {(gpu, model): row for gpu, row in zip(gpus, found, strict=True)}
         done(len(found))
     return [rows[pair] for pair in product(gpus, models)]
+
+
+def check(gpus: Sequence[str], models: Sequence[str], request: Request) -> None:
+    """See whether all of it is known and fits together.
+
+    Raises:
+        PlanError: every mistake, at once.
+    """
+    errors = contradictions(request)
+    for read, name in [*((read_gpu, gpu) for gpu in gpus), *((read_model, model) for model in models)]:
+        try:
+            read(name)
+        except PlanError as error:
+            errors += getattr(error, "errors", [error])
+    raise_all(errors)
 
 
 def _planned(

@@ -106,7 +106,7 @@ def solved(request: Request, *, below: bool = True) -> Solved:
     Raises:
         PlanError: as ``make_plan``.
     """
-    errors = _contradictions(request)
+    errors = contradictions(request)
     gpu, model = _read(errors, read_gpu, request.gpu), _read(errors, read_model, request.model)
     raise_all(errors)
     assert isinstance(gpu, HardwareProfile) and isinstance(model, ModelShape)
@@ -169,7 +169,8 @@ def _below_the_tiers(request: Request, find: Callable[[list[Wanted]], Search]) -
     return find([Wanted(None, longest, request.target or longest, rank)]) if longest else None
 
 
-def _contradictions(request: Request) -> list[PlanError]:
+def contradictions(request: Request) -> list[PlanError]:
+    """What is wrong with a request whatever card and model it is for."""
     errors = unknown_names(request.required, request.excluded)
     both = sorted(set(request.required) & set(request.excluded))
     errors += [PlanError(f"--with {name} --without {name}", "asks for both.", "Drop one.") for name in both]

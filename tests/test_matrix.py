@@ -102,6 +102,8 @@ def test_csv_and_markdown_hold_every_row(tmp_path: Path, capsys: Capture) -> Non
     assert "not overwritten" in mistakes(capsys, *arguments, "--out", str(tmp_path / "own.csv"))[0]
     assert "neither .csv nor .md" in mistakes(capsys, *arguments, "--out", str(tmp_path / "x.txt"))[0]
     assert "no folder" in mistakes(capsys, *arguments, "--out", str(tmp_path / "no" / "x.md"))[0]
+    wrong = mistakes(capsys, *arguments, "--out", "x.txt", "--with", "nothing", "--gpu", "rtx206", "--host-ram", "8G")
+    assert len([line for line in wrong if line.startswith("error")]) == 4, "every mistake at once"
     found = answered(capsys, *arguments, "--json")
     assert found == {"rows": [row.document() for row in rows]}
     assert main(["matrix", "--gpu", "rtx2060s", "--model", "gpt2"]) == 1
