@@ -163,6 +163,6 @@ def _told(made: Solved) -> MatrixRow:
         gpu_high_bytes=int(best.high[index]),
         gpu_budget_bytes=made.limits.gpu_bytes,
         host_bytes=int(best.host[index]),
-        step_seconds=seconds_at(best, index),
+        step_seconds=seconds_at(best, index, want.rank, made.situation.gpu, found.constants),
         why="" if fits else f"no length fits; at {want.total:,} tokens {lacking(lacks(need))}",
     )

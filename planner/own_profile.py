@@ -1,7 +1,7 @@
 """The profile that `plan measure` wrote for this machine: where it lies, and what a plan takes from it.
 
 It lies in the user's configuration folder, for a card under its UUID or else its name, for the CPU as ``cpu.yaml``.
-What was measured on another machine, as in a home folder that machines share, is not used.
+What was measured on another machine, as in a home folder that machines share, is not used; a UUID is one card's alone.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ def with_own_measurement(profile: HardwareProfile) -> HardwareProfile:
     except PlanError as error:
         again = f"Run `plan measure --gpu {'cpu' if profile.kind == 'cpu' else 'local'}` again, or remove {file}."
         raise PlanError(f"the measurement of this machine, {file}", f"cannot be used: {error}", again) from error
-    if written.measured is None or written.name != profile.name or written.measured.machine != machine_name():
+    known_by_uuid = profile.uuid != "" and file.stem == profile.uuid
+    if written.measured is None or written.name != profile.name:
+        return profile
+    if not known_by_uuid and written.measured.machine != machine_name():
         return profile
     known = {name: rate if rate.value is not None else written.rates[name] for name, rate in profile.rates.items()}
     return replace(

@@ -90,15 +90,15 @@ def pareto(request: Request) -> Pareto:
     points = np.column_stack([column.astype(np.float64) for column in columns])
     front = [int(place) for place in nondominated(points)]
     found = [
-        _point(weighed, int(rows[place]), int(at[place]), int(longest[rows[place]]), rank, float(tokens[place]))
+        _point(made, weighed, int(rows[place]), int(at[place]), int(longest[rows[place]]), rank, float(tokens[place]))
         for place in front
     ]
     return Pareto(*settings, tuple(sorted(found, key=lambda point: (-point.total_tokens, point.host_bytes))))
 
 
-def _point(weighed: Weighed, row: int, index: int, total: int, rank: int, tokens: float) -> ParetoPoint:
+def _point(made: Solved, weighed: Weighed, row: int, index: int, total: int, rank: int, tokens: float) -> ParetoPoint:
     outcome = weighed.outcome(row)
-    seconds = seconds_at(outcome, index)
+    seconds = seconds_at(outcome, index, rank, made.situation.gpu, made.found.constants)
     return ParetoPoint(
         total,
         seconds,

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from planner.calibration import Calibration
 from planner.errors import PlanError
 from planner.evaluate import Outcome
 from planner.explanations import Need, needed
+from planner.hardware import HardwareProfile
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar
 from planner.planning import Request, Solved, solved
+from planner.timecost import update_bytes, update_seconds
 from planner.units import format_bytes, format_seconds
 
 
@@ -91,7 +94,7 @@ def _row(made: Solved, index: int) -> TierRow:
         knobs=knobs_of(best, want.rank),
         gpu_high_bytes=int(best.high[index]),
         host_bytes=int(best.host[index]),
-        step_seconds=seconds_at(best, index),
+        step_seconds=seconds_at(best, index, want.rank, made.situation.gpu, found.constants),
         lacks=lacks(need),
     )
 
@@ -121,10 +124,13 @@ def knobs_of(outcome: Outcome, rank: int) -> dict[str, dict[str, Scalar]]:
     return knobs
 
 
-def seconds_at(outcome: Outcome, index: int) -> float | None:
+def seconds_at(outcome: Outcome, index: int, rank: int, gpu: HardwareProfile, constants: Calibration) -> float | None:
     """The estimated seconds of a step, to six digits as in a plan; None where the card's rates are unknown."""
-    estimate = outcome.time.estimate
-    return None if estimate is None else float(f"{float(estimate[index]):.6g}")
+    estimate, configuration = outcome.time.estimate, outcome.configuration
+    letters = configuration.at(batch=1, total=1, target=1, workspace=0)
+    letters.R = rank
+    update = update_seconds(update_bytes(configuration.ledger, letters), gpu, constants)
+    return None if estimate is None or update is None else float(f"{float(estimate[index]) + update:.6g}")
 
 
 def in_every_row(table: TierTable) -> tuple[str, ...]:

@@ -121,6 +121,12 @@ def test_a_context_that_the_driver_does_not_tell_is_left_as_it_was() -> None:
     assert measured_card(card, context=None).context_bytes == card.context_bytes
 
 
+def test_buffers_leave_room_in_both_memories() -> None:
+    within = machine_profile._within(benchmark.GPU, 2**30, 2**31)
+    assert (within.copied, within.linked, within.pinned) == (2**27, 2**27, 2**28)
+    assert machine_profile._within(benchmark.GPU, 2**40, 2**40) == benchmark.GPU
+
+
 def test_what_is_measured_and_how_often() -> None:
     card = FakeCard()
     ladder = replace(TINY, enough=1e9, tokens=(1024, 2048, 4096))
@@ -231,6 +237,8 @@ def test_a_local_card_takes_its_measurement(monkeypatch: pytest.MonkeyPatch, own
     assert plan.memory.gpu.budget_bytes == (8192 - 440 - 300 - 500) * 2**20, "what is visible and in use is asked anew"
     assert {rate.basis for rate in plan.time.rates.values()} == {"measured"}
     assert card_of(plan) == str(place), "a plan file finds what it was made with"
+    monkeypatch.setattr("planner.own_profile.machine_name", lambda: "another, 64 threads")
+    assert (with_own_measurement(card).measured is None) is by_name, "a UUID is this card's wherever it is put"
     other = make_plan(Request(gpu="rtx2060s", total_tokens=4096))
     assert other.gpu.measured_file is None, "a card that is only named is planned by its shipped profile"
 

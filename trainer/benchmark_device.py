@@ -34,7 +34,7 @@ class TorchDevice:
         if self._refuses(dtype):
             return None
         first, second = (self._random((size, size), dtype) for _ in range(2))
-        out = torch.empty_like(first)
+        out = _taken(lambda: torch.empty_like(first))
 
         def multiply() -> None:
             before = torch.backends.cuda.matmul.allow_tf32
@@ -67,7 +67,7 @@ class TorchDevice:
     def copy(self, size: int) -> Call | None:
         """From one buffer to another on the device."""
         first = self._buffer(size)
-        second = torch.empty_like(first)
+        second = _taken(lambda: torch.empty_like(first))
 
         def run() -> None:
             second.copy_(first)
@@ -80,7 +80,10 @@ class TorchDevice:
         if not self._cuda:
             return None
         there = [self._buffer(size) for _ in range(2)]
-        here = [torch.zeros(size, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        try:
+            here = [torch.zeros(size, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        except RuntimeError as error:  # the host has no more memory to pin
+            raise TooLarge from error
         streams = [torch.cuda.Stream(self._device) for _ in range(2)]
 
         def run() -> None:
@@ -100,7 +103,10 @@ class TorchDevice:
             return None
 
         def run() -> None:
-            pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            try:
+                pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            except OSError as error:
+                raise TooLarge from error
             buffer = torch.frombuffer(pages, dtype=torch.uint8)
             code = int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), size, 0))
             if code != 0:

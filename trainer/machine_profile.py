@@ -49,6 +49,7 @@ def measured_profile(
     if effort is None:
         gpu, cpu = (benchmark.GPU_QUICK, benchmark.CPU_QUICK) if quick else (benchmark.GPU, benchmark.CPU)
         effort = gpu if on_card else cpu
+    effort = _within(effort, card.budget_bytes() or 0, host_ram_bytes())
     source = f"plan measure{' --quick' if quick else ''}, torch {torch.__version__}"
     if on_card:
         tell("CUDA context, in a process of its own")
@@ -67,6 +68,16 @@ def measured_profile(
         tell=tell,
     )
     return replace(card, measured=measured, in_use_bytes=Sourced(0, source, basis="assumed"))
+
+
+def _within(effort: benchmark.Effort, device_bytes: int, host_bytes: int) -> benchmark.Effort:
+    """The same effort with buffers that both memories have room for: two of them are a quarter at most."""
+    return replace(
+        effort,
+        copied=min(effort.copied, device_bytes // 8),
+        linked=min(effort.linked, device_bytes // 8, host_bytes // 8),
+        pinned=min(effort.pinned, host_bytes // 8),
+    )
 
 
 def _fresh_process() -> dict[str, Any]:

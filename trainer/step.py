@@ -34,15 +34,14 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
     decoder, head = base.get_decoder(), base.get_output_embeddings()
     divided = getattr(base.config, "logits_scaling", None) or 1.0  # Granite divides its logits
 
-    def final_hidden(batch: Batch, mark: Mark) -> Tensor:
-        hidden: Tensor = decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state
-        mark("loss")
+    def until_differentiated(hidden: Tensor, mark: Mark) -> Tensor:
         if hidden.requires_grad:  # until its gradient is there, it is the loss that is differentiated
             hidden.register_hook(lambda _: mark("backward"))
         return hidden
 
     def stock(batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
-        hidden = final_hidden(batch, mark)
+        hidden = until_differentiated(decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state, mark)
+        mark("loss")
         return base.loss_function(
             logits=head(hidden) if divided == 1 else head(hidden) / divided,
             labels=None,
@@ -53,8 +52,9 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
 
     def chunked(batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
         assert rows is not None
-        hidden = final_hidden(batch, mark).flatten(0, 1)
-        hidden = _trained(hidden, batch)
+        hidden = decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        mark("loss")
+        hidden = until_differentiated(_trained(hidden, batch), mark)
         if divided != 1:
             assert head.bias is None  # what the head gives is divided where what it takes is
             hidden = hidden / divided
