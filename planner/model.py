@@ -16,9 +16,7 @@ from typing import Any
 import yaml
 
 from planner.errors import PlanError, did_you_mean, raise_all
-from planner.gguf_header import config_of_gguf, read_gguf_header
 from planner.model_config import LARGEST_FILE, parse_config, read_shape
-from planner.model_hub import HUB_ID, download_config
 from planner.model_shape import Linear, ModelShape
 
 __all__ = ["Linear", "ModelFacts", "ModelShape", "list_models", "load_model"]
@@ -87,6 +85,8 @@ def load_model(name: str | os.PathLike[str]) -> ModelShape:
         raise PlanError(f"model {text[:80]!r}", f"cannot be looked up: {error}.") from error
     if text.startswith((".", "~", os.sep)) or path.suffix.lower() in (".json", ".gguf"):
         raise PlanError(f"model {text!r}", "there is no such file or folder.", did_you_mean(path.stem, _shipped_ids()))
+    from planner.model_hub import HUB_ID  # network modules: not for a model that is here
+
     if HUB_ID.fullmatch(text):
         return _load_from_hub(text)
     raise PlanError(
@@ -146,6 +146,8 @@ def _load_config(path: Path, id: str | None = None, hub_id: str | None = None) -
 
 
 def _load_gguf(path: Path, id: str | None = None) -> ModelShape:
+    from planner.gguf_header import config_of_gguf, read_gguf_header
+
     header = read_gguf_header(path)
     shape = read_shape(config_of_gguf(header, str(path)), str(path), id or path.stem)
     if shape.parameters != header.parameters:
@@ -159,6 +161,8 @@ def _load_gguf(path: Path, id: str | None = None) -> ModelShape:
 
 
 def _load_from_hub(hub_id: str) -> ModelShape:
+    from planner.model_hub import download_config
+
     # One model's facts take ten times as long to read as to look through for a word, and a run names one model.
     mentioned = [_read_facts(id) for id in _shipped_ids() if _mentions(id, hub_id)]
     for facts in mentioned:

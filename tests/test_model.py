@@ -181,7 +181,7 @@ class TestNames:
         def refuse(hub_id: str, nearest: str = "") -> bytes:
             raise PlanError(hub_id, "the hub was asked", nearest)
 
-        monkeypatch.setattr(planner.model, "download_config", refuse)
+        monkeypatch.setattr(planner.model_hub, "download_config", refuse)
 
     @pytest.mark.parametrize("name", ["phi-2", "Phi-2", "microsoft/phi-2", "Microsoft/Phi-2"])
     def test_shipped_id_and_hub_id_need_no_network(self, name: str) -> None:
