@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
@@ -84,6 +84,7 @@ class Batch:
         spans: trained positions as half-open ranges of the flattened rows, in order, none touching the next.
         tokens: inputs that are no padding.
         trained: trained targets.
+        lengths: inputs of each row without its padding.
     """
 
     inputs: Tensor
@@ -91,10 +92,11 @@ class Batch:
     spans: tuple[tuple[int, int], ...]
     tokens: int
     trained: int
+    lengths: tuple[int, ...]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        return Batch(self.inputs.to(device), self.targets.to(device), self.spans, self.tokens, self.trained)
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
 
 def split_documents(documents: Sequence[Document], fraction: float, seed: int) -> tuple[list[Document], list[Document]]:
@@ -176,7 +178,8 @@ def collate(rows: Sequence[Row]) -> Batch:
             start = spans.pop()[0]
         spans.append((start, stop))
     trained = sum(row.trained for row in rows)
-    return Batch(inputs, targets, tuple(spans), sum(row.inputs for row in rows), trained)
+    lengths = tuple(row.inputs for row in rows)
+    return Batch(inputs, targets, tuple(spans), sum(lengths), trained, lengths)
 
 
 def epochs(rows: Sequence[Row], size: int, seed: int) -> Iterator[Batch]:

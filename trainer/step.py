@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
@@ -26,13 +27,38 @@ def nothing(_: str) -> None:
     """A mark that nobody listens to."""
 
 
+@dataclass(frozen=True)
+class Head:
+    """The frozen output head; ``divided``: what its logits are divided by (Granite)."""
+
+    linear: nn.Module
+    divided: float
+
+    @staticmethod
+    def of(base: PreTrainedModel) -> Head:
+        """The head of a model."""
+        linear: Any = base.get_output_embeddings()
+        return Head(linear, getattr(base.config, "logits_scaling", None) or 1.0)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[…, D]`` final hidden states to ``[…, V]`` logits."""
+        return self.linear(hidden) if self.divided == 1 else self.linear(hidden) / self.divided
+
+    def loss(self, hidden: Tensor, targets: Tensor, rows: int, divisor: Tensor) -> Tensor:
+        """Cross-entropy of ``[T, D]`` hidden states, summed and divided, ``rows`` rows of logits at a time."""
+        weight, bias = self.linear.weight, self.linear.bias
+        if self.divided != 1:
+            assert bias is None  # what the head gives is divided where what it takes is
+            hidden = hidden / self.divided
+        return chunked_cross_entropy(hidden, weight, bias, targets, rows=rows, divisor=divisor)
+
+
 def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
     """The loss of a batch: ``rows`` rows of logits at a time, or (None) as transformers computes it.
 
     The model's causal mask keeps padding on the right out of every real token's sight.
     """
-    decoder, head = base.get_decoder(), base.get_output_embeddings()
-    divided = getattr(base.config, "logits_scaling", None) or 1.0  # Granite divides its logits
+    decoder, head = base.get_decoder(), Head.of(base)
 
     def until_differentiated(hidden: Tensor, mark: Mark) -> Tensor:
         if hidden.requires_grad:  # until its gradient is there, it is the loss that is differentiated
@@ -43,7 +69,7 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
         hidden = until_differentiated(decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state, mark)
         mark("loss")
         return base.loss_function(
-            logits=head(hidden) if divided == 1 else head(hidden) / divided,
+            logits=head.logits(hidden),
             labels=None,
             shift_labels=batch.targets,
             vocab_size=base.config.vocab_size,
@@ -55,17 +81,7 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
         hidden = decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
         mark("loss")
         hidden = until_differentiated(_trained(hidden, batch), mark)
-        if divided != 1:
-            assert head.bias is None  # what the head gives is divided where what it takes is
-            hidden = hidden / divided
-        return chunked_cross_entropy(
-            hidden,
-            head.weight,
-            head.bias,
-            _trained(batch.targets.flatten(), batch),
-            rows=rows,
-            divisor=divisor,
-        )
+        return head.loss(hidden, _trained(batch.targets.flatten(), batch), rows, divisor)
 
     return stock if rows is None else chunked
 

@@ -1,0 +1,57 @@
+"""Attention of spans and windows, and of kernels' own calls, against scores that are written out, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.streamed.kernels import KERNELS
+from trainer.streamed.tiles import attend, attend_backward, merge
+
+SCALE = 0.3
+
+
+def _written_out(query: Tensor, key: Tensor, value: Tensor, spans: list[tuple[int, int]], window: int | None) -> Tensor:
+    groups, length = query.shape[0] // key.shape[0], query.shape[1]
+    key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
+    place = torch.arange(length)
+    document = torch.cat([torch.full((stop - start,), index) for index, (start, stop) in enumerate(spans)])
+    back = place[:, None] - place[None]
+    seen = (back >= 0) & (back < (window or length)) & (document[:, None] == document[None])
+    return (query @ key.transpose(1, 2) * SCALE).masked_fill(~seen, -torch.inf).softmax(-1) @ value
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)], ids=str)
+@pytest.mark.parametrize("spans", [[(0, 29)], [(0, 1), (1, 12), (12, 29)]], ids=str)
+@pytest.mark.parametrize("window", [None, 1, 2, 5, 8, 28, 29, 64])
+def test_forward_and_backward(heads: tuple[int, int], spans: list[tuple[int, int]], window: int | None) -> None:
+    generator = torch.Generator().manual_seed(5)
+
+    def made(count: int) -> Tensor:
+        return torch.randn(count, 29, 8, generator=generator, dtype=torch.float64)
+
+    query, key, value, gradient = made(heads[0]), made(heads[1]), made(heads[1]), made(heads[0])
+    wanted_inputs = [each.clone().requires_grad_() for each in (query, key, value)]
+    wanted = _written_out(*wanted_inputs, spans, window)
+    wanted_gradients = torch.autograd.grad(wanted, wanted_inputs, gradient)
+
+    output, sums = attend(KERNELS["cpu"], query, key, value, spans, window, SCALE)
+    made_gradients = attend_backward(
+        KERNELS["cpu"], gradient, query, key, value, output, sums, spans, window, SCALE
+    )
+
+    torch.testing.assert_close(output, wanted.detach(), rtol=1e-12, atol=1e-13)
+    for mine, theirs in zip(made_gradients, wanted_gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
+
+
+def test_merging_two_halves_of_the_keys_gives_the_whole() -> None:
+    generator = torch.Generator().manual_seed(6)
+    query, key, value = (torch.randn(1, 2, 16, 8, generator=generator, dtype=torch.float64) for _ in range(3))
+    kernel = KERNELS["cpu"]
+    whole, whole_sums = kernel.forward(query, key, value, False, SCALE)
+    halves = [kernel.forward(query, key[:, :, part], value[:, :, part], False, SCALE) for part in (slice(5), slice(5, 16))]
+    output, sums = merge(*halves[0], *halves[1])
+    torch.testing.assert_close(output, whole, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(sums, whole_sums, rtol=1e-13, atol=1e-14)

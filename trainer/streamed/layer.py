@@ -1,0 +1,300 @@
+"""One layer over a whole row, in three passes each way: before attention, attention, after attention.
+
+Before and after go by chunks of tokens, attention by groups of heads. What lies between the passes is in arrays as long
+as the row: query, key and value, which their gradients overwrite, the attended values and their gradient, the
+log-sum-exp, and the stream, which is the gradient of what a layer gave, overwritten by that of what it took.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.streamed.arrays import Arena, HeadArray, TokenArray
+from trainer.streamed.checkpoints import Checkpoints
+from trainer.streamed.kernels import Kernel
+from trainer.streamed.row import Group, Row, head_groups
+from trainer.streamed.split import Split
+from trainer.streamed.tiles import Span, attend, attend_backward
+from trainer.streamed.transfers import Transfers
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the arrays are made for.
+
+    Attributes:
+        tokens: of the longest row; ``chunk``: of a chunk.
+        heads, key_heads, head_size, width: H, K, E and D.
+        group: query heads of a group.
+        dtype: of everything but the log-sum-exp.
+    """
+
+    tokens: int
+    chunk: int
+    heads: int
+    key_heads: int
+    head_size: int
+    width: int
+    group: int
+    dtype: torch.dtype
+
+
+class Arrays:
+    """What lies between the passes of a layer; every layer uses it again.
+
+    On the card one block holds the whole row, so that heads are views of it; in host memory a block is a chunk.
+    """
+
+    def __init__(self, arena: Arena, sizes: Sizes, *, kept_outputs: int) -> None:
+        on_card = arena.place.type != "cpu" or not arena.pinned
+        block = sizes.tokens if on_card else sizes.chunk
+        heads = partial(HeadArray, arena, tokens=sizes.tokens, size=sizes.head_size, block=block, dtype=sizes.dtype)
+        sums = torch.promote_types(sizes.dtype, torch.float32)
+        self.query, self.key, self.value = heads(sizes.heads), heads(sizes.key_heads), heads(sizes.key_heads)
+        self.attended_gradient = heads(sizes.heads)
+        self.attended = [heads(sizes.heads) for _ in range(max(1, kept_outputs))]
+        self.log_sum_exp = [
+            HeadArray(arena, sizes.heads, sizes.tokens, 1, sizes.tokens, sums) for _ in range(max(1, kept_outputs))
+        ]
+        self.stream = TokenArray(arena, sizes.tokens, (sizes.width,), sizes.dtype)
+
+    def begin(self, tokens: int) -> None:
+        """A row of so many tokens follows."""
+        for array in (
+            self.query, self.key, self.value, self.attended_gradient, *self.attended, *self.log_sum_exp
+        ):  # fmt: skip
+            array.begin(tokens)
+
+
+class Layers:
+    """Runs layers forward and backward over the row that `begin` was told of.
+
+    Args:
+        split: the decoder; ``kernel``: for attention; ``checkpoints``: inputs of the layers.
+        keep_outputs: attended values of every layer are kept, so that the backward pass need not compute them again.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        kernel: Kernel,
+        transfers: Transfers,
+        arrays: Arrays,
+        checkpoints: Checkpoints,
+        sizes: Sizes,
+        *,
+        keep_outputs: bool,
+    ) -> None:
+        self.split, self.kernel, self.transfers = split, kernel, transfers
+        self.arrays, self.checkpoints, self.sizes = arrays, checkpoints, sizes
+        self.keep_outputs = keep_outputs
+        self._groups = head_groups(sizes.heads, sizes.key_heads, sizes.group)
+        self._row: Row | None = None
+        self._asked: dict[int, tuple[float, int | None]] = {}  # scale and window of each layer
+        self._partial: list[Tensor] = []
+
+    @property
+    def row(self) -> Row:
+        """The row that is computed now."""
+        assert self._row is not None, "no row was begun"
+        return self._row
+
+    def begin(self, row: Row) -> None:
+        """Take up a row."""
+        self._row = row
+        self.arrays.begin(len(row))
+
+    def embed(self) -> None:
+        """Input of the first layer."""
+        row = self.row
+        for start, stop in row.chunks:
+            hidden, _ = self.split.embed(row.tokens[start:stop], row.positions[start:stop], row.longest)
+            self.checkpoints.write(self.transfers, 0, start, stop, hidden)
+
+    @torch.no_grad()
+    def forward(self, index: int, *, into_stream: bool) -> None:
+        """From the layer's input to the next one's, or into the stream."""
+        self.project(index)
+        self.attend(index)
+        self._finish(index, into_stream=into_stream)
+
+    @torch.no_grad()
+    def project(self, index: int) -> None:
+        """Query, key and value of a layer, from its input."""
+
+        def load(chunk: Span) -> list[Tensor]:
+            return self.checkpoints.fetch(self.transfers, index, *chunk)
+
+        def work(chunk: Span, parts: list[Tensor]) -> None:
+            hidden = self.checkpoints.decode(index, parts)
+            made = self.split.before(index, hidden, self._given(index, chunk))
+            self._asked[index] = (made.scale, made.window)
+            for array, value in zip(self._inputs, (made.query, made.key, made.value), strict=True):
+                self._put(array, chunk, value.transpose(0, 1))
+
+        self.transfers.run(self.row.chunks, load, work)
+
+    @torch.no_grad()
+    def attend(self, index: int) -> None:
+        """Attended values of a layer and their log-sum-exp, from query, key and value."""
+        scale, window = self._asked[index]
+        attended, sums = self._attended(index)
+
+        def work(group: Group, loaded: tuple[Tensor, ...]) -> None:
+            output, log_sum_exp = attend(self.kernel, *loaded, self.row.documents, window, scale)
+            self.transfers.scatter(output, attended.blocks(group.first, group.last))
+            self.transfers.scatter(log_sum_exp.unsqueeze(-1), sums.blocks(group.first, group.last))
+
+        self.transfers.run(self._groups, self._heads_of, work)
+
+    def _finish(self, index: int, *, into_stream: bool) -> None:
+        attended, _ = self._attended(index)
+
+        def load(chunk: Span) -> tuple[list[Tensor], Tensor]:
+            return self.checkpoints.fetch(self.transfers, index, *chunk), self._get(attended, chunk)
+
+        def work(chunk: Span, loaded: tuple[list[Tensor], Tensor]) -> None:
+            hidden = self.checkpoints.decode(index, loaded[0])
+            result = self.split.after(index, hidden, loaded[1].transpose(0, 1), self._nothing)
+            if into_stream:
+                self.transfers.send(result, self.arrays.stream.at(*chunk))
+            else:
+                self.checkpoints.write(self.transfers, index + 1, *chunk, result)
+
+        self.transfers.run(self.row.chunks, load, work)
+
+    def backward(self, index: int, factor: Tensor | None) -> None:
+        """From the gradient in the stream of what the layer gave to that of what it took; adapters add up theirs.
+
+        The layer's input has to be there.
+
+        Args:
+            factor: what the stream is multiplied with first; None: it is the gradient already.
+        """
+        self.project(index)
+        if not self.keep_outputs:
+            self.attend(index)
+        self._finish_backward(index, factor)
+        self._attend_backward(index)
+        self._project_backward(index)
+
+    def _finish_backward(self, index: int, factor: Tensor | None) -> None:
+        attended, _ = self._attended(index)
+        stream = self.arrays.stream
+
+        def load(chunk: Span) -> tuple[list[Tensor], Tensor, Tensor]:
+            parts = self.checkpoints.fetch(self.transfers, index, *chunk)
+            return parts, self._get(attended, chunk), self.transfers.fetch(stream.at(*chunk))
+
+        def work(chunk: Span, loaded: tuple[list[Tensor], Tensor, Tensor]) -> None:
+            parts, values, gradient = loaded
+            hidden = self.checkpoints.decode(index, parts).detach().requires_grad_(index > 0)
+            values = values.detach().requires_grad_()
+            if factor is not None:  # in the factor's wider type, and rounded once
+                gradient = (gradient.to(factor.dtype) * factor).to(gradient.dtype)
+            with torch.enable_grad():
+                result = self.split.after(index, hidden, values.transpose(0, 1), self._nothing)
+            torch.autograd.backward(result, gradient)
+            assert values.grad is not None
+            self._put(self.arrays.attended_gradient, chunk, values.grad)
+            if hidden.grad is not None:
+                self.transfers.send(hidden.grad, stream.at(*chunk))
+
+        self.transfers.run(self.row.chunks, load, work)
+
+    @torch.no_grad()
+    def _attend_backward(self, index: int) -> None:
+        scale, window = self._asked[index]
+        attended, sums = self._attended(index)
+
+        def load(group: Group) -> tuple[Tensor, ...]:
+            others = (self.arrays.attended_gradient, attended, sums)
+            mine = (self.transfers.gather(each.blocks(group.first, group.last), len(self.row)) for each in others)
+            return (*self._heads_of(group), *mine)
+
+        def work(group: Group, loaded: tuple[Tensor, ...]) -> None:
+            query, key, value, gradient, output, log_sum_exp = loaded
+            made = attend_backward(
+                self.kernel, gradient, query, key, value, output, log_sum_exp.squeeze(-1), self.row.documents, window,
+                scale,
+            )  # fmt: skip
+            self.transfers.scatter(made[0], self.arrays.query.blocks(group.first, group.last))
+            for array, gradient in zip((self.arrays.key, self.arrays.value), self._summed(group, made[1:]), strict=False):
+                self.transfers.scatter(gradient, array.blocks(group.key_first, group.key_last))
+
+        self.transfers.run(self._groups, load, work)
+
+    def _summed(self, group: Group, parts: tuple[Tensor, ...]) -> list[Tensor]:
+        """Gradients of a key and a value head that several groups read, in float32; none before the last of them."""
+        if group.opens and group.closes:
+            return list(parts)
+        if group.opens:
+            self._partial = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+            return []
+        for whole, part in zip(self._partial, parts, strict=True):
+            whole += part
+        if not group.closes:
+            return []
+        done = [whole.to(part.dtype) for whole, part in zip(self._partial, parts, strict=True)]
+        self._partial = []
+        return done
+
+    def _project_backward(self, index: int) -> None:
+        stream = self.arrays.stream
+
+        def load(chunk: Span) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
+            parts = self.checkpoints.fetch(self.transfers, index, *chunk)
+            passed = self.transfers.fetch(stream.at(*chunk)) if index else None
+            return parts, passed, [self._get(array, chunk) for array in self._inputs]
+
+        def work(chunk: Span, loaded: tuple[list[Tensor], Tensor | None, list[Tensor]]) -> None:
+            parts, passed, gradients = loaded
+            hidden = self.checkpoints.decode(index, parts).detach().requires_grad_(index > 0)
+            with torch.enable_grad():
+                made = self.split.before(index, hidden, self._given(index, chunk))
+            torch.autograd.backward(
+                (made.query, made.key, made.value), tuple(each.transpose(0, 1) for each in gradients)
+            )
+            if passed is not None:
+                assert hidden.grad is not None
+                self.transfers.send(hidden.grad + passed, stream.at(*chunk))
+
+        self.transfers.run(self.row.chunks, load, work)
+
+    @property
+    def _inputs(self) -> tuple[HeadArray, HeadArray, HeadArray]:
+        return self.arrays.query, self.arrays.key, self.arrays.value
+
+    @property
+    def _nothing(self) -> dict[str, Any]:
+        """What a layer is handed beside its hidden states where its attention is stood in for."""
+        return {"attention_mask": None, "position_ids": None, "past_key_values": None, "position_embeddings": None}
+
+    def _given(self, index: int, chunk: Span) -> dict[str, Any]:
+        row, part = self.row, slice(*chunk)
+        return self.split.embed(row.tokens[part], row.positions[part], row.longest)[1][index]
+
+    def _attended(self, index: int) -> tuple[HeadArray, HeadArray]:
+        place = index if self.keep_outputs else 0
+        return self.arrays.attended[place], self.arrays.log_sum_exp[place]
+
+    def _heads_of(self, group: Group) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = len(self.row)
+        return (
+            self.transfers.gather(self.arrays.query.blocks(group.first, group.last), tokens),
+            self.transfers.gather(self.arrays.key.blocks(group.key_first, group.key_last), tokens),
+            self.transfers.gather(self.arrays.value.blocks(group.key_first, group.key_last), tokens),
+        )
+
+    def _get(self, array: HeadArray, chunk: Span) -> Tensor:
+        """All heads of a chunk, on the card."""
+        return self.transfers.gather(array.blocks(0, array.heads, *chunk), chunk[1] - chunk[0])
+
+    def _put(self, array: HeadArray, chunk: Span, value: Tensor) -> None:
+        """Put ``[heads, C, E]`` away."""
+        self.transfers.scatter(value.contiguous(), array.blocks(0, array.heads, *chunk))

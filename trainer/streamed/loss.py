@@ -1,0 +1,116 @@
+"""The loss of a batch by the streamed executor, with a backward pass of its own behind it.
+
+To whoever trains it is a loss like any other: a scalar that knows how to go backward. Behind it the row goes layer by
+layer through host memory, and so does its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.data import Batch
+from trainer.step import Head, Mark
+from trainer.streamed.layer import Layers
+from trainer.streamed.row import Row, overlap
+from trainer.streamed.tiles import Span
+
+Tell = Callable[[str, int, int], None]
+"""Told of each layer: ``forward`` or ``backward``, how many are done, and how many there are."""
+
+
+def tell_nobody(direction: str, done: int, count: int) -> None:
+    """Nobody listens."""
+
+
+class _Whole(torch.autograd.Function):
+    """A scalar whose backward pass is a function's."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, backward: Callable[[Tensor], None], anchor: Tensor) -> Tensor:
+        ctx.run = backward
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        ctx.run(gradients[0])
+        return None, None, None
+
+
+class StreamedLoss:
+    """A `trainer.step.Loss`: a batch, the divisor and a mark to the loss.
+
+    Args:
+        rows: rows of logits computed at a time.
+        tell: hears of every layer that is done.
+    """
+
+    def __init__(self, layers: Layers, head: Head, rows: int, tell: Tell = tell_nobody) -> None:
+        self.layers, self.head, self.rows, self.tell = layers, head, rows, tell
+        self._anchor = torch.empty(0, requires_grad=True)
+
+    def __call__(self, batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
+        """Forward through all layers, and the loss; the gradient of the last layer's output is ready then."""
+        layers, count = self.layers, self.layers.checkpoints.layers
+        layers.begin(Row.of(batch, layers.sizes.chunk))
+        backward = torch.is_grad_enabled()
+        with torch.no_grad():
+            layers.embed()
+            for index in range(count):
+                layers.forward(index, into_stream=index == count - 1)
+                self.tell("forward", index + 1, count)
+        mark("loss")
+        total = self._loss(backward)
+        if not backward:
+            return total / divisor
+
+        def go_back(gradient: Tensor) -> None:
+            mark("backward")
+            # What is kept is the gradient of the summed loss; loss scale and divisor come in here, in a wide type.
+            self._backward(gradient.to(total.dtype) / divisor.to(total.dtype))
+
+        return _Whole.apply(total / divisor, go_back, self._anchor)
+
+    def _loss(self, backward: bool) -> Tensor:
+        """The summed loss; where a backward pass follows, the stream becomes its gradient."""
+        layers, row = self.layers, self.layers.row
+        stream, transfers = layers.arrays.stream, layers.transfers
+        wide = torch.promote_types(layers.sizes.dtype, torch.float32)
+        total, one = (make((), dtype=wide, device=row.tokens.device) for make in (torch.zeros, torch.ones))
+
+        def load(chunk: Span) -> Tensor:
+            return transfers.fetch(stream.at(*chunk))
+
+        def work(chunk: Span, hidden: Tensor) -> None:
+            gradient = torch.zeros_like(hidden) if backward else None
+            for span in row.trained:
+                if not (part := overlap(span, chunk)):
+                    continue
+                here = slice(part[0] - chunk[0], part[1] - chunk[0])
+                taken = hidden[here].detach().requires_grad_(backward)
+                with torch.set_grad_enabled(backward):
+                    loss = self.head.loss(layers.split.final(taken), row.targets[slice(*part)], self.rows, one)
+                total.add_(loss.detach())
+                if gradient is not None:
+                    loss.backward()
+                    assert taken.grad is not None
+                    gradient[here] = taken.grad
+            if gradient is not None:
+                transfers.send(gradient, stream.at(*chunk))
+
+        transfers.run(row.chunks, load, work)
+        return total
+
+    def _backward(self, factor: Tensor) -> None:
+        layers, count = self.layers, self.layers.checkpoints.layers
+        last = layers.checkpoints.span_of(count - 1)
+        for index in reversed(range(count)):
+            span = layers.checkpoints.span_of(index)
+            if index == span[-1] and span != last:  # what the forward pass left there is a later span's
+                for inner in span[:-1]:
+                    layers.forward(inner, into_stream=False)
+            layers.backward(index, factor if index == count - 1 else None)
+            self.tell("backward", count - index, count)
