@@ -36,11 +36,12 @@ class Arena:
 
     Args:
         place: where arrays lie: the card, or the CPU.
+        away: whether that is elsewhere than where is computed, so that what is needed has to be copied.
         pinned: register what lies on the CPU with the driver, so that copies run beside the computation.
     """
 
-    def __init__(self, place: torch.device, *, pinned: bool) -> None:
-        self.place, self.pinned = place, pinned
+    def __init__(self, place: torch.device, *, away: bool, pinned: bool) -> None:
+        self.place, self.away, self.pinned = place, away, pinned
         self.bytes = 0
         self._registered: list[tuple[int, int]] = []
         self._held: list[Tensor] = []
@@ -90,6 +91,7 @@ class TokenArray:
     """``[tokens, *shape]`` of one dtype."""
 
     def __init__(self, arena: Arena, tokens: int, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self.away = arena.away
         self._flat = arena.take(tokens * math.prod(shape), dtype)
         self._all = self._flat.view(tokens, *shape)
 
@@ -106,6 +108,7 @@ class HeadArray:
 
     def __init__(self, arena: Arena, heads: int, tokens: int, size: int, block: int, dtype: torch.dtype) -> None:
         self.heads, self.size, self.block = heads, size, block
+        self.away = arena.away
         self._room = self.tokens = tokens
         self._flat = arena.take(heads * tokens * size, dtype)
 
@@ -114,21 +117,17 @@ class HeadArray:
         assert tokens <= self._room, f"{tokens} tokens in an array of {self._room}"
         self.tokens = tokens
 
-    def chunk(self, start: int, stop: int) -> Tensor:
-        """All heads of one block, in place: ``[heads, stop − start, E]``."""
-        assert start % self.block == 0 and stop == min(start + self.block, self.tokens), (start, stop)
-        return self._flat[start * self.heads * self.size : stop * self.heads * self.size].view(self.heads, -1, self.size)
+    def pieces(self, first: int, last: int, start: int, stop: int) -> list[tuple[int, int, Tensor]]:
+        """Heads ``first`` to ``last`` of a range of tokens, in place, block by block.
 
-    def blocks(self, first: int, last: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int, Tensor]]:
-        """Heads ``first`` up to ``last`` of a range of tokens, as pieces in place.
-
-        Each piece is ``(from, to, [last − first, to − from, E])``; its memory has no gaps where it is a whole block.
+        Each piece is ``(from, to, [last − first, to − from, E])``, counted from ``start``. A whole block of
+        neighbouring heads has no gaps in its memory.
         """
-        stop = self.tokens if stop is None else stop
         found = []
         for begin in range(start - start % self.block, stop, self.block):
             end = min(begin + self.block, self.tokens)
+            block = self._flat[begin * self.heads * self.size : end * self.heads * self.size]
             lower, upper = max(begin, start), min(end, stop)
-            piece = self.chunk(begin, end)[first:last, lower - begin : upper - begin]
+            piece = block.view(self.heads, end - begin, self.size)[first:last, lower - begin : upper - begin]
             found.append((lower - start, upper - start, piece))
         return found

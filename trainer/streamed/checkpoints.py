@@ -132,11 +132,11 @@ class Checkpoints:
         """Put away the input ``[C, D]`` of a layer for a range of tokens."""
         codec, arrays = self._of(layer)
         for part, array in zip(codec.encode(hidden), arrays, strict=True):
-            transfers.send(part, array.at(start, stop))
+            transfers.send(part, array, start, stop)
 
     def fetch(self, transfers: Transfers, layer: int, start: int, stop: int) -> list[Tensor]:
         """Begin to bring it back; `decode` makes the input of what arrives."""
-        return [transfers.fetch(array.at(start, stop)) for array in self._of(layer)[1]]
+        return [transfers.fetch(array, start, stop) for array in self._of(layer)[1]]
 
     def decode(self, layer: int, parts: Sequence[Tensor]) -> Tensor:
         """The input ``[C, D]``."""

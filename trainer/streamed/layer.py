@@ -51,8 +51,7 @@ class Arrays:
     """
 
     def __init__(self, arena: Arena, sizes: Sizes, *, kept_outputs: int) -> None:
-        on_card = arena.place.type != "cpu" or not arena.pinned
-        block = sizes.tokens if on_card else sizes.chunk
+        block = sizes.chunk if arena.away else sizes.tokens
         heads = partial(HeadArray, arena, tokens=sizes.tokens, size=sizes.head_size, block=block, dtype=sizes.dtype)
         sums = torch.promote_types(sizes.dtype, torch.float32)
         self.query, self.key, self.value = heads(sizes.heads), heads(sizes.key_heads), heads(sizes.key_heads)
@@ -147,8 +146,8 @@ class Layers:
 
         def work(group: Group, loaded: tuple[Tensor, ...]) -> None:
             output, log_sum_exp = attend(self.kernel, *loaded, self.row.documents, window, scale)
-            self.transfers.scatter(output, attended.blocks(group.first, group.last))
-            self.transfers.scatter(log_sum_exp.unsqueeze(-1), sums.blocks(group.first, group.last))
+            self._put_heads(attended, group.first, group.last, output)
+            self._put_heads(sums, group.first, group.last, log_sum_exp.unsqueeze(-1))
 
         self.transfers.run(self._groups, self._heads_of, work)
 
@@ -162,7 +161,7 @@ class Layers:
             hidden = self.checkpoints.decode(index, loaded[0])
             result = self.split.after(index, hidden, loaded[1].transpose(0, 1), self._nothing)
             if into_stream:
-                self.transfers.send(result, self.arrays.stream.at(*chunk))
+                self.transfers.send(result, self.arrays.stream, *chunk)
             else:
                 self.checkpoints.write(self.transfers, index + 1, *chunk, result)
 
@@ -189,7 +188,7 @@ class Layers:
 
         def load(chunk: Span) -> tuple[list[Tensor], Tensor, Tensor]:
             parts = self.checkpoints.fetch(self.transfers, index, *chunk)
-            return parts, self._get(attended, chunk), self.transfers.fetch(stream.at(*chunk))
+            return parts, self._get(attended, chunk), self.transfers.fetch(stream, *chunk)
 
         def work(chunk: Span, loaded: tuple[list[Tensor], Tensor, Tensor]) -> None:
             parts, values, gradient = loaded
@@ -203,7 +202,7 @@ class Layers:
             assert values.grad is not None
             self._put(self.arrays.attended_gradient, chunk, values.grad)
             if hidden.grad is not None:
-                self.transfers.send(hidden.grad, stream.at(*chunk))
+                self.transfers.send(hidden.grad, stream, *chunk)
 
         self.transfers.run(self.row.chunks, load, work)
 
@@ -214,7 +213,7 @@ class Layers:
 
         def load(group: Group) -> tuple[Tensor, ...]:
             others = (self.arrays.attended_gradient, attended, sums)
-            mine = (self.transfers.gather(each.blocks(group.first, group.last), len(self.row)) for each in others)
+            mine = (self._get_heads(each, group.first, group.last) for each in others)
             return (*self._heads_of(group), *mine)
 
         def work(group: Group, loaded: tuple[Tensor, ...]) -> None:
@@ -223,9 +222,9 @@ class Layers:
                 self.kernel, gradient, query, key, value, output, log_sum_exp.squeeze(-1), self.row.documents, window,
                 scale,
             )  # fmt: skip
-            self.transfers.scatter(made[0], self.arrays.query.blocks(group.first, group.last))
+            self._put_heads(self.arrays.query, group.first, group.last, made[0])
             for array, gradient in zip((self.arrays.key, self.arrays.value), self._summed(group, made[1:]), strict=False):
-                self.transfers.scatter(gradient, array.blocks(group.key_first, group.key_last))
+                self._put_heads(array, group.key_first, group.key_last, gradient)
 
         self.transfers.run(self._groups, load, work)
 
@@ -249,7 +248,7 @@ class Layers:
 
         def load(chunk: Span) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
             parts = self.checkpoints.fetch(self.transfers, index, *chunk)
-            passed = self.transfers.fetch(stream.at(*chunk)) if index else None
+            passed = self.transfers.fetch(stream, *chunk) if index else None
             return parts, passed, [self._get(array, chunk) for array in self._inputs]
 
         def work(chunk: Span, loaded: tuple[list[Tensor], Tensor | None, list[Tensor]]) -> None:
@@ -262,7 +261,7 @@ class Layers:
             )
             if passed is not None:
                 assert hidden.grad is not None
-                self.transfers.send(hidden.grad + passed, stream.at(*chunk))
+                self.transfers.send(hidden.grad + passed, stream, *chunk)
 
         self.transfers.run(self.row.chunks, load, work)
 
@@ -284,17 +283,24 @@ class Layers:
         return self.arrays.attended[place], self.arrays.log_sum_exp[place]
 
     def _heads_of(self, group: Group) -> tuple[Tensor, Tensor, Tensor]:
-        tokens = len(self.row)
         return (
-            self.transfers.gather(self.arrays.query.blocks(group.first, group.last), tokens),
-            self.transfers.gather(self.arrays.key.blocks(group.key_first, group.key_last), tokens),
-            self.transfers.gather(self.arrays.value.blocks(group.key_first, group.key_last), tokens),
+            self._get_heads(self.arrays.query, group.first, group.last),
+            self._get_heads(self.arrays.key, group.key_first, group.key_last),
+            self._get_heads(self.arrays.value, group.key_first, group.key_last),
         )
+
+    def _get_heads(self, array: HeadArray, first: int, last: int) -> Tensor:
+        """Some heads of the whole row, on the card."""
+        return self.transfers.gather(array, first, last, 0, len(self.row))
+
+    def _put_heads(self, array: HeadArray, first: int, last: int, value: Tensor) -> None:
+        """Put ``[heads, N, E]`` away."""
+        self.transfers.scatter(value, array, first, last, 0, len(self.row))
 
     def _get(self, array: HeadArray, chunk: Span) -> Tensor:
         """All heads of a chunk, on the card."""
-        return self.transfers.gather(array.blocks(0, array.heads, *chunk), chunk[1] - chunk[0])
+        return self.transfers.gather(array, 0, array.heads, *chunk)
 
     def _put(self, array: HeadArray, chunk: Span, value: Tensor) -> None:
         """Put ``[heads, C, E]`` away."""
-        self.transfers.scatter(value.contiguous(), array.blocks(0, array.heads, *chunk))
+        self.transfers.scatter(value.contiguous(), array, 0, array.heads, *chunk)

@@ -82,7 +82,7 @@ class StreamedLoss:
         total, one = (make((), dtype=wide, device=row.tokens.device) for make in (torch.zeros, torch.ones))
 
         def load(chunk: Span) -> Tensor:
-            return transfers.fetch(stream.at(*chunk))
+            return transfers.fetch(stream, *chunk)
 
         def work(chunk: Span, hidden: Tensor) -> None:
             gradient = torch.zeros_like(hidden) if backward else None
@@ -99,7 +99,7 @@ class StreamedLoss:
                     assert taken.grad is not None
                     gradient[here] = taken.grad
             if gradient is not None:
-                transfers.send(gradient, stream.at(*chunk))
+                transfers.send(gradient, stream, *chunk)
 
         transfers.run(row.chunks, load, work)
         return total
