@@ -44,6 +44,25 @@ class Session(Protocol):
         """Hold the kept layer inputs in pinned host memory."""
         ...
 
+    def stream_layers(self, *, kernel: str, chunk: int, heads: int, staging: Literal["host", "card"]) -> None:
+        """Run each layer in passes over the sequence: by so many tokens, and attention by so many query heads.
+
+        Layer inputs are kept in host memory; what lies between the passes is kept where ``staging`` says.
+        """
+        ...
+
+    def space_checkpoints(self, *, every: int) -> None:
+        """Keep one layer input for so many layers, and compute the others again."""
+        ...
+
+    def code_checkpoints(self, form: Literal["int8", "nf4"]) -> None:
+        """Hold the kept layer inputs in this form."""
+        ...
+
+    def keep_attention_outputs(self) -> None:
+        """Keep what attention gave in every layer instead of computing it again."""
+        ...
+
     def chunk_loss(self, *, rows: int) -> None:
         """Compute loss and its gradient for this many trained tokens at a time."""
         ...

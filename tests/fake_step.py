@@ -27,7 +27,7 @@ from trainer import attention, session
 from trainer.counting import TensorBytes
 from trainer.data import synthetic_batch
 from trainer.four_bit import FourBit
-from trainer.host_store import HostStore
+from trainer.host_memory import Arena
 from trainer.measure import resident_tensors
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def counted(plan: Plan) -> Counted:
         vocab = built.base.config.vocab_size
         batch = synthetic_batch(plan.train.batch, plan.total_tokens, plan.target, vocab, 0)
         _make_state(built)
-        elsewhere = built.store._buffers if built.store is not None else []
+        elsewhere = built.host.held if built.host is not None else []
         stays = [*resident_tensors(built), batch.inputs, batch.targets]
         with _OnCard(stays, elsewhere) as live:
             resident = live.live
@@ -150,15 +150,18 @@ def _softmax_of_card(scores: Tensor, dim: int, dtype: torch.dtype | None = None)
 
 @contextmanager
 def _nothing_real() -> Iterator[None]:
-    def on_host(store: HostStore) -> Tensor:
-        return torch.empty(store._size // store._dtype.itemsize, dtype=store._dtype)
+    def taken(arena: Arena, elements: int, dtype: torch.dtype) -> Tensor:
+        array = torch.empty(elements, dtype=dtype)
+        arena.bytes += elements * dtype.itemsize
+        arena.held.append(array)
+        return array
 
     quantize_4bit(torch.zeros(64, 64), compress_statistics=True, quant_type="nf4")  # makes tables from real numbers
     kernels = dict.fromkeys(attention.KERNELS, SDPBackend.FLASH_ATTENTION)
     replaced: dict[str, Any] = {
         "trainer.session.take_device": lambda plan: CPU,
         "trainer.attention.KERNELS": kernels,
-        "trainer.host_store.HostStore._pinned": on_host,
+        "trainer.host_memory.Arena.take": taken,
         # Fake tensors cannot be swapped for others in place, and are where they belong from the start.
         "torch.nn.Module.to": lambda module, *_, **__: module,
         "trainer.random_weights.quantised": lambda linear, four_bit, dtype, _: _FourBitLinear(linear, four_bit, dtype),

@@ -193,7 +193,7 @@ def test_build_does_what_the_hooks_say(llama: Path) -> None:
     session.chunk_loss(rows=8)
     session.optimize_with("adamw_8bit")
     built = session.build()
-    assert built.store is not None and built.store.pinned_bytes == 3 * 2 * 16 * 64 * 2
+    assert built.host is not None and built.host.pinned_bytes == 3 * 2 * 16 * 64 * 2
     assert type(built.optimizer).__name__ == "AdamW8bit" and built.scaler is None
     assert (built.kernel, built.loss_name, built.dtype) == ("cpu", "chunked, 8 rows", torch.bfloat16)
     assert len(built.trained) == 2 * 7 * 3 and {p.dtype for p in built.trained} == {torch.float32}

@@ -8,7 +8,6 @@ the computation.
 from __future__ import annotations
 
 import math
-import mmap
 from typing import Any
 
 import torch
@@ -16,25 +15,13 @@ from torch import Tensor
 
 from planner.errors import PlanError
 from planner.units import format_bytes
-
-_pinned_now = 0
-
-
-def pinned_now() -> int:
-    """Bytes that all stores of this process have pinned at this moment."""
-    return _pinned_now
-
-
-def _count_pinned(size: int) -> None:
-    global _pinned_now
-    _pinned_now += size
+from trainer.host_memory import Arena
 
 
 class HostStore:
     """A `trainer.checkpointing.Store` with one exactly sized host buffer per layer, used again by every step.
 
-    torch's own pinned memory is rounded up to a power of two, so each buffer is mapped as ordinary memory and
-    then registered with the driver. On the CPU (tests) nothing is registered and copies are plain.
+    On the CPU (tests) nothing is pinned and copies are plain.
 
     Args:
         layers: layer inputs held at once.
@@ -49,15 +36,15 @@ class HostStore:
     def __init__(self, layers: int, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         self._device, self._dtype = device, dtype
         self._size = math.prod(shape) * dtype.itemsize
+        self.arena = Arena(torch.device("cpu"), away=True, pinned=device.type == "cuda")
         self._buffers: list[Tensor] = []
-        self._registered: list[int] = []
         self._depth = 0
         self._leaving: tuple[int, Tensor, Any] | None = None  # slot, tensor on the card, event of its copy
         self._coming: tuple[int, Tensor, Any] | None = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         for layer in range(layers):
             try:
-                self._buffers.append(self._pinned())
+                self._buffers.append(self.arena.take(math.prod(shape), dtype))
             except PlanError as error:
                 self.close()
                 size = layers * self._size
@@ -68,7 +55,7 @@ class HostStore:
     @property
     def pinned_bytes(self) -> int:
         """Host bytes held, every one of them pinned where there is a card."""
-        return len(self._buffers) * self._size
+        return self.arena.pinned_bytes
 
     def keep(self, hidden: Tensor) -> int:
         """Start copying a layer's input out; its memory on the card is free again after the next ``keep``."""
@@ -108,26 +95,8 @@ class HostStore:
         if self._stream is not None:
             self._stream.synchronize()
         self._leaving = self._coming = None
-        for address in self._registered:
-            code = int(torch.cuda.cudart().cudaHostUnregister(address))
-            assert code == 0, f"cudaHostUnregister gave {code}"
-            _count_pinned(-self._size)
-        self._registered, self._buffers = [], []
-
-    def _pinned(self) -> Tensor:
-        try:
-            # Private pages of its own: two buffers never share a page, which could be registered only once.
-            pages = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except (OSError, ValueError, OverflowError) as error:
-            raise PlanError("host memory", f"the system refused to map it ({error}).") from error
-        buffer = torch.frombuffer(pages, dtype=self._dtype)  # holds the pages as long as it lives
-        if self._stream is not None:
-            code = int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), self._size, 0))
-            if code != 0:
-                raise PlanError("host memory", f"the driver refused to pin it (CUDA error {code}).")
-            self._registered.append(buffer.data_ptr())
-            _count_pinned(self._size)
-        return buffer
+        self._buffers = []
+        self.arena.close()
 
     def _on_host(self, slot: int, shape: torch.Size) -> Tensor:
         return self._buffers[slot][: shape.numel()].view(shape)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer.counting import TensorBytes
-from trainer.host_store import pinned_now
+from trainer.host_memory import pinned_now
 from trainer.session import BuiltRun
 
 BETWEEN = "between"

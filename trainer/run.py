@@ -55,7 +55,7 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
             built = build(plan)
             give_back_unused(device)
             recorder.mark(BETWEEN)
-            recorder.pinned_bytes = built.store.pinned_bytes if built.store else 0
+            recorder.pinned_bytes = built.host.pinned_bytes if built.host else 0
             return _run(plan, built, reading, recorder, folder, console)
     except KeyboardInterrupt:
         console.print("Interrupted; what was saved before is whole.")

@@ -21,9 +21,12 @@ from trainer.attention import KERNELS, register
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
 from trainer.data import Tokenise
 from trainer.four_bit import FourBit
+from trainer.host_memory import Arena
 from trainer.host_store import HostStore
 from trainer.loading import RANDOM, add_adapters, find_source, load_config, load_model, load_tokenizer, tokenise_bytes
 from trainer.step import Loss, make_loss
+from trainer.streamed import split
+from trainer.streamed.build import Streaming, build_streamed
 
 STOCK_ATTENTION = "eager"
 """What transformers does when nothing else is asked for: every score of every head written out."""
@@ -36,7 +39,8 @@ class BuiltRun:
     Attributes:
         tokenise: texts to token ids, with nothing added and no control token recognised inside a text.
         dtype: of frozen weights and activations; adapters and optimiser state are float32 whatever it is.
-        store: where layer inputs are kept in host memory, if they are.
+        executor: ``resident`` or ``streamed``.
+        host: the host memory that what is on its way to or from the card is kept in, if any.
         kernel: the attention actually used.
         loss_name: the loss actually used.
     """
@@ -49,7 +53,8 @@ class BuiltRun:
     loss: Loss
     dtype: torch.dtype
     device: torch.device
-    store: HostStore | None
+    executor: Literal["resident", "streamed"]
+    host: Arena | None
     kernel: str
     loss_name: str
 
@@ -66,8 +71,8 @@ class BuiltRun:
 
     def close(self) -> None:
         """Give pinned memory back."""
-        if self.store is not None:
-            self.store.close()
+        if self.host is not None:
+            self.host.close()
 
 
 class ResidentSession:
@@ -83,6 +88,7 @@ class ResidentSession:
         self._rank: tuple[int, int] | None = None
         self._checkpointing = self._offloading = False
         self._fused_activation = False
+        self._streaming: dict[str, Any] = {}
         self._loss_rows: int | None = None
         self._optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
 
@@ -149,6 +155,27 @@ class ResidentSession:
         self._once("offload_checkpoints")
         self._offloading = True
 
+    def stream_layers(self, *, kernel: str, chunk: int, heads: int, staging: Literal["host", "card"]) -> None:
+        """See the protocol."""
+        self.attend_with(kernel)
+        self._stream("stream_layers", kernel=kernel, chunk=chunk, heads=heads, staging=staging)
+
+    def space_checkpoints(self, *, every: int) -> None:
+        """See the protocol."""
+        self._stream("space_checkpoints", spacing=every)
+
+    def code_checkpoints(self, form: Literal["int8", "nf4"]) -> None:
+        """See the protocol."""
+        self._stream("code_checkpoints", form=form)
+
+    def keep_attention_outputs(self) -> None:
+        """See the protocol."""
+        self._stream("keep_attention_outputs", keep_outputs=True)
+
+    def _stream(self, what: str, **wishes: Any) -> None:
+        self._once(what)
+        self._streaming |= wishes
+
     def chunk_loss(self, *, rows: int) -> None:
         """See the protocol."""
         self._once("chunk_loss")
@@ -169,6 +196,7 @@ class ResidentSession:
             raise PlanError("the plan's choices", "put no adapters on, so nothing would be trained.")
         if self._offloading and not self._checkpointing:
             raise PlanError("the plan's choices", "keep layer inputs in host memory, but keep no layer inputs.")
+        streaming = self._streaming_options()
         plan, device = self._plan, take_device(self._plan)
         source = find_source(plan.model.source)
         tokenizer = load_tokenizer(source)
@@ -180,7 +208,7 @@ class ResidentSession:
             source,
             config,
             dtype=self._dtype,
-            attention=register(self._kernel) if self._kernel else STOCK_ATTENTION,
+            attention=self._attention(),
             device=device,
             four_bit=self._four_bit,
             seed=plan.train.seed,
@@ -190,20 +218,48 @@ class ResidentSession:
         for parameter in adapted.parameters():
             if parameter.requires_grad:  # these buffers stay for the whole run, so they never fragment memory
                 parameter.grad = torch.zeros_like(parameter)
-        store = self._checkpoint(model, device)
+        host, loss = self._executor(model, streaming, device)
         return BuiltRun(
             model=adapted,
             tokenizer=tokenizer,
             tokenise=tokenise_with(tokenizer) if tokenizer is not None else tokenise_bytes,
             optimizer=self._make_optimizer(adapted),
             scaler=torch.amp.GradScaler(device.type) if self._scale_loss else None,
-            loss=make_loss(model, self._loss_rows),
+            loss=loss,
             dtype=self._dtype,
             device=device,
-            store=store,
+            executor="streamed" if streaming else "resident",
+            host=host,
             kernel=self._kernel or STOCK_ATTENTION,
             loss_name=f"chunked, {self._loss_rows} rows" if self._loss_rows else "transformers",
         )
+
+    def _attention(self) -> str:
+        if self._streaming:
+            return split.register()
+        return register(self._kernel) if self._kernel else STOCK_ATTENTION
+
+    def _streaming_options(self) -> Streaming | None:
+        if not self._streaming:
+            return None
+        if "chunk" not in self._streaming or self._loss_rows is None:
+            why = f"ask for {', '.join(sorted(self._streaming))}, but not for layers and loss in pieces."
+            raise PlanError("the plan's choices", why)
+        if self._checkpointing:
+            raise PlanError("the plan's choices", "ask for layers in pieces and for whole layers to be recomputed.")
+        return Streaming(**self._streaming)
+
+    def _executor(
+        self, model: PreTrainedModel, streaming: Streaming | None, device: torch.device
+    ) -> tuple[Arena | None, Loss]:
+        """What runs forward and backward, and the host memory it works with."""
+        if streaming is None:
+            store = self._checkpoint(model, device)
+            return (store.arena if store is not None else None), make_loss(model, self._loss_rows)
+        assert self._loss_rows is not None
+        tokens = self._plan.train.batch * self._plan.total_tokens
+        made = build_streamed(model, streaming, tokens=tokens, dtype=self._dtype, device=device, rows=self._loss_rows)
+        return made.host, made.loss
 
     def _checkpoint(self, model: PreTrainedModel, device: torch.device) -> HostStore | None:
         if not self._checkpointing:

@@ -44,13 +44,18 @@ class Head:
         """``[…, D]`` final hidden states to ``[…, V]`` logits."""
         return self.linear(hidden) if self.divided == 1 else self.linear(hidden) / self.divided
 
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """What `loss` takes: what the head gives is divided where what it takes is."""
+        if self.divided == 1:
+            return hidden
+        assert self.linear.bias is None
+        return hidden / self.divided
+
     def loss(self, hidden: Tensor, targets: Tensor, rows: int, divisor: Tensor) -> Tensor:
-        """Cross-entropy of ``[T, D]`` hidden states, summed and divided, ``rows`` rows of logits at a time."""
-        weight, bias = self.linear.weight, self.linear.bias
-        if self.divided != 1:
-            assert bias is None  # what the head gives is divided where what it takes is
-            hidden = hidden / self.divided
-        return chunked_cross_entropy(hidden, weight, bias, targets, rows=rows, divisor=divisor)
+        """Cross-entropy of ``[T, D]`` scaled hidden states, summed and divided, ``rows`` rows of logits at a time."""
+        return chunked_cross_entropy(
+            hidden, self.linear.weight, self.linear.bias, targets, rows=rows, divisor=divisor
+        )
 
 
 def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
@@ -80,7 +85,7 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
         assert rows is not None
         hidden = decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
         mark("loss")
-        hidden = until_differentiated(_trained(hidden, batch), mark)
+        hidden = head.scaled(until_differentiated(_trained(hidden, batch), mark))
         return head.loss(hidden, _trained(batch.targets.flatten(), batch), rows, divisor)
 
     return stock if rows is None else chunked

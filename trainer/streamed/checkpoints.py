@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainer.streamed.arrays import Arena, TokenArray
+from trainer.host_memory import Arena
+from trainer.streamed.arrays import TokenArray
 from trainer.streamed.transfers import Transfers
 
 

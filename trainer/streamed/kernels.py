@@ -170,17 +170,17 @@ class Efficient:
         seed, offset = _no_dropout(query)
         short = -query.shape[2] % _LSE_PADDING
         padded = torch.nn.functional.pad(log_sum_exp, (0, short), value=float("inf"))
-        count = 1 if query.shape[1] == key.shape[1] else key.shape[1]
+        shared = query.shape[1] > key.shape[1]
+        count = key.shape[1] if shared else 1
         each_head = zip(
             _by_key_head(query, key, value), *(each.chunk(count, 1) for each in (gradient, output, padded)), strict=True
         )
         found = []
         for (q, k, v), grad, out, sums in each_head:
             dq, dk, dv, _ = _OPS._scaled_dot_product_efficient_attention_backward(
-                grad, q, k, v, None, out, sums.contiguous(), seed, offset, 0.0, [True, True, True, False], causal,
+                grad, q, k, v, None, _as_made(out), sums.contiguous(), seed, offset, 0.0, [True, True, True, False], causal,
                 scale=scale,
             )  # fmt: skip
-            shared = q.shape[1] > 1
             found.append((dq, dk.sum(1, keepdim=True) if shared else dk, dv.sum(1, keepdim=True) if shared else dv))
         dq, dk, dv = (_together(each) for each in zip(*found, strict=True))
         return dq, dk, dv
@@ -193,6 +193,14 @@ def _by_key_head(query: Tensor, key: Tensor, value: Tensor) -> list[tuple[Tensor
         return [(query, key, value)]
     parts = zip(query.chunk(heads, 1), key.chunk(heads, 1), value.chunk(heads, 1), strict=True)
     return [(q, k.expand(-1, groups, -1, -1), v.expand(-1, groups, -1, -1)) for q, k, v in parts]
+
+
+def _as_made(output: Tensor) -> Tensor:
+    """An output ``[b, H, s, E]`` laid out as the kernel gave it, token by token.
+
+    Its backward pass takes it to be so whatever the strides say, and gives wrong gradients otherwise.
+    """
+    return output.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _together(parts: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.streamed.arrays import Arena, HeadArray, TokenArray
+from trainer.host_memory import Arena
+from trainer.streamed.arrays import HeadArray, TokenArray
 from trainer.streamed.checkpoints import Checkpoints
 from trainer.streamed.kernels import Kernel
 from trainer.streamed.row import Group, Row, head_groups
@@ -51,6 +52,7 @@ class Arrays:
     """
 
     def __init__(self, arena: Arena, sizes: Sizes, *, kept_outputs: int) -> None:
+        self.away = arena.away
         block = sizes.chunk if arena.away else sizes.tokens
         heads = partial(HeadArray, arena, tokens=sizes.tokens, size=sizes.head_size, block=block, dtype=sizes.dtype)
         sums = torch.promote_types(sizes.dtype, torch.float32)
@@ -96,6 +98,7 @@ class Layers:
         self._row: Row | None = None
         self._asked: dict[int, tuple[float, int | None]] = {}  # scale and window of each layer
         self._partial: list[Tensor] = []
+        self._tables: dict[Span, list[dict[str, Any]]] = {}
 
     @property
     def row(self) -> Row:
@@ -105,7 +108,7 @@ class Layers:
 
     def begin(self, row: Row) -> None:
         """Take up a row."""
-        self._row = row
+        self._row, self._tables = row, {}
         self.arrays.begin(len(row))
 
     def embed(self) -> None:
@@ -275,8 +278,14 @@ class Layers:
         return {"attention_mask": None, "position_ids": None, "past_key_values": None, "position_embeddings": None}
 
     def _given(self, index: int, chunk: Span) -> dict[str, Any]:
-        row, part = self.row, slice(*chunk)
-        return self.split.embed(row.tokens[part], row.positions[part], row.longest)[1][index]
+        """What a layer is handed for a chunk. Kept where the arrays are on the card; else made each time it is used."""
+        known = self._tables.get(chunk)
+        if known is None:
+            row, part = self.row, slice(*chunk)
+            known = self.split.embed(row.tokens[part], row.positions[part], row.longest)[1]
+            if not self.arrays.away:
+                self._tables[chunk] = known
+        return known[index]
 
     def _attended(self, index: int) -> tuple[HeadArray, HeadArray]:
         place = index if self.keep_outputs else 0

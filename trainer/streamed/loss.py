@@ -92,7 +92,7 @@ class StreamedLoss:
                 here = slice(part[0] - chunk[0], part[1] - chunk[0])
                 taken = hidden[here].detach().requires_grad_(backward)
                 with torch.set_grad_enabled(backward):
-                    loss = self.head.loss(layers.split.final(taken), row.targets[slice(*part)], self.rows, one)
+                    loss = self.head.loss(self.head.scaled(layers.split.final(taken)), row.targets[slice(*part)], self.rows, one)
                 total.add_(loss.detach())
                 if gradient is not None:
                     loss.backward()

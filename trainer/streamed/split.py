@@ -150,7 +150,7 @@ class Split:
             if index == 0:
                 first.append(hidden)
             given[index] = {name: _only(value, count) for name, value in kwargs.items()}
-            return hidden
+            return hidden if index < len(given) - 1 else hidden[:, :1]  # the final norm follows, for nothing
 
         with self._layers_replaced(note), torch.no_grad():
             self.decoder(input_ids=tokens[None], position_ids=positions[None], use_cache=False)

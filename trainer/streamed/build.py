@@ -1,0 +1,101 @@
+"""Puts the streamed executor together: arrays in host memory or on the card, and the loss that runs over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from trainer.host_memory import Arena
+from trainer.step import Head
+from trainer.streamed.checkpoints import Checkpoints, Codec, Exact, Int8, Nf4
+from trainer.streamed.kernels import KERNELS
+from trainer.streamed.layer import Arrays, Layers, Sizes
+from trainer.streamed.loss import StreamedLoss
+from trainer.streamed.split import Split
+from trainer.streamed.transfers import Transfers
+
+Form = Literal["exact", "int8", "nf4"]
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """What a plan says of the streamed executor.
+
+    Attributes:
+        kernel: for attention.
+        chunk: tokens of a chunk; ``heads``: query heads of a group.
+        staging: where query, key, value and what else lies between the passes of a layer is kept.
+        spacing: layers for which one input is kept; ``form``: how it is written down.
+        keep_outputs: attended values of all layers are kept.
+    """
+
+    kernel: str
+    chunk: int
+    heads: int
+    staging: Literal["host", "card"]
+    spacing: int = 1
+    form: Form = "exact"
+    keep_outputs: bool = False
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The loss, and the host memory that it works with."""
+
+    loss: StreamedLoss
+    host: Arena
+
+
+def codec_of(form: Form, dtype: torch.dtype) -> Codec:
+    """The codec of a form."""
+    if form == "exact":
+        return Exact(dtype)
+    return Int8() if form == "int8" else Nf4()
+
+
+def build_streamed(
+    model: PreTrainedModel, streaming: Streaming, *, tokens: int, dtype: torch.dtype, device: torch.device, rows: int
+) -> Streamed:
+    """The streamed executor of a model whose adapters are on.
+
+    Args:
+        model: loaded with ``attn_implementation=split.register()``.
+        tokens: of the largest micro-batch, all its rows together.
+        rows: rows of logits computed at a time.
+
+    Raises:
+        PlanError: the model cannot be cut, or the host has not the memory; what was taken is given back.
+    """
+    config, split = model.config, Split(model)
+    heads, count = config.num_attention_heads, len(split.layers)
+    sizes = Sizes(
+        tokens=tokens,
+        chunk=min(streaming.chunk, tokens),
+        heads=heads,
+        key_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        width=config.hidden_size,
+        group=min(streaming.heads, heads),
+        dtype=dtype,
+    )
+    host = Arena(torch.device("cpu"), away=True, pinned=device.type == "cuda")
+    between = host if streaming.staging == "host" else Arena(device, away=False, pinned=False)
+    try:
+        layers = Layers(
+            split,
+            KERNELS[streaming.kernel],
+            Transfers(device),
+            Arrays(between, sizes, kept_outputs=count if streaming.keep_outputs else 0),
+            Checkpoints(
+                host, count, tokens, sizes.width, dtype, spacing=streaming.spacing, codec=codec_of(streaming.form, dtype)
+            ),
+            sizes,
+            keep_outputs=streaming.keep_outputs,
+        )
+    except BaseException:
+        host.close()
+        raise
+    return Streamed(StreamedLoss(layers, Head.of(model), rows), host)
