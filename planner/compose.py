@@ -133,13 +133,15 @@ def compose(
     situation = situation.choosing(names)
     if onto is None:
         letters = model_letters(situation.model) | _claimed_letters(situation)
-        onto = Configuration((), {}, _nothing_on(), letters, {"dtype": "fp32", "attention": "eager"})
+        onto = Configuration(
+            (), {}, _nothing_on(), letters, {"dtype": "fp32", "attention": "eager", "executor": "resident"}
+        )
     ledger, letters = onto.ledger, dict(onto.letters)
     settings, complete = dict(onto.settings), dict(onto.knobs)
     made = {*ledger.terms, *ledger.work}
     waiting = [known[name] for name in sorted(names.difference(onto.ids))]
     while waiting:
-        ready = next((c for c in waiting if {_term(claim) for claim in c.claims} - {""} <= made), None)
+        ready = next((c for c in waiting if {_term(claim) for claim in c.claims} - {""} <= made | c.makes), None)
         assert ready is not None, f"compose an invalid set: {[c.id for c in waiting]}"
         waiting.remove(ready)
         values = {knob.name: knobs.get(ready.id, {}).get(knob.name, knob.choices(situation)[0]) for knob in ready.knobs}
@@ -157,11 +159,15 @@ def compose(
     )
 
 
+# What streaming goes by where nothing streams: the whole sequence and all heads at once, every layer input as it is.
+STREAMING = {"c": 2**40, "d": 2**20, "X": 0, "s": 1, "b": 0, "u": 0}
+
+
 def _claimed_letters(situation: Situation) -> dict[str, int]:
     """The letters that optimisations claim, before any does; and how weights come in from a GGUF file."""
     gguf = int(situation.model.quantized == "gguf")
     staged = gguf * int(situation.gpu.kind == "gpu")
-    return {"a": 32, "w": 32, "h": 0, "e": 1, "A": situation.model.layers, "p": 0, "G": gguf, "W": staged}
+    return {"a": 32, "w": 32, "h": 0, "e": 1, "A": situation.model.layers, "p": 0, "G": gguf, "W": staged} | STREAMING
 
 
 def _changed(before: Ledger, after: Ledger) -> set[str]:

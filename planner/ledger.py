@@ -17,12 +17,17 @@ Formula = Callable[[Letters], Number]
 
 
 class Phase(StrEnum):
-    """The moments of a run that have a peak of their own, in order; merging is not modelled."""
+    """The moments of a run that have a peak of their own, in order; merging is not modelled.
+
+    Attention is a moment of its own where layers run in passes; elsewhere it is a part of forward and backward.
+    """
 
     LOAD = "load"
     FORWARD = "forward"
+    ATTENTION = "attention"
     LOSS = "loss"
     BACKWARD = "backward"
+    ATTENTION_BACKWARD = "attention_backward"
     OPTIMIZER = "optimizer"
     EVALUATE = "evaluate"
     EVALUATE_LOSS = "evaluate_loss"
@@ -49,6 +54,7 @@ class Basis(StrEnum):
 
 ALWAYS = frozenset(Phase)
 STEP = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER})
+PASSES = frozenset({Phase.ATTENTION, Phase.ATTENTION_BACKWARD})
 AFTER_LOAD = ALWAYS - {Phase.LOAD}
 GROUPS = (
     "weights",

@@ -240,7 +240,7 @@ class Plan(Strict):
     summary: str
     gpu: Gpu
     model: Model
-    executor: Literal["resident"] = "resident"
+    executor: Literal["resident", "streamed"] = "resident"
     objective: Literal["context", "speed", "memory"]
     tier: int | None
     context: int = Field(ge=0)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -17,7 +17,7 @@ from planner.errors import PlanError, raise_all
 from planner.evaluate import Limits
 from planner.explanations import reasons_for_choices, reasons_for_rejections, suggestions
 from planner.hardware import HardwareProfile, load_profile
-from planner.ledger import Device
+from planner.ledger import PASSES, Device
 from planner.machine import cpu_profile, detect_local
 from planner.model import ModelShape, load_model, shipped_folder
 from planner.optimizations.base import Scalar, Situation
@@ -262,6 +262,7 @@ def _write(solved: Solved) -> Plan:
             layers=model.layers,
             native_context=model.native_context,
         ),
+        executor=_executor(best.configuration.settings["executor"]),
         objective=request.objective,
         tier=want.tier,
         context=want.total - want.target,
@@ -285,6 +286,10 @@ def _write(solved: Solved) -> Plan:
             calibration_sha256=found.constants.sha256,
         ),
     )
+
+
+def _executor(name: str) -> Literal["resident", "streamed"]:
+    return "streamed" if name == "streamed" else "resident"
 
 
 def _gpu_facts(gpu: HardwareProfile) -> Gpu:
@@ -340,13 +345,14 @@ def _digest(value: Any) -> str:
 
 def _gpu_memory(found: Search, limits: Limits) -> GpuMemory:
     best, index = found.best, found.index
+    streamed = best.configuration.settings["executor"] == "streamed"
     by_phase = found.phases((Device.GPU,))
     totals = {phase: sum(terms.values()) for phase, terms in by_phase.items()}
     return GpuMemory(
         budget_bytes=limits.gpu_bytes,
         peak_bytes=Peak(low=int(best.low[index]), expected=int(best.expected[index]), high=int(best.high[index])),
         peak_phase=max(totals, key=lambda phase: totals[phase]).value,
-        phases={phase.value: terms for phase, terms in by_phase.items() if terms},
+        phases={phase.value: terms for phase, terms in by_phase.items() if terms and (streamed or phase not in PASSES)},
     )
 
 

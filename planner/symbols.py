@@ -82,6 +82,12 @@ LETTERS: tuple[Letter, ...] = (
     Letter("A", "layers whose saved tensors live at once", "layers"),
     Letter("p", "forward passes of a layer that the backward pass repeats", "passes", least=0),
     Letter("C", "rows of logits alive at once in the chunked loss", "rows", "chunked_loss.rows"),
+    Letter("c", "tokens of a chunk, computed at once where layers run in passes", "tokens", "streamed.chunk"),
+    Letter("d", "query heads of a group, whose attention is computed at once", "heads", "streamed.heads"),
+    Letter("X", "1 where what lies between the passes of a layer is in host memory", "flag", least=0),
+    Letter("s", "layers for which one input is kept", "layers", "checkpoint_spacing.every"),
+    Letter("b", "bits of 64 elements of a kept layer input where it is coded, else 0", "bits", least=0),
+    Letter("u", "1 where what attention gave is kept for the backward pass", "flag", least=0),
     # The machine
     Letter("Z", "workspace that cuBLAS keeps for one handle and stream", "bytes", least=0),
 )

@@ -19,7 +19,7 @@ from planner.symbols import Letters, greatest
 
 # Rates that stand in where a card's are unknown: they rank configurations and are never shown.
 NOMINAL: Mapping[str, float] = {"linear": 1e12, "attention": 1e12, "memory": 1e11, TO_HOST: 1e10, TO_DEVICE: 1e10}
-TIMED = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD)
+TIMED = (Phase.FORWARD, Phase.ATTENTION, Phase.LOSS, Phase.BACKWARD, Phase.ATTENTION_BACKWARD)
 
 
 @dataclass(frozen=True)

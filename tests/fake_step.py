@@ -29,6 +29,7 @@ from trainer.data import synthetic_batch
 from trainer.four_bit import FourBit
 from trainer.host_memory import Arena
 from trainer.measure import resident_tensors
+from trainer.streamed.kernels import KERNELS
 
 CPU = torch.device("cpu")
 
@@ -69,7 +70,7 @@ def counted(plan: Plan) -> Counted:
             del loss
             with torch.no_grad():
                 live.mark(Phase.EVALUATE)
-                loss = built.loss(batch, torch.ones(()), lambda _: live.mark(Phase.EVALUATE_LOSS))
+                loss = built.loss(batch, torch.ones(()), live.mark)
                 del loss
             live.mark("between")
     return Counted({str(name): size for name, size in live.peaks.items()}, resident)
@@ -161,6 +162,7 @@ def _nothing_real() -> Iterator[None]:
     replaced: dict[str, Any] = {
         "trainer.session.take_device": lambda plan: CPU,
         "trainer.attention.KERNELS": kernels,
+        "trainer.streamed.build.KERNELS": dict.fromkeys(KERNELS, KERNELS["cpu"]),
         "trainer.host_memory.Arena.take": taken,
         # Fake tensors cannot be swapped for others in place, and are where they belong from the start.
         "torch.nn.Module.to": lambda module, *_, **__: module,

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from planner.errors import PlanError
+from planner.ledger import Phase
 from trainer.data import Batch
 from trainer.loss import chunked_cross_entropy
 
@@ -53,9 +54,7 @@ class Head:
 
     def loss(self, hidden: Tensor, targets: Tensor, rows: int, divisor: Tensor) -> Tensor:
         """Cross-entropy of ``[T, D]`` scaled hidden states, summed and divided, ``rows`` rows of logits at a time."""
-        return chunked_cross_entropy(
-            hidden, self.linear.weight, self.linear.bias, targets, rows=rows, divisor=divisor
-        )
+        return chunked_cross_entropy(hidden, self.linear.weight, self.linear.bias, targets, rows=rows, divisor=divisor)
 
 
 def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
@@ -67,12 +66,12 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
 
     def until_differentiated(hidden: Tensor, mark: Mark) -> Tensor:
         if hidden.requires_grad:  # until its gradient is there, it is the loss that is differentiated
-            hidden.register_hook(lambda _: mark("backward"))
+            hidden.register_hook(lambda _: mark(Phase.BACKWARD))
         return hidden
 
     def stock(batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
         hidden = until_differentiated(decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state, mark)
-        mark("loss")
+        mark(Phase.LOSS if torch.is_grad_enabled() else Phase.EVALUATE_LOSS)
         return base.loss_function(
             logits=head.logits(hidden),
             labels=None,
@@ -84,7 +83,7 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
     def chunked(batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
         assert rows is not None
         hidden = decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-        mark("loss")
+        mark(Phase.LOSS if torch.is_grad_enabled() else Phase.EVALUATE_LOSS)
         hidden = head.scaled(until_differentiated(_trained(hidden, batch), mark))
         return head.loss(hidden, _trained(batch.targets.flatten(), batch), rows, divisor)
 
@@ -159,7 +158,7 @@ def evaluate(loss: Loss, batches: Sequence[Batch], device: torch.device, mark: M
     total, one = 0.0, torch.ones((), device=device)
     with torch.no_grad():
         for batch in batches:
-            mark("evaluate")
-            total += float(loss(batch.to(device), one, lambda _: mark("evaluate_loss")))
+            mark(Phase.EVALUATE)
+            total += float(loss(batch.to(device), one, mark))
     tokens = sum(batch.trained for batch in batches)
     return Evaluation(total / tokens, sum(len(batch.inputs) for batch in batches), tokens)

@@ -13,8 +13,10 @@ from reports.render.markdown import table
 PHASES: Mapping[Phase, str] = {
     Phase.LOAD: "weights and adapters come onto the card",
     Phase.FORWARD: "the layers, from the first to the last",
+    Phase.ATTENTION: "attention by groups of heads, where layers run in passes",
     Phase.LOSS: "final norm, logits, loss, and the gradient of the last hidden states",
     Phase.BACKWARD: "the layers, from the last to the first",
+    Phase.ATTENTION_BACKWARD: "attention and its gradient by groups of heads, where layers run in passes",
     Phase.OPTIMIZER: "gradients are clipped and the adapters updated",
     Phase.EVALUATE: "the layers without autograd, on rows that are not trained",
     Phase.EVALUATE_LOSS: "final norm, logits and loss on those rows",

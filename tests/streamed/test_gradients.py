@@ -27,7 +27,15 @@ CPU = torch.device("cpu")
 
 
 def streamed(
-    folder: Path, batch: Batch, *, chunk: int, group: int, spacing: int = 1, keep_outputs: bool = False, rows: int = 5, away: bool = True
+    folder: Path,
+    batch: Batch,
+    *,
+    chunk: int,
+    group: int,
+    spacing: int = 1,
+    keep_outputs: bool = False,
+    rows: int = 5,
+    away: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     source = find_source(str(folder))
     model = load_model(
@@ -55,9 +63,7 @@ def streamed(
         KERNELS["cpu"],
         Transfers(CPU),
         Arrays(arena, sizes, kept_outputs=count if keep_outputs else 0),
-        Checkpoints(
-            arena, count, tokens, sizes.width, sizes.dtype, spacing=spacing, codec=Exact(torch.float64)
-        ),
+        Checkpoints(arena, count, tokens, sizes.width, sizes.dtype, spacing=spacing, codec=Exact(torch.float64)),
         sizes,
         keep_outputs=keep_outputs,
     )

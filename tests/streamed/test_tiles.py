@@ -37,9 +37,7 @@ def test_forward_and_backward(heads: tuple[int, int], spans: list[tuple[int, int
     wanted_gradients = torch.autograd.grad(wanted, wanted_inputs, gradient)
 
     output, sums = attend(KERNELS["cpu"], query, key, value, spans, window, SCALE)
-    made_gradients = attend_backward(
-        KERNELS["cpu"], gradient, query, key, value, output, sums, spans, window, SCALE
-    )
+    made_gradients = attend_backward(KERNELS["cpu"], gradient, query, key, value, output, sums, spans, window, SCALE)
 
     torch.testing.assert_close(output, wanted.detach(), rtol=1e-12, atol=1e-13)
     for mine, theirs in zip(made_gradients, wanted_gradients, strict=True):
@@ -51,7 +49,9 @@ def test_merging_two_halves_of_the_keys_gives_the_whole() -> None:
     query, key, value = (torch.randn(1, 2, 16, 8, generator=generator, dtype=torch.float64) for _ in range(3))
     kernel = KERNELS["cpu"]
     whole, whole_sums = kernel.forward(query, key, value, False, SCALE)
-    halves = [kernel.forward(query, key[:, :, part], value[:, :, part], False, SCALE) for part in (slice(5), slice(5, 16))]
+    halves = [
+        kernel.forward(query, key[:, :, part], value[:, :, part], False, SCALE) for part in (slice(5), slice(5, 16))
+    ]
     output, sums = merge(*halves[0], *halves[1])
     torch.testing.assert_close(output, whole, rtol=1e-13, atol=1e-14)
     torch.testing.assert_close(sums, whole_sums, rtol=1e-13, atol=1e-14)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainer.host_memory import Arena
 
+
 class TokenArray:
     """``[tokens, *shape]`` of one dtype."""
 

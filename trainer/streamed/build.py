@@ -90,7 +90,13 @@ def build_streamed(
             Transfers(device),
             Arrays(between, sizes, kept_outputs=count if streaming.keep_outputs else 0),
             Checkpoints(
-                host, count, tokens, sizes.width, dtype, spacing=streaming.spacing, codec=codec_of(streaming.form, dtype)
+                host,
+                count,
+                tokens,
+                sizes.width,
+                dtype,
+                spacing=streaming.spacing,
+                codec=codec_of(streaming.form, dtype),
             ),
             sizes,
             keep_outputs=streaming.keep_outputs,

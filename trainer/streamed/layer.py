@@ -7,6 +7,8 @@ log-sum-exp, and the stream, which is the gradient of what a layer gave, overwri
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trainer.host_memory import Arena
+from trainer.step import Mark, nothing
 from trainer.streamed.arrays import HeadArray, TokenArray
 from trainer.streamed.checkpoints import Checkpoints
 from trainer.streamed.kernels import Kernel
@@ -99,6 +102,21 @@ class Layers:
         self._asked: dict[int, tuple[float, int | None]] = {}  # scale and window of each layer
         self._partial: list[Tensor] = []
         self._tables: dict[Span, list[dict[str, Any]]] = {}
+        self._mark: Mark = nothing
+        self._by_chunks = self._by_heads = ""
+
+    def phases(self, mark: Mark, by_chunks: str, by_heads: str) -> None:
+        """From now on tell ``mark`` when passes by chunks and by heads begin, under these names."""
+        self._mark, self._by_chunks, self._by_heads = mark, by_chunks, by_heads
+        mark(by_chunks)
+
+    @contextmanager
+    def _heads_pass(self) -> Iterator[None]:
+        self.transfers.arrive()
+        self._mark(self._by_heads)
+        yield
+        self.transfers.arrive()
+        self._mark(self._by_chunks)
 
     @property
     def row(self) -> Row:
@@ -152,7 +170,8 @@ class Layers:
             self._put_heads(attended, group.first, group.last, output)
             self._put_heads(sums, group.first, group.last, log_sum_exp.unsqueeze(-1))
 
-        self.transfers.run(self._groups, self._heads_of, work)
+        with self._heads_pass():
+            self.transfers.run(self._groups, self._heads_of, work)
 
     def _finish(self, index: int, *, into_stream: bool) -> None:
         attended, _ = self._attended(index)
@@ -198,7 +217,7 @@ class Layers:
             hidden = self.checkpoints.decode(index, parts).detach().requires_grad_(index > 0)
             values = values.detach().requires_grad_()
             if factor is not None:  # in the factor's wider type, and rounded once
-                gradient = (gradient.to(factor.dtype) * factor).to(gradient.dtype)
+                gradient.copy_(gradient.to(factor.dtype) * factor)
             with torch.enable_grad():
                 result = self.split.after(index, hidden, values.transpose(0, 1), self._nothing)
             torch.autograd.backward(result, gradient)
@@ -226,10 +245,13 @@ class Layers:
                 scale,
             )  # fmt: skip
             self._put_heads(self.arrays.query, group.first, group.last, made[0])
-            for array, gradient in zip((self.arrays.key, self.arrays.value), self._summed(group, made[1:]), strict=False):
+            for array, gradient in zip(
+                (self.arrays.key, self.arrays.value), self._summed(group, made[1:]), strict=False
+            ):
                 self._put_heads(array, group.key_first, group.key_last, gradient)
 
-        self.transfers.run(self._groups, load, work)
+        with self._heads_pass():
+            self.transfers.run(self._groups, load, work)
 
     def _summed(self, group: Group, parts: tuple[Tensor, ...]) -> list[Tensor]:
         """Gradients of a key and a value head that several groups read, in float32; none before the last of them."""

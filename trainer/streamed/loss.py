@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from planner.ledger import Phase
 from trainer.data import Batch
 from trainer.step import Head, Mark
 from trainer.streamed.layer import Layers
@@ -57,18 +58,19 @@ class StreamedLoss:
         layers, count = self.layers, self.layers.checkpoints.layers
         layers.begin(Row.of(batch, layers.sizes.chunk))
         backward = torch.is_grad_enabled()
+        layers.phases(mark, Phase.FORWARD if backward else Phase.EVALUATE, Phase.ATTENTION)
         with torch.no_grad():
             layers.embed()
             for index in range(count):
                 layers.forward(index, into_stream=index == count - 1)
                 self.tell("forward", index + 1, count)
-        mark("loss")
+        mark(Phase.LOSS if backward else Phase.EVALUATE_LOSS)
         total = self._loss(backward)
         if not backward:
             return total / divisor
 
         def go_back(gradient: Tensor) -> None:
-            mark("backward")
+            layers.phases(mark, Phase.BACKWARD, Phase.ATTENTION_BACKWARD)
             # What is kept is the gradient of the summed loss; loss scale and divisor come in here, in a wide type.
             self._backward(gradient.to(total.dtype) / divisor.to(total.dtype))
 
@@ -92,7 +94,9 @@ class StreamedLoss:
                 here = slice(part[0] - chunk[0], part[1] - chunk[0])
                 taken = hidden[here].detach().requires_grad_(backward)
                 with torch.set_grad_enabled(backward):
-                    loss = self.head.loss(self.head.scaled(layers.split.final(taken)), row.targets[slice(*part)], self.rows, one)
+                    loss = self.head.loss(
+                        self.head.scaled(layers.split.final(taken)), row.targets[slice(*part)], self.rows, one
+                    )
                 total.add_(loss.detach())
                 if gradient is not None:
                     loss.backward()

@@ -62,10 +62,16 @@ def register() -> str:
     ) -> tuple[Tensor, None]:
         extras = [name for name in ("softcap", "s_aux", "sinks", "head_mask") if others.get(name) is not None]
         if extras or attention_mask is not None or dropout:
-            what = ", ".join([*extras, *(["a mask"] if attention_mask is not None else []), *(["dropout"] if dropout else [])])
-            raise PlanError(f"streaming {type(module).__name__}", f"its attention uses {what}, which no exact kernel has.")
+            what = ", ".join(
+                [*extras, *(["a mask"] if attention_mask is not None else []), *(["dropout"] if dropout else [])]
+            )
+            raise PlanError(
+                f"streaming {type(module).__name__}", f"its attention uses {what}, which no exact kernel has."
+            )
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        raise _Captured(Projected(*(each[0].transpose(0, 1) for each in (query, key, value)), scale, sliding_window))
+        raise _Captured(
+            Projected(*(each.squeeze(0).transpose(0, 1) for each in (query, key, value)), scale, sliding_window)
+        )
 
     AttentionInterface.register(NAME, capture)
     return NAME
@@ -92,20 +98,26 @@ class Split:
             self._refuse(type(self.decoder).__name__, "its family is not known")
         assert family is not None
         if self.config._attn_implementation != NAME:
-            self._refuse(type(self.decoder).__name__, f"it was loaded with attention {self.config._attn_implementation}")
+            self._refuse(
+                type(self.decoder).__name__, f"it was loaded with attention {self.config._attn_implementation}"
+            )
         for layer in self.layers:
             self._take_attention_out(layer, family.attention[-1])
         for index, layer in enumerate(self.layers):
             layer.forward = self._layer_forward(index, layer.forward)
 
     def _refuse(self, what: str, why: str) -> None:
-        raise PlanError(f"streaming {what}", f"{why}, so it cannot be cut at its attention.", "--without streamed plans without.")
+        raise PlanError(
+            f"streaming {what}", f"{why}, so it cannot be cut at its attention.", "--without streamed plans without."
+        )
 
     def _take_attention_out(self, layer: nn.Module, output: str) -> None:
         name = next((name for name in ("self_attn", "attention") if hasattr(layer, name)), None)
         attention = getattr(layer, name) if name else None
         if not isinstance(attention, nn.Module) or not hasattr(attention, output):
-            self._refuse(type(layer).__name__, f"no attention module with an output projection {output} was found in it")
+            self._refuse(
+                type(layer).__name__, f"no attention module with an output projection {output} was found in it"
+            )
         assert attention is not None
         own, project = attention.forward, getattr(attention, output)
 
@@ -173,7 +185,7 @@ class Split:
             result = self.layers[index](hidden[None], **given)
         finally:
             self._attended = None
-        return (result[0] if isinstance(result, tuple) else result)[0]
+        return (result[0] if isinstance(result, tuple) else result).squeeze(0)
 
     def final(self, hidden: Tensor) -> Tensor:
         """The final norm of the last layer's output ``[C, D]``."""
@@ -186,7 +198,7 @@ class Split:
         with self._layers_replaced(give):
             # What goes into the first layer is of no account, and only its length has to be right.
             one = torch.zeros(1, 1, dtype=torch.int64, device=device)
-            return self.decoder(input_ids=one, position_ids=one, use_cache=False).last_hidden_state[0]
+            return self.decoder(input_ids=one, position_ids=one, use_cache=False).last_hidden_state.squeeze(0)
 
 
 def _only(value: Any, count: int) -> Any:

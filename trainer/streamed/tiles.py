@@ -21,7 +21,13 @@ Span = tuple[int, int]
 
 
 def attend(
-    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, documents: Sequence[Span], window: int | None, scale: float
+    kernel: Kernel,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Sequence[Span],
+    window: int | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Attention within each document; query ``[G, n, E]``, key and value ``[g, n, E]``.
 
@@ -78,9 +84,7 @@ def _banded(kernel: Kernel, parts: Sequence[Tensor], window: int, scale: float) 
     if window > 1:
         # Queries 0 … W−2 of a block, and keys 1 … W−1 of the one before, both backwards.
         earlier, earlier_sums = kernel.forward(*_turned(query, key, value), True, scale)
-        merged, merged_sums = merge(
-            output[1:, :, :-1], sums[1:, :, :-1], earlier.flip(2), earlier_sums.flip(2)
-        )
+        merged, merged_sums = merge(output[1:, :, :-1], sums[1:, :, :-1], earlier.flip(2), earlier_sums.flip(2))
         output[1:, :, :-1], sums = merged, sums.contiguous()
         sums[1:, :, :-1] = merged_sums
     return _row(output, length), _row(sums, length)

@@ -78,8 +78,7 @@ class Transfers:
 
         What was sent before this call has arrived before anything is fetched. ``work`` must not keep what it is given.
         """
-        if self._inward is not None and self._outward is not None:
-            self._inward.wait_stream(self._outward)
+        self.arrive()
         coming: tuple[Item, Loaded, Any] | None = None
         for item in items:
             if self._inward is not None:
@@ -102,12 +101,12 @@ class Transfers:
         self._leaving = []
         work(item, loaded)
 
-    def finish(self) -> None:
-        """Let go of all that is under way; the computation waits for it."""
-        for _ in range(2):
-            self._wait(self._left[1])
-            self._left = (self._leaving, self._outward and self._leaving and self._outward.record_event())
-            self._leaving = []
+    def arrive(self) -> None:
+        """What was sent has arrived before anything that follows, so its memory may be used again."""
+        if self._inward is not None and self._outward is not None:
+            self._inward.wait_stream(self._outward)
+            torch.cuda.current_stream(self.device).wait_stream(self._outward)
+        self._left, self._leaving = ([], None), []
 
     def _wait(self, event: Any) -> None:
         if event:

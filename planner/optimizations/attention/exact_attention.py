@@ -48,7 +48,8 @@ LARGEST_HEAD = {"cudnn": 128, "flash": 256}
 EAGER = ("attention/mask", "attention/eager", "attention/eager_forward", "attention/eager_evaluation")
 
 
-def _kernels(situation: Situation) -> tuple[Scalar, ...]:
+def kernels(situation: Situation) -> tuple[Scalar, ...]:
+    """The exact kernels that run on a card, the fastest first."""
     if situation.gpu.kind == "cpu":
         return ("cpu",)
     capability, head = situation.gpu.compute_capability or (0, 0), situation.model.head_size
@@ -71,7 +72,7 @@ class _HasKernel:
         found = []
         if situation.gpu.kind == "gpu" and situation.gpu.compute_capability is None:
             found.append(f"which exact kernel runs on {situation.gpu.name} is unknown: its compute capability is")
-        elif not _kernels(situation):
+        elif not kernels(situation):
             found.append(f"no exact kernel runs on {situation.gpu.name}: the oldest needs compute capability ≥ 5.0")
         if situation.model.sliding_window is not None:
             found.append(
@@ -93,7 +94,7 @@ class ExactAttention(Optimization):
         | {"letter e", "setting attention"}
     )
     requires = (_HasKernel(),)
-    knobs = (Knob("kernel", "cudnn, flash, efficient or cpu", _kernels),)
+    knobs = (Knob("kernel", "cudnn, flash, efficient or cpu", kernels),)
     evidence = (
         Evidence(
             "exact attention in linear memory",

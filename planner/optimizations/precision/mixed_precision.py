@@ -40,7 +40,8 @@ def _overflowing(situation: Situation) -> str:
     family = situation.model.model_type
     if family in ACTIVATIONS_OVERFLOW:
         return f"activations of {situation.model.id} overflow float16"
-    stored = bool(situation.chosen) and "exact_attention" not in situation.chosen
+    unstored = ("exact_attention", "streamed")
+    stored = bool(situation.chosen) and not any(name in situation.chosen for name in unstored)
     if stored and family in SCORES_OVERFLOW:
         return f"the scores of {situation.model.id} overflow float16 without exact_attention"
     return ""

@@ -11,7 +11,7 @@ from planner.baseline_formulas import eager_backward_bytes
 from planner.ledger import ALWAYS, Basis, Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Capability, Evidence, Knobs, Needs, Optimization, Situation
 from planner.session import Session
-from planner.symbols import Letters, Number, ceil_div, greatest
+from planner.symbols import Letters, Number, ceil_div, greatest, least
 
 BLOCK, NESTED_BLOCK = 64, 256
 TABLE_BYTES = 16 * 4 + 256 * 4 + 4  # NF4 code, code of the nested scales, offset: kept by every linear
@@ -32,9 +32,9 @@ def dequantised(x: Letters) -> Number:
     """Bytes of the largest matrix in 16 bits, as far as it stands above what follows it.
 
     While it is alive there is a tensor of width F fewer than at the height of the pass it belongs to, forward or
-    backward; so for more than M/F tokens that height hides it, and stored scores may do so before.
+    backward; so for more than M/F tokens at once that height hides it, and stored scores may do so before.
     """
-    return greatest(2 * (x.M - x.B * x.S * x.F) - x.e * eager_backward_bytes(x), 0)
+    return greatest(2 * (x.M - least(x.B * x.S, x.c) * x.F) - x.e * eager_backward_bytes(x), 0)
 
 
 def loading(x: Letters) -> Number:
@@ -43,8 +43,8 @@ def loading(x: Letters) -> Number:
 
 
 def dequantised_once(x: Letters) -> Number:
-    """Half a byte read and two written for each weight."""
-    return x.L * x.P * 5 // 2
+    """Half a byte read and two written for each weight, and for each chunk where layers run in passes."""
+    return ceil_div(x.B * x.S, least(x.B * x.S, x.c)) * x.L * x.P * 5 // 2
 
 
 def dequantised_in_backward(x: Letters) -> Number:

@@ -1,0 +1,52 @@
+"""Keep what attention gave in every layer, in host memory, instead of computing attention again.
+
+At length attention is nearly all of a step, and the backward pass needs its outputs and their log-sum-exp. Kept, they
+take as much host memory as the layer inputs; computed again, they cost one forward pass of attention in 4.5.
+"""
+
+from __future__ import annotations
+
+from planner.baseline_formulas import one_byte
+from planner.ledger import AFTER_LOAD, Device, Ledger, Term
+from planner.optimizations.base import Evidence, Knobs, Needs, Optimization, Situation
+from planner.session import Session
+from planner.symbols import Letters, Number
+
+
+def outputs(x: Letters) -> Number:
+    """Bytes of attended values and log-sum-exp of all layers but one, which is there anyway."""
+    return (x.L - 1) * x.B * x.S * x.H * (x.E * x.a // 8 + 4)
+
+
+class KeptAttention(Optimization):
+    """Attended values of all layers in host memory: attention runs forward once."""
+
+    id = "kept_attention"
+    title = "outputs of attention kept in host memory"
+    numbers = (1,)
+    claims = frozenset({"letter u"})
+    makes = frozenset({"attention/kept"})
+    requires = (Needs("buffers/staging", "only streamed layers can take attention's outputs from elsewhere"),)
+    evidence = (Evidence("gradients equal stock", "tests/streamed/test_gradients.py"),)
+
+    def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
+        """Attention is not computed again."""
+        return {"u": 1}
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """Outputs of every layer in pinned memory."""
+        return ledger.with_terms(
+            Term(
+                "attention/kept",
+                outputs,
+                one_byte,
+                AFTER_LOAD,
+                "attended values and log-sum-exp of the other layers",
+                "trainer/streamed/layer.py",
+                device=Device.PINNED,
+            )
+        )
+
+    def apply(self, session: Session) -> None:
+        """Keep them."""
+        session.keep_attention_outputs()

@@ -1,0 +1,43 @@
+"""Hold the kept layer inputs in eight bits, 64 elements sharing a float32 scale: two bytes become 1.06.
+
+The forward pass goes on with the input as it is; the backward pass computes the layer again from the rounded one. So
+loss and outputs are exact and gradients are not: they are those of a layer at a point nearby.
+"""
+
+from __future__ import annotations
+
+from planner.ledger import Ledger
+from planner.optimizations.base import Evidence, Knobs, Needs, Optimization, Requirement, Situation
+from planner.optimizations.checkpoints.coding import WholeBlocks
+from planner.session import Session
+
+
+class CheckpointInt8(Optimization):
+    """Eight bits for each element of the kept layer inputs."""
+
+    id = "checkpoint_int8"
+    title = "kept layer inputs in eight bits"
+    numbers = (38,)
+    claims = frozenset({"letter b"})
+    requires: tuple[Requirement, ...] = (
+        Needs("buffers/staging", "only streamed layers write their inputs down in another form"),
+        WholeBlocks(),
+    )
+    evidence = (
+        Evidence("compressed activations and gradients nearby", "Liu et al. 2022, GACT, arXiv 2206.11357"),
+        Evidence("error of hidden states and gradients, on real weights", "tests/streamed/test_coding.py"),
+    )
+    exact = False
+    effect = "every layer input is rounded to eight bits before its layer is computed again"
+
+    def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
+        """Bits of 64 elements and their scale."""
+        return {"b": 64 * 8 + 32}
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """All follows from the letter b."""
+        return ledger
+
+    def apply(self, session: Session) -> None:
+        """Write layer inputs down in this form."""
+        session.code_checkpoints("int8")

@@ -1,0 +1,40 @@
+"""Keep one layer input for several layers, and compute the inputs between them again in the backward pass.
+
+With streamed layers the kept inputs are what fills the host's memory: L of them, two bytes for each token and element
+of width D. One for every k layers leaves L/k, and k − 1 more for the layers of the span that is being worked on; about
+√L of each is least. It costs one more forward pass of nearly every layer.
+"""
+
+from __future__ import annotations
+
+from planner.ledger import Ledger
+from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Scalar, Situation
+from planner.session import Session
+
+
+def _spacings(situation: Situation) -> tuple[Scalar, ...]:
+    """From two layers to the root of all, where the sum of both is least."""
+    return tuple(range(2, max(2, round(situation.model.layers**0.5)) + 1))
+
+
+class CheckpointSpacing(Optimization):
+    """One kept layer input for several layers: less host memory for one more forward pass."""
+
+    id = "checkpoint_spacing"
+    title = "one layer input kept for several layers"
+    numbers = (37,)
+    claims = frozenset({"letter s"})
+    requires = (Needs("buffers/staging", "on the card spacing saves nothing once layers are recomputed"),)
+    knobs = (Knob("every", "layers for which one input is kept", _spacings, letter="s", low=2, high=1024),)
+    evidence = (
+        Evidence("about √L kept inputs are least", "Chen et al. 2016, arXiv 1604.06174"),
+        Evidence("gradients equal stock for every spacing", "tests/streamed/test_gradients.py"),
+    )
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """All follows from the letter s."""
+        return ledger
+
+    def apply(self, session: Session) -> None:
+        """Keep fewer layer inputs."""
+        session.space_checkpoints(every=int(session.knob("every")))

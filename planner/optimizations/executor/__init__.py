@@ -1,0 +1,1 @@
+"""How layers are run: whole, or in passes over the sequence."""

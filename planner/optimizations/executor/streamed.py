@@ -1,0 +1,268 @@
+"""Run each layer in passes over the sequence, so that memory of the card does not grow with it.
+
+Before and after attention a layer is computed by chunks of tokens, attention by groups of heads over the whole
+sequence. Layer inputs, query, key, value, attended values and gradients lie in pinned host memory, and copies run
+beside the computation. The result is exact. It costs host memory, one more forward pass as every checkpointing does,
+and the projections before attention once more. For short sequences what lies between the passes can stay on the card.
+"""
+
+from __future__ import annotations
+
+from planner import streamed_memory as memory
+from planner import streamed_work as work
+from planner.baseline import per_layer_names
+from planner.baseline_formulas import bits_of_activation, float32, one_byte
+from planner.baseline_work import attention_backward_flops, attention_forward_flops
+from planner.ledger import AFTER_LOAD, Device, Formula, Ledger, Phase, Resource, Term, Work
+from planner.optimizations.attention.exact_attention import EAGER, kernels
+from planner.optimizations.base import Evidence, Knob, Knobs, Needs, OnCard, Optimization, Scalar, Situation
+from planner.session import Session
+from planner.symbols import Letters, Number
+
+CHUNKS = (8192, 16384, 4096, 2048, 1024)
+HEADS = (8, 4, 2, 1, 16)
+LIVE = frozenset({Phase.BACKWARD})
+SOURCE = "trainer/streamed/layer.py"
+
+
+def nothing(x: Letters) -> Number:
+    """No element."""
+    return 0
+
+
+class _CanBeCut:
+    """Needs a model whose attention is one that stock kernels compute."""
+
+    text = "a model whose attention has neither sinks nor soft-capped scores"
+
+    def reasons(self, situation: Situation) -> tuple[str, ...]:
+        """Names what the kernels do not know."""
+        model = situation.model
+        found = []
+        if model.attention_sinks:
+            found.append(f"attention of {model.id} has sinks, which no exact kernel computes")
+        if model.attention_softcap is not None:
+            found.append(f"attention of {model.id} caps its scores, which no exact kernel computes")
+        if not kernels(situation):
+            found.append(f"no exact kernel runs on {situation.gpu.name}")
+        return tuple(found)
+
+
+def _kernels(situation: Situation) -> tuple[Scalar, ...]:
+    return kernels(situation)
+
+
+_PASSING: tuple[tuple[str, Formula, Formula, frozenset[Phase], str], ...] = (
+    ("buffers/input", memory.input_loaded, one_byte, LIVE, "a chunk's layer input, and the next one's"),
+    (
+        "buffers/loaded",
+        memory.chunk_loaded,
+        one_byte,
+        LIVE,
+        "a chunk's attended values and gradient, and the next one's",
+    ),
+    ("buffers/leaving", memory.chunk_leaving, one_byte, LIVE, "the last chunk's gradients on their way to the host"),
+    (
+        "attention/group",
+        memory.group_forward,
+        one_byte,
+        frozenset({Phase.ATTENTION}),
+        "a group of heads over the whole sequence, the next one's inputs and the last one's outputs",
+    ),
+    (
+        "attention/group_backward",
+        memory.group_backward,
+        one_byte,
+        frozenset({Phase.ATTENTION_BACKWARD}),
+        "the same with gradients",
+    ),
+    (
+        "attention/workspace",
+        memory.kernel_workspace,
+        one_byte,
+        frozenset({Phase.ATTENTION_BACKWARD}),
+        "what the kernel takes in its backward pass",
+    ),
+    (
+        "attention/shared",
+        memory.shared_key_heads,
+        one_byte,
+        frozenset({Phase.ATTENTION_BACKWARD}),
+        "gradients of a key head that several groups share",
+    ),
+    (
+        "loss/loaded",
+        memory.loss_loaded,
+        bits_of_activation,
+        frozenset({Phase.LOSS, Phase.EVALUATE_LOSS}),
+        "last hidden states of a chunk, and of the next one",
+    ),
+    (
+        "loss/leaving",
+        memory.loss_leaving,
+        bits_of_activation,
+        frozenset({Phase.LOSS}),
+        "their gradient, and the last chunk's on its way to the host",
+    ),
+)
+
+
+class Streamed(Optimization):
+    """Layers in passes over the sequence: memory of the card flat in its length."""
+
+    id = "streamed"
+    title = "layers in passes over the sequence, the rest in host memory"
+    numbers = (35, 42)
+    claims = frozenset(
+        {"letter A", "letter p", "letter c", "letter d", "letter X", "letter e", "setting attention"}
+        | {"setting executor", "activations/checkpoints.device"}
+        | {f"{name}.{what}" for name in per_layer_names() for what in ("count", "phases")}
+        | {f"{name}.count" for name in EAGER}
+        | {"activations/outputs.count", "activations/rotary.count", "activations/tokens.count"}
+        | {f"activations/{name}.{what}" for name in ("forward", "backward", "evaluation") for what in ("count", "bits")}
+        | {"loss/hidden.count", "loss/norm.count", "loss/normed.count", "loss/gradient.count"}
+        | {"attention/forward.phase", "attention/backward.phase"}
+    )
+    makes = frozenset({name for name, *_ in _PASSING}) | {
+        "activations/checkpoints",
+        "activations/inner",
+        "buffers/staging",
+        "buffers/log_sum_exp",
+    }
+    adds = frozenset(
+        {"linear/recompute", "elementwise/recompute", "attention/recompute"}
+        | {f"{name}/{way}" for name in ("chunks", "heads", "chunks_back", "heads_back") for way in ("in", "out")}
+    )
+    requires = (
+        OnCard("with the CPU alone there is one memory, so there is nowhere to stream from"),
+        Needs("adapters/weights", "frozen weights are what makes a pass by chunks cheap"),
+        Needs("loss/gradient", "the loss goes by chunks too"),
+        _CanBeCut(),
+    )
+    knobs = (
+        Knob("chunk", "tokens computed at once", lambda _: CHUNKS, letter="c", low=64, high=1 << 20),
+        Knob("heads", "query heads whose attention is computed at once", lambda _: HEADS, letter="d", low=1, high=1024),
+        Knob("staging", "host or card: where query, key, value and gradients wait", lambda _: ("host", "card")),
+        Knob("kernel", "cudnn, flash or efficient", _kernels),
+    )
+    evidence = (
+        Evidence("loss and gradients equal stock to 1e-10 in float64", "tests/streamed/test_gradients.py"),
+        Evidence("bytes counted chunk by chunk", "tests/streamed/test_memory.py"),
+        Evidence("attention by head chunks", "Untied Ulysses, arXiv 2602.21196"),
+        Evidence("attention streamed from host memory", "Yao et al. 2024, arXiv 2408.16978"),
+    )
+
+    def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
+        """One layer at a time, no stored scores."""
+        staging = int(knobs["staging"] == "host")
+        return super().letters(situation, knobs) | {"A": 1, "p": 1, "e": 0, "X": staging}
+
+    def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
+        """The kernel that attention rates are looked up by, and the executor."""
+        return {"attention": str(knobs["kernel"]), "executor": "streamed"}
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """Chunks and groups instead of whole sequences on the card; whole sequences in the host."""
+        counts: dict[str, Formula] = {
+            "activations/inputs": nothing,
+            "activations/norms": memory.chunk_norms,
+            "activations/hidden": memory.chunk_hidden,
+            "activations/adapters": memory.chunk_adapters,
+            "activations/mlp": memory.chunk_mlp,
+            "attention/qkv": nothing,
+            "attention/output": memory.chunk_attended,
+            "attention/scores": nothing,
+        }
+        for name, count in counts.items():
+            ledger = ledger.claimed(name, count=count, phases=LIVE)
+        for name in (*EAGER, "activations/outputs", "loss/hidden"):
+            ledger = ledger.claimed(name, count=nothing)
+        place = Device.PINNED if knobs["staging"] == "host" else Device.GPU
+        passing = (Term(*each[:4], each[4], SOURCE) for each in _PASSING)
+        return (
+            ledger.claimed("activations/rotary", count=memory.rotary)
+            .claimed("activations/tokens", count=memory.row_ids)
+            .claimed("activations/forward", count=memory.forward_chunk, bits=one_byte)
+            .claimed("activations/evaluation", count=memory.forward_chunk, bits=one_byte)
+            .claimed("activations/backward", count=memory.chunk_mlp_gradients, bits=bits_of_activation)
+            .claimed("loss/norm", count=memory.loss_norm)
+            .claimed("loss/normed", count=memory.loss_gradient)
+            .claimed("loss/gradient", count=memory.loss_gradient)
+            .with_terms(
+                *passing,
+                Term(
+                    "activations/checkpoints",
+                    memory.checkpoints,
+                    work.input_bits,
+                    AFTER_LOAD,
+                    "inputs of the layers",
+                    "trainer/streamed/checkpoints.py",
+                    device=Device.PINNED,
+                ),
+                Term(
+                    "activations/inner",
+                    memory.inner_checkpoints,
+                    bits_of_activation,
+                    AFTER_LOAD,
+                    "inputs of layers between two that are kept",
+                    "trainer/streamed/checkpoints.py",
+                    device=Device.PINNED,
+                ),
+                Term(
+                    "buffers/staging",
+                    memory.staging,
+                    bits_of_activation,
+                    AFTER_LOAD,
+                    "query, key, value, attended values, gradients between the passes",
+                    SOURCE,
+                    device=place,
+                ),
+                Term(
+                    "buffers/log_sum_exp",
+                    memory.log_sum_exp,
+                    float32,
+                    AFTER_LOAD,
+                    "log-sum-exp of the scores",
+                    SOURCE,
+                    device=place,
+                ),
+            )
+            .with_work(*self._work())
+        )
+
+    @staticmethod
+    def _work() -> tuple[Work, ...]:
+        forward, backward = (Phase.FORWARD, Phase.ATTENTION), (Phase.BACKWARD, Phase.ATTENTION_BACKWARD)
+        link = (
+            ("chunks", forward[0], work.chunks_in, work.chunks_out),
+            ("heads", forward[1], work.heads_in, work.heads_out),
+            ("chunks_back", backward[0], work.chunks_back_in, work.chunks_back_out),
+            ("heads_back", backward[1], work.heads_back_in, work.heads_back_out),
+        )
+        attention = Resource.ATTENTION
+        return (
+            Work("attention/forward", attention_forward_flops, attention, forward[1], "attention"),
+            Work("attention/backward", attention_backward_flops, attention, backward[1], "gradient of attention"),
+            Work("attention/recompute", work.attention_again_flops, attention, backward[1], "attention again"),
+            Work("linear/recompute", work.linear_again_flops, Resource.LINEAR, backward[0], "linears again"),
+            Work(
+                "elementwise/recompute",
+                work.elementwise_again_bytes,
+                Resource.MEMORY,
+                backward[0],
+                "norms, activations, sums again",
+            ),
+            *(Work(f"{name}/in", amount, Resource.LINK, phase, "from the host") for name, phase, amount, _ in link),
+            *(Work(f"{name}/out", amount, Resource.LINK, phase, "to the host") for name, phase, _, amount in link),
+        )
+
+    def apply(self, session: Session) -> None:
+        """Run the layers in passes."""
+        staging = session.knob("staging")
+        assert staging in ("host", "card")
+        session.stream_layers(
+            kernel=str(session.knob("kernel")),
+            chunk=int(session.knob("chunk")),
+            heads=int(session.knob("heads")),
+            staging="host" if staging == "host" else "card",
+        )

@@ -1,0 +1,209 @@
+"""Bytes of the streamed executor: what a chunk of tokens and a group of heads take on the card, what the host holds.
+
+The layer's own formulas hold for a chunk as for a sequence: ``Chunk`` shows them one. Beside them stands what is on its
+way: while one piece is computed, the next piece's inputs have arrived, and the last piece's results have not left yet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.baseline_formulas import adapter_inner, mlp_gradients, mlp_saved
+from planner.symbols import Letters, Number, ceil_div, greatest, least, round_up
+
+
+def tokens(x: Letters) -> Number:
+    """Tokens of a micro-batch: its rows lie behind each other."""
+    return x.B * x.S
+
+
+def chunk_tokens(x: Letters) -> Number:
+    """Tokens of a chunk, never more than there are."""
+    return least(tokens(x), x.c)
+
+
+def more_chunks(x: Letters) -> Number:
+    """1 where there is more than one chunk, so that something is on its way while another is computed."""
+    return least(ceil_div(tokens(x), chunk_tokens(x)) - 1, 1)
+
+
+class Chunk:
+    """Letters as formulas of one layer see them while it computes one chunk: one short sequence, one layer."""
+
+    def __init__(self, letters: Letters) -> None:
+        self._letters = letters
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "S":
+            return chunk_tokens(self._letters)
+        return 1 if name in ("B", "A") else getattr(self._letters, name)
+
+
+def group_heads(x: Letters) -> Number:
+    """Query heads of a group, never more than there are."""
+    return least(x.d, x.H)
+
+
+def group_key_heads(x: Letters) -> Number:
+    """Key heads that a group reads; a part of one counts as one."""
+    return ceil_div(group_heads(x) * x.K, x.H)
+
+
+def more_groups(x: Letters) -> Number:
+    """1 where there is more than one group."""
+    return least(ceil_div(x.H, group_heads(x)) - 1, 1)
+
+
+def projected_width(x: Letters) -> Number:
+    """Elements of a token's query, key and value, all heads."""
+    return (x.H + 2 * x.K) * x.E
+
+
+def checkpoints(x: Letters) -> Number:
+    """Groups of 64 elements: one hidden state of width D for each kept layer and token."""
+    return ceil_div(ceil_div(x.L, x.s) * tokens(x) * x.D, 64)
+
+
+def inner_checkpoints(x: Letters) -> Number:
+    """Inputs of the layers between two that are kept."""
+    return (least(x.s, x.L) - 1) * tokens(x) * x.D
+
+
+def rotary(x: Letters) -> Number:
+    """Rotary tables of one chunk; of all chunks where what lies between the passes is on the card."""
+    return 2 * x.o * (x.X * chunk_tokens(x) + (1 - x.X) * tokens(x))
+
+
+def row_ids(x: Letters) -> Number:
+    """Ids and targets as they come and as one row, and the positions."""
+    return 5 * tokens(x)
+
+
+def staging(x: Letters) -> Number:
+    """Query, key and value, attended values and their gradient, and the stream of width D, for every token."""
+    return tokens(x) * (projected_width(x) + 2 * x.H * x.E + x.D)
+
+
+def log_sum_exp(x: Letters) -> Number:
+    """One value for each query and head."""
+    return tokens(x) * x.H
+
+
+def input_loaded(x: Letters) -> Number:
+    """Bytes of a chunk's checkpoint, and of the next one's; decoded besides, where it is coded."""
+    coded = least(x.b, 1)
+    stored = x.b + (1 - coded) * 64 * x.a
+    return chunk_tokens(x) * x.D * (stored * (1 + more_chunks(x)) + coded * 64 * x.a) // 512
+
+
+def chunk_loaded(x: Letters) -> Number:
+    """Bytes of a chunk's attended values and incoming gradient on the card, and of the next chunk's."""
+    return x.X * (1 + more_chunks(x)) * chunk_tokens(x) * (x.H * x.E + x.D) * x.a // 8
+
+
+def chunk_leaving(x: Letters) -> Number:
+    """Bytes of the last chunk's gradients of attended values and of the layer's input, on their way to the host."""
+    return x.X * more_chunks(x) * chunk_tokens(x) * (x.H * x.E + x.D) * x.a // 8
+
+
+def chunk_attended(x: Letters) -> Number:
+    """A chunk's attended values token by token, which the output projection's adapter saves."""
+    return chunk_tokens(x) * x.H * x.E
+
+
+def chunk_mlp(x: Letters) -> Number:
+    """Tensors of width F that the MLP saves for a chunk."""
+    return mlp_saved(Chunk(x))  # type: ignore[arg-type]
+
+
+def chunk_mlp_gradients(x: Letters) -> Number:
+    """Gradients at the height of a chunk's backward pass."""
+    return mlp_gradients(Chunk(x))  # type: ignore[arg-type]
+
+
+def chunk_norms(x: Letters) -> Number:
+    """Float32 elements that the norms behind attention save for a chunk; the one before it is not differentiated.
+
+    An RMSNorm saves its input in float32, and one value for each token. LayerNorm saves two values, and its input where
+    that is not the layer's.
+    """
+    layer_norm = 2 * x.n + x.i * x.D * x.a // 32
+    return chunk_tokens(x) * (x.Q * (x.n - 1) * (x.D + 1) + (1 - x.Q) * layer_norm)
+
+
+def chunk_hidden(x: Letters) -> Number:
+    """What the MLP reads, and what the layer gives."""
+    return 2 * chunk_tokens(x) * x.D
+
+
+def chunk_adapters(x: Letters) -> Number:
+    """Inner activations of the adapters of output projection and MLP."""
+    return adapter_inner(Chunk(x))  # type: ignore[arg-type]
+
+
+def forward_chunk(x: Letters) -> Number:
+    """Bytes at the height of a chunk run without autograd: before attention, or after it, whichever is more.
+
+    Approximate: before attention, where query and key are turned by tensors that differ from family to family.
+    """
+    size, more = chunk_tokens(x) * x.a // 8, more_chunks(x)
+    before = x.D + projected_width(x) * (1 + x.X * more) + 4 * x.H * x.E
+    after = x.g * x.F + 2 * x.D + x.H * x.E * (1 + x.X * (1 + more)) + more * x.D
+    return input_loaded(x) + size * greatest(before, after)
+
+
+def group_forward(x: Letters) -> Number:
+    """Bytes of a group of heads over the whole sequence: its inputs and the next group's, its outputs and the last's."""
+    size = tokens(x) * x.E * x.a // 8
+    moving = 1 + x.X * more_groups(x)
+    inputs = x.X * moving * size * (group_heads(x) + 2 * group_key_heads(x))
+    outputs = moving * (size * group_heads(x) + 4 * tokens(x) * group_heads(x))
+    return inputs + outputs
+
+
+def group_backward(x: Letters) -> Number:
+    """The same in the backward pass: five inputs and the log-sum-exp, three gradients."""
+    size = tokens(x) * x.E * x.a // 8
+    moving = 1 + x.X * more_groups(x)
+    heads, key_heads = group_heads(x), group_key_heads(x)
+    inputs = x.X * moving * (size * (3 * heads + 2 * key_heads) + 4 * tokens(x) * heads)
+    return inputs + moving * size * (heads + 2 * key_heads)
+
+
+def kernel_workspace(x: Letters) -> Number:
+    """What a kernel takes in its backward pass: gradients of the queries in float32, and a row sum for each.
+
+    Kernels round the head size up to a multiple of 32 and the sequence to one of 128.
+    """
+    return 4 * round_up(tokens(x), 128) * group_heads(x) * (round_up(x.E, 32) + 1)
+
+
+def shared_key_heads(x: Letters) -> Number:
+    """Gradients of one key and value head in float32, where several groups share it."""
+    shared = 1 - least(group_heads(x) * x.K // x.H, 1)
+    return shared * 8 * tokens(x) * x.E
+
+
+def loss_loaded(x: Letters) -> Number:
+    """A chunk's last hidden states, and those of the next."""
+    return x.X * (1 + more_chunks(x)) * chunk_tokens(x) * x.D
+
+
+def loss_leaving(x: Letters) -> Number:
+    """The gradient of a chunk's last hidden states, and the last chunk's on its way to the host."""
+    return (1 + x.X * more_chunks(x)) * chunk_tokens(x) * x.D
+
+
+def loss_rows(x: Letters) -> Number:
+    """Trained tokens of a chunk, all of it if so many are."""
+    return least(x.B * x.T, chunk_tokens(x))
+
+
+def loss_gradient(x: Letters) -> Number:
+    """Gradient of the normed hidden states of a chunk's trained tokens."""
+    return loss_rows(x) * x.D
+
+
+def loss_norm(x: Letters) -> Number:
+    """The final RMSNorm's float32 copy of a chunk's trained tokens, and its deviation."""
+    return x.Q * loss_rows(x) * (x.D * (1 - x.a // 32) + 1)
