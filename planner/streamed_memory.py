@@ -153,7 +153,7 @@ def forward_chunk(x: Letters) -> Number:
 
 
 def group_forward(x: Letters) -> Number:
-    """Bytes of a group of heads over the whole sequence: its inputs and the next group's, its outputs and the last's."""
+    """Bytes of a group of heads over the whole sequence: its inputs and the next one's, its outputs and the last's."""
     size = tokens(x) * x.E * x.a // 8
     moving = 1 + x.X * more_groups(x)
     inputs = x.X * moving * size * (group_heads(x) + 2 * group_key_heads(x))

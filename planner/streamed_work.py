@@ -62,7 +62,7 @@ def heads_out(x: Letters) -> Number:
 
 
 def chunks_back_in(x: Letters) -> Number:
-    """Backward: the input three times, attended values, the gradient from above twice, those of query, key and value."""
+    """Backward: the input three times, attended values, gradients from above twice, and of query, key, value."""
     backward = x.L * (3 * input_bytes(x) + staged(x, x.H * x.E + 2 * x.D + projected_width(x)))
     return backward + chunks_in(x) * layers_again(x) // x.L
 

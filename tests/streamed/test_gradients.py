@@ -12,9 +12,9 @@ from trainer_tiny import CONFIGS
 
 from trainer.adapters import make_lean
 from trainer.data import Batch
+from trainer.host_memory import Arena
 from trainer.loading import find_source, load_config, load_model
 from trainer.step import Head, nothing
-from trainer.host_memory import Arena
 from trainer.streamed.checkpoints import Checkpoints, Exact
 from trainer.streamed.kernels import KERNELS
 from trainer.streamed.layer import Arrays, Layers, Sizes

@@ -41,7 +41,7 @@ class Projected:
     window: int | None
 
 
-class _Captured(Exception):  # noqa: N818 - no error: it carries the projections out of the layer's forward
+class _Captured(Exception):
     def __init__(self, projected: Projected) -> None:
         self.projected = projected
 

@@ -7,7 +7,7 @@ loss and outputs are exact and gradients are not: they are those of a layer at a
 from __future__ import annotations
 
 from planner.ledger import Ledger
-from planner.optimizations.base import Evidence, Knobs, Needs, Optimization, Requirement, Situation
+from planner.optimizations.base import Evidence, Knobs, Needs, Optimization, Situation
 from planner.optimizations.checkpoints.coding import WholeBlocks
 from planner.session import Session
 
@@ -19,7 +19,7 @@ class CheckpointNf4(Optimization):
     title = "kept layer inputs in four bits (NF4)"
     numbers = (38,)
     claims = frozenset({"letter b"})
-    requires: tuple[Requirement, ...] = (
+    requires = (
         Needs("buffers/staging", "only streamed layers write their inputs down in another form"),
         WholeBlocks(),
     )
