@@ -309,7 +309,7 @@ class ResidentSession:
                 why = f"has {name} {value} where it is loaded from, and {getattr(shape, name)} was planned for."
                 raise PlanError(asked, why, again)
         window = getattr(config, "sliding_window", None)
-        if self._kernel and window is not None and window < self._plan.total_tokens:
+        if self._kernel and not self._streaming and window is not None and window < self._plan.total_tokens:
             why = f"attends within a window of {window:,} tokens; the {self._kernel} kernel has none."
             raise PlanError(asked, why, f"Plan at most {window:,} tokens.")
 
