@@ -42,6 +42,8 @@ def model_letters(model: ModelShape) -> dict[str, int]:
         "m": model.norms_per_layer - model.output_norms_per_layer,
         "i": 0 if model.parallel_block else model.norms_per_layer - 1,
         "k": 1 + int(0 < model.sliding_layers < model.layers),
+        "l": model.sliding_layers,
+        "s": model.sliding_window or model.native_context,
         "v": int(model.fused_qkv) * (model.heads + model.kv_heads) * model.head_size,
         "Q": int(model.norm == "rmsnorm"),
         "q": int(model.qk_norm),

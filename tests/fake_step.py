@@ -1,8 +1,8 @@
 """The trainer's own step on fake tensors: real widths and lengths, every byte counted, nothing computed.
 
 The model is built by the session that trains, on a CPU that holds no data. What a card has and a CPU lacks stands
-aside: any exact kernel is the CPU's flash kernel, which saves the same tensors, and pinned buffers are counted as
-the host's. Kernel workspaces and the allocator's rounding are not seen.
+aside: any exact kernel is the CPU's flash kernel, or with a window the flash kernel's operator, which save the same
+tensors, and pinned buffers are counted as the host's. Kernel workspaces and the allocator's rounding are not seen.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from trainer.counting import TensorBytes
 from trainer.data import synthetic_batch
 from trainer.four_bit import FourBit
 from trainer.host_store import HostStore
+from trainer.kernel_ops import KERNEL_OPS, Flash
 from trainer.measure import resident_tensors
 
 CPU = torch.device("cpu")
@@ -158,6 +159,7 @@ def _nothing_real() -> Iterator[None]:
     replaced: dict[str, Any] = {
         "trainer.session.take_device": lambda plan: CPU,
         "trainer.attention.KERNELS": kernels,
+        "trainer.kernel_ops.KERNEL_OPS": dict.fromkeys(KERNEL_OPS, Flash()),
         "trainer.host_store.HostStore._pinned": on_host,
         # Fake tensors cannot be swapped for others in place, and are where they belong from the start.
         "torch.nn.Module.to": lambda module, *_, **__: module,

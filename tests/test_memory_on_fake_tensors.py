@@ -142,6 +142,16 @@ def test_bytes_saved_for_one_more_layer(tmp_path: Path, model: str) -> None:
     assert greater - less == pytest.approx(more - fewer, rel=CLOSE)
 
 
+@pytest.mark.parametrize(("model", "total"), [("gemma-3-1b", 8192), ("starcoder2-3b", 12_288)])
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_windows_much_shorter_than_the_sequence(tmp_path: Path, model: str, total: int, checkpointed: bool) -> None:
+    on = {"lora", "mixed_precision", "chunked_loss", "exact_attention"}
+    on |= {"gradient_checkpointing"} if checkpointed else set()
+    window = load_model(model).sliding_window
+    assert window is not None and window < total / 2
+    assert_as_planned(planned(str(shortened(model, 3, tmp_path / model)), "rtx4090", on, total))
+
+
 @pytest.mark.parametrize("model", MODELS[:5])
 def test_full_depth(model: str) -> None:
     on = {"lora", "mixed_precision", "gradient_checkpointing", "chunked_loss", "exact_attention", "nf4_weights"}

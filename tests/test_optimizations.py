@@ -400,3 +400,16 @@ def test_gemma_3_is_never_computed_in_float16() -> None:
     ada = Situation(load_profile("rtx4090"), model, 2**35)
     (dtype,) = by_id("mixed_precision").knobs
     assert dtype.choices(ada) == ("bfloat16",)
+
+
+# Kernels and windows
+
+
+def test_models_with_a_window_get_a_kernel_that_has_windows() -> None:
+    hopper, turing = load_profile("h200-sxm"), load_profile("rtx2060s")
+    windowed, plain = load_model("starcoder2-3b"), load_model("llama-3.2-1b")
+    (kernel,) = by_id("exact_attention").knobs
+    assert kernel.choices(Situation(hopper, plain, 2**35)) == ("cudnn", "flash", "efficient")
+    assert kernel.choices(Situation(hopper, windowed, 2**35)) == ("flash", "efficient")
+    assert kernel.choices(Situation(turing, windowed, 2**35)) == ("efficient",)
+    assert kernel.choices(Situation(cpu_profile(), windowed, 2**35)) == ("cpu",)

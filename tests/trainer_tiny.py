@@ -44,12 +44,14 @@ _SIZES: dict[str, Any] = {
 CONFIGS = {
     "phi": lambda: PhiConfig(**_SIZES, resid_pdrop=0.1, embd_pdrop=0.1, attention_dropout=0.1),
     "llama": lambda: LlamaConfig(**_SIZES, num_key_value_heads=2, tie_word_embeddings=True),
-    "qwen2": lambda: Qwen2Config(**_SIZES, num_key_value_heads=4),
+    "qwen2": lambda: Qwen2Config(
+        **_SIZES, num_key_value_heads=4, use_sliding_window=True, sliding_window=9, max_window_layers=1
+    ),
     "qwen3": lambda: Qwen3Config(**_SIZES, num_key_value_heads=1, head_dim=32),
-    "mistral": lambda: MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=None),
-    "phi3": lambda: Phi3Config(**_SIZES, num_key_value_heads=2, resid_pdrop=0.1, sliding_window=None),
+    "mistral": lambda: MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=12),
+    "phi3": lambda: Phi3Config(**_SIZES, num_key_value_heads=2, resid_pdrop=0.1, sliding_window=20),
     "gemma3_text": lambda: Gemma3TextConfig(
-        **_SIZES, num_key_value_heads=1, head_dim=32, query_pre_attn_scalar=24, sliding_window=128
+        **_SIZES, num_key_value_heads=1, head_dim=32, query_pre_attn_scalar=24, sliding_window=8
     ),
     "granite": lambda: GraniteConfig(
         **_SIZES,
@@ -63,7 +65,7 @@ CONFIGS = {
     "starcoder2": lambda: Starcoder2Config(**_SIZES, num_key_value_heads=2, sliding_window=None),
     "gpt_neox": lambda: GPTNeoXConfig(**_SIZES, hidden_dropout=0.1, attention_dropout=0.1),
 }
-"""By family: grouped, single and full key/value heads, tied and untied output heads."""
+"""By family: grouped, single and full key/value heads, tied and untied output heads, some with short windows."""
 
 ARCHITECTURES = {
     "phi": "PhiForCausalLM",

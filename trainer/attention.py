@@ -1,5 +1,8 @@
 """Exact causal attention through one named kernel, registered with transformers as an attention function.
 
+Layers with a window that is shorter than the sequence, or with learned sinks, call the kernel's own operators
+(`trainer.kernel_ops`); all others go through `scaled_dot_product_attention`.
+
 transformers builds no mask for an attention function it has no mask builder for, so nothing of size S × S ever
 exists. Rows are causal from their first token and padded, if at all, on the right: a padded position is never
 seen by a real one, so no padding mask is needed either.
@@ -12,6 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+
+from trainer.kernel_ops import KERNEL_OPS, attend_within
 
 KERNELS: dict[str, SDPBackend] = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -45,15 +50,26 @@ def register(kernel: str) -> str:
         attention_mask: Tensor | None,
         scaling: float | None = None,
         dropout: float = 0.0,
-        **_: Any,
+        sliding_window: int | None = None,
+        s_aux: Tensor | None = None,
+        **others: Any,
     ) -> tuple[Tensor, None]:
-        """Attend; query ``[B, H, S, E]``, key and value ``[B, K, S, E]``; gives ``[B, S, H, E]``."""
-        assert attention_mask is None and dropout == 0.0
+        """Attend; query ``[B, H, S, E]``, key and value ``[B, K, S, E]``; gives ``[B, S, H, E]``.
+
+        ``sliding_window`` and ``s_aux`` (sinks ``[H]``) are how transformers hands them on.
+        """
+        assert attention_mask is None and dropout == 0.0 and others.get("softcap") is None
         groups = query.shape[1] // key.shape[1]
         if groups > 1 and not grouped:
             key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
         # Kernels lay their output out as the query; in [B, S, H, E] order the output projection needs no copy of it.
         query = query.transpose(1, 2).contiguous().transpose(1, 2)
+        window = sliding_window if sliding_window is not None and sliding_window < query.shape[2] else None
+        if window is not None or s_aux is not None:
+            assert kernel in KERNEL_OPS, f"{kernel} has neither windows nor sinks"
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            attended = attend_within(kernel, query, key, value, scale=scale, window=window, sinks=s_aux)
+            return attended.transpose(1, 2), None
         with sdpa_kernel(backend):
             attended = scaled_dot_product_attention(
                 query, key, value, is_causal=True, scale=scaling, enable_gqa=groups > 1 and grouped

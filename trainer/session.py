@@ -22,6 +22,7 @@ from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
 from trainer.data import Tokenise
 from trainer.four_bit import FourBit
 from trainer.host_store import HostStore
+from trainer.kernel_ops import KERNEL_OPS
 from trainer.loading import RANDOM, add_adapters, find_source, load_config, load_model, load_tokenizer, tokenise_bytes
 from trainer.step import Loss, make_loss
 
@@ -253,9 +254,9 @@ class ResidentSession:
                 why = f"has {name} {value} where it is loaded from, and {getattr(shape, name)} was planned for."
                 raise PlanError(asked, why, again)
         window = getattr(config, "sliding_window", None)
-        if self._kernel and window is not None and window < self._plan.total_tokens:
+        if self._kernel and self._kernel not in KERNEL_OPS and window and window < self._plan.total_tokens:
             why = f"attends within a window of {window:,} tokens; the {self._kernel} kernel has none."
-            raise PlanError(asked, why, f"Plan at most {window:,} tokens.")
+            raise PlanError(asked, why, again)
 
     def _once(self, what: str) -> None:
         if what in self._asked:

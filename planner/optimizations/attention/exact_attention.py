@@ -2,7 +2,8 @@
 
 cuDNN's and the flash kernel need compute capability 8.0 and 16-bit numbers; the memory-efficient kernel runs from
 5.0 on and is the one for Turing. Scores of all pairs of tokens are replaced by one float32 per query. Rows are
-causal from their first token, so no mask is needed.
+causal from their first token, so no mask is needed. Where layers have a window, a token's scores are computed for the
+keys in it alone.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def nothing(x: Letters) -> Number:
 
 # The largest head of each kernel, forward and backward; the memory-efficient kernel takes any.
 LARGEST_HEAD = {"cudnn": 128, "flash": 256}
-
+# Kernels whose operators take a window, or in the case of the CPU's rows with a mask of their own.
+WITH_WINDOW = frozenset({"flash", "efficient", "cpu"})
 
 EAGER = ("attention/mask", "attention/eager", "attention/eager_forward", "attention/eager_evaluation")
 
@@ -52,33 +54,32 @@ def _kernels(situation: Situation) -> tuple[Scalar, ...]:
     if situation.gpu.kind == "cpu":
         return ("cpu",)
     capability, head = situation.gpu.compute_capability or (0, 0), situation.model.head_size
+    window = situation.model.sliding_window is not None
     if capability < (5, 0):
         return ()
     half = not situation.chosen or "mixed_precision" in situation.chosen  # the others take 16-bit numbers only
     # The fastest first: cuDNN has kernels made for Hopper; elsewhere flash is at least as fast.
     order = ("cudnn", "flash", "efficient") if (9, 0) <= capability < (12, 0) else ("flash", "cudnn", "efficient")
     able = capability >= (8, 0) and half and head % 8 == 0
-    return tuple(name for name in order if name == "efficient" or (able and head <= LARGEST_HEAD[name]))
+    return tuple(
+        name
+        for name in order
+        if name == "efficient" or (able and head <= LARGEST_HEAD[name] and (name in WITH_WINDOW or not window))
+    )
 
 
 class _HasKernel:
-    """Needs a card that at least one exact kernel runs on, and attention over the whole sequence."""
+    """Needs a card that at least one exact kernel runs on."""
 
-    text = "a graphics card of compute capability ≥ 5.0, or the CPU; no sliding window"
+    text = "a graphics card of compute capability ≥ 5.0, or the CPU"
 
     def reasons(self, situation: Situation) -> tuple[str, ...]:
-        """Names the capability, or the window."""
-        found = []
+        """Names the capability."""
         if situation.gpu.kind == "gpu" and situation.gpu.compute_capability is None:
-            found.append(f"which exact kernel runs on {situation.gpu.name} is unknown: its compute capability is")
-        elif not _kernels(situation):
-            found.append(f"no exact kernel runs on {situation.gpu.name}: the oldest needs compute capability ≥ 5.0")
-        if situation.model.sliding_window is not None:
-            found.append(
-                f"{situation.model.id} attends within a window of {situation.model.sliding_window} tokens, "
-                "which this slice does not cut into bands"
-            )
-        return tuple(found)
+            return (f"which exact kernel runs on {situation.gpu.name} is unknown: its compute capability is",)
+        if not _kernels(situation):
+            return (f"no exact kernel runs on {situation.gpu.name}: the oldest needs compute capability ≥ 5.0",)
+        return ()
 
 
 class ExactAttention(Optimization):
@@ -98,6 +99,10 @@ class ExactAttention(Optimization):
         Evidence(
             "exact attention in linear memory",
             "Dao 2023, arXiv 2307.08691; Rabe and Staats 2021, arXiv 2112.05682",
+        ),
+        Evidence(
+            "windows and sinks by the kernels' own operators equal the scores written out, in float64",
+            "tests/test_kernel_ops.py",
         ),
         Evidence(
             "which kernel runs on which card",
