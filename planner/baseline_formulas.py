@@ -136,8 +136,8 @@ def eager_scores(x: Letters) -> Number:
 
 
 def scores_bits(x: Letters) -> Number:
-    """Softmax in float32 plus its copy in the compute dtype, which in float32 is the same tensor."""
-    return 64 - x.a
+    """Softmax in float32 plus its copy in the compute dtype, which in float32 is the same tensor; a cap's tanh."""
+    return 64 - x.a + x.c * x.a
 
 
 def scores(x: Letters) -> Number:
@@ -157,7 +157,7 @@ def eager_backward_bytes(x: Letters) -> Number:
     where they are) and, in 16 bits, nothing of the saved copy any more. The layer's MLP is done by then, and so are
     the norms behind attention: what they saved is gone, and value with what it kept alive.
     """
-    working = (1 - x.p) * backward_bytes(x) + x.p * mlp_gradients(x) * x.a // 8
+    working = (1 - x.p) * backward_bytes(x) + x.p * layer_backward_bytes(x)
     norms = x.i * x.D * (x.Q * 32 + (1 - x.Q) * x.a) + (x.m - 1) * x.D * x.a
     gone = tokens(x) * (x.f * x.F * x.a + norms + (x.K // x.H) * x.v * x.a) // 8 + working
     return greatest((64 - 16 * x.h + x.a) * scores(x) // 8 - gone, 0)
@@ -197,14 +197,24 @@ def mlp_gradients(x: Letters) -> Number:
     return 2 * tokens(x) * x.F
 
 
-def backward_bytes(x: Letters) -> Number:
-    """Bytes alive at the height of the backward pass beyond what is saved and the incoming gradient.
+def layer_backward_bytes(x: Letters) -> Number:
+    """Bytes alive at the height of one layer's backward pass beyond what is saved and the incoming gradient.
 
-    With every layer's tensors saved there are two candidates: the MLP of the last layer, and before it the final
-    RMSNorm, whose gradient takes six float32 tensors of width D, its saved copy among them.
+    The MLP's gradients; where a norm comes after the MLP, what it saved is gone by then, and its own gradient may
+    stand higher: five float32 tensors of width D beside its saved copy.
+    """
+    normed = least(x.n - x.m, 1)
+    return greatest(mlp_gradients(x) * x.a // 8 - normed * 4 * tokens(x) * (x.D + 1), normed * 20 * tokens(x) * x.D)
+
+
+def backward_bytes(x: Letters) -> Number:
+    """The same with every layer's tensors saved.
+
+    There is one more candidate, before the last layer: the final RMSNorm, whose gradient takes six float32 tensors of
+    width D, its saved copy among them.
     """
     final_norm = x.Q * tokens(x) * x.D * (24 - x.a // 8)
-    return greatest(mlp_gradients(x) * x.a // 8, final_norm)
+    return greatest(layer_backward_bytes(x), final_norm)
 
 
 def forward_working(x: Letters) -> Number:
@@ -248,9 +258,10 @@ def stock_logits_bits(x: Letters) -> Number:
     """Logits, their float32 copy, log-softmax and its gradient: three float32 tensors beside none or one 16-bit.
 
     The float32 copy, the log-softmax and the gradient live at once; the 16-bit logits are gone by then. In
-    float32 the copy is the logits, and shifted labels avoid a second one.
+    float32 the copy is the logits, and shifted labels avoid a second one. Where logits are capped, tanh saves what it
+    gives.
     """
-    return 96
+    return 96 + x.t * x.a
 
 
 def loading_in_host(x: Letters) -> Number:

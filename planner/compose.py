@@ -43,6 +43,8 @@ def model_letters(model: ModelShape) -> dict[str, int]:
         "i": 0 if model.parallel_block else model.norms_per_layer - 1,
         "k": 1 + int(0 < model.sliding_layers < model.layers),
         "l": model.sliding_layers,
+        "c": int(model.attention_softcap is not None),
+        "t": int(model.final_softcap is not None),
         "s": model.sliding_window or model.native_context,
         "v": int(model.fused_qkv) * (model.heads + model.kv_heads) * model.head_size,
         "Q": int(model.norm == "rmsnorm"),

@@ -371,7 +371,20 @@ FAMILIES: dict[str, Family] = {
 
 # Families whose saved tensors planner/baseline.py has formulas for. Of others only shape and counts are known.
 MEMORY_DERIVED: frozenset[str] = frozenset(
-    {"gemma3_text", "gpt_neox", "granite", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2"}
+    {
+        "gemma2",
+        "gemma3_text",
+        "gpt_neox",
+        "granite",
+        "llama",
+        "mistral",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+        "starcoder2",
+    }
 )
 
 ABSENT_FULL_LAYERS = 28  # max_window_layers: the layers below it see everything

@@ -144,15 +144,6 @@ class ModelShape:
                 f"it is a mixture of {self.experts} experts: their weights are in no linear, so neither adapters nor "
                 "NF4 reach them, and which tokens each of them takes is known only while it runs"
             )
-        if self.attention_softcap is not None:
-            reasons.append(
-                f"its attention scores are soft-capped at {self.attention_softcap:g}, which PyTorch's exact attention "
-                "cannot do"
-            )
-        if self.final_softcap is not None:
-            reasons.append(
-                f"its logits are soft-capped at {self.final_softcap:g}, which the trainer's losses leave out"
-            )
         if self.attention_sinks:
             reasons.append("its attention has a learned sink in every head, which PyTorch's exact attention cannot do")
         if self.learned_positions:

@@ -24,11 +24,12 @@ from torch.nn.attention import SDPBackend
 from planner.ledger import Phase
 from planner.plan import Plan
 from trainer import attention, session
+from trainer.block_attention import Blocks
 from trainer.counting import TensorBytes
 from trainer.data import synthetic_batch
 from trainer.four_bit import FourBit
 from trainer.host_store import HostStore
-from trainer.kernel_ops import KERNEL_OPS, Flash
+from trainer.kernel_ops import Flash
 from trainer.measure import resident_tensors
 
 CPU = torch.device("cpu")
@@ -159,7 +160,7 @@ def _nothing_real() -> Iterator[None]:
     replaced: dict[str, Any] = {
         "trainer.session.take_device": lambda plan: CPU,
         "trainer.attention.KERNELS": kernels,
-        "trainer.kernel_ops.KERNEL_OPS": dict.fromkeys(KERNEL_OPS, Flash()),
+        "trainer.attention.KERNEL_OPS": {name: Flash() for name in kernels} | {attention.BLOCKS: Blocks()},
         "trainer.host_store.HostStore._pinned": on_host,
         # Fake tensors cannot be swapped for others in place, and are where they belong from the start.
         "torch.nn.Module.to": lambda module, *_, **__: module,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from trainer import kernel_ops
-from trainer.attention import KERNELS, register
-from trainer.kernel_ops import KERNEL_OPS, attend_within
+from trainer.attention import KERNEL_OPS, KERNELS, register
+from trainer.kernel_ops import Band, attend_within
 
 SCALE = 0.3
 
@@ -45,7 +45,7 @@ def test_windows_and_sinks_are_exact(
     for rows, kv_heads in product((16, 512), (1, 2, 4)):
         monkeypatch.setattr(kernel_ops, "CPU_ROWS", rows)
         inputs = drawn(length, kv_heads)
-        given = attend_within("cpu", *inputs, scale=SCALE, window=window, sinks=sinks)
+        given = attend_within(KERNEL_OPS["cpu"], *inputs, Band(window, SCALE), sinks)
         wanted = written_out(*inputs, window, sinks)
         gradient = torch.randn_like(wanted)
         torch.testing.assert_close(given, wanted, rtol=1e-10, atol=1e-12)
@@ -55,7 +55,7 @@ def test_windows_and_sinks_are_exact(
 
 
 def test_output_lies_as_the_query_so_that_the_next_linear_copies_nothing() -> None:
-    given = attend_within("cpu", *drawn(9, 2), scale=SCALE, window=4, sinks=None)
+    given = attend_within(KERNEL_OPS["cpu"], *drawn(9, 2), Band(4, SCALE))
     assert given.transpose(1, 2).is_contiguous()
 
 
@@ -101,7 +101,7 @@ def test_kernels_of_a_card(kernel: str, window: int | None, sinks: bool) -> None
     scores = torch.tensor([-1.0, 0.0, 1.0, 3.0], dtype=torch.float64) if sinks else None
     halves = [tensor.detach().half().cuda().requires_grad_() for tensor in inputs]
     given = attend_within(
-        kernel, *halves, scale=SCALE, window=window, sinks=None if scores is None else scores.half().cuda()
+        KERNEL_OPS[kernel], *halves, Band(window, SCALE), None if scores is None else scores.half().cuda()
     )
     wide = [tensor.detach().double().cpu().requires_grad_() for tensor in halves]
     wanted = written_out(*wide, window, scores)

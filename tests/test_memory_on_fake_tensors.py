@@ -34,7 +34,10 @@ MODELS = (
     "smollm3-3b",
     "starcoder2-3b",
     "pythia-1b",
+    "gemma-2-2b",
 )
+LINEAR = ("exact_attention", "blockwise_attention")
+"""What keeps attention from storing its scores."""
 TERABYTE = 2**40
 CLOSE = 0.01
 
@@ -86,10 +89,14 @@ def able(card: str, model: str, ids: set[str]) -> bool:
     return not problems(ids, Situation(load_profile(card), load_model(model), TERABYTE))
 
 
+def with_attention(ids: set[str], card: str, model: str) -> set[str]:
+    """The set with the attention that stores no scores."""
+    return next(found for name in LINEAR if able(card, model, found := ids | {name}))
+
+
 def singles(model: str, card: str) -> list[set[str]]:
     """A set for a small card, as it is and with each optimisation switched the other way; only valid ones."""
-    usual = {"lora", "mixed_precision", "gradient_checkpointing", "chunked_loss", "exact_attention"}
-    base = next(ids for ids in (usual, usual - {"exact_attention"}) if able(card, model, ids))
+    base = with_attention({"lora", "mixed_precision", "gradient_checkpointing", "chunked_loss"}, card, model)
     sets = [base, *(base ^ {name} for name in all_optimizations() if name != "lora")]
     return [ids for ids in sets if able(card, model, ids)]
 
@@ -97,7 +104,7 @@ def singles(model: str, card: str) -> list[set[str]]:
 SINGLES = [
     (model, card, ids)
     for model, card in zip(MODELS, ("rtx4090", "h200-sxm", "rtx2060s") * 4, strict=False)
-    for ids in singles(model, card if model != "gemma-3-1b" else "rtx4090")
+    for ids in singles(model, card if not model.startswith("gemma") else "rtx4090")
 ]
 
 
@@ -105,7 +112,7 @@ SINGLES = [
     ("model", "card", "on"), SINGLES, ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else value
 )
 def test_each_switch_alone(tmp_path: Path, model: str, card: str, on: set[str]) -> None:
-    total = 4096 if "exact_attention" in on else 2048
+    total = 4096 if on & {*LINEAR} else 2048
     assert_as_planned(planned(str(shortened(model, 3, tmp_path / model)), card, on, total))
 
 
@@ -117,7 +124,7 @@ def drawn(seed: int) -> tuple[str, str, set[str], int, int | None, int, int]:
         ids = {"lora", *(name for name in all_optimizations() if chance.random() < 0.6)}
         if not able(card, model, ids):
             continue
-        total = chance.choice((2048, 3000, 4096, 8192) if "exact_attention" in ids else (2048, 2500))
+        total = chance.choice((2048, 3000, 4096, 8192) if ids & {*LINEAR} else (2048, 2500))
         target = chance.choice((None, total // 4))
         return model, card, ids, total, target, chance.choice((1, 1, 2)), chance.choice((4, 16, 64))
 
@@ -132,8 +139,7 @@ def test_random_valid_sets(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_bytes_saved_for_one_more_layer(tmp_path: Path, model: str) -> None:
     """Two and three layers, all their tensors saved: their difference is what one layer saves."""
-    on = {"lora", "mixed_precision", "chunked_loss", "exact_attention"}
-    on = on if able("rtx4090", model, on) else on - {"exact_attention"}
+    on = with_attention({"lora", "mixed_precision", "chunked_loss"}, "rtx4090", model)
     plans = [planned(str(shortened(model, n, tmp_path / str(n))), "rtx4090", on, 2048) for n in (2, 3)]
     (fewer, more), (less, greater) = (
         [counted(plan).phases["loss"] for plan in plans],
@@ -154,6 +160,5 @@ def test_windows_much_shorter_than_the_sequence(tmp_path: Path, model: str, tota
 
 @pytest.mark.parametrize("model", MODELS[:5])
 def test_full_depth(model: str) -> None:
-    on = {"lora", "mixed_precision", "gradient_checkpointing", "chunked_loss", "exact_attention", "nf4_weights"}
-    on = on if able("rtx4090", model, on) else on - {"exact_attention"}
-    assert_as_planned(planned(model, "rtx4090", on, 4096 if "exact_attention" in on else 2048))
+    on = {"lora", "mixed_precision", "gradient_checkpointing", "chunked_loss", "nf4_weights"}
+    assert_as_planned(planned(model, "rtx4090", with_attention(on, "rtx4090", model), 4096))

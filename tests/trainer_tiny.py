@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     Gemma3TextConfig,
     GPTNeoXConfig,
     GraniteConfig,
@@ -50,6 +51,15 @@ CONFIGS = {
     "qwen3": lambda: Qwen3Config(**_SIZES, num_key_value_heads=1, head_dim=32),
     "mistral": lambda: MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=12),
     "phi3": lambda: Phi3Config(**_SIZES, num_key_value_heads=2, resid_pdrop=0.1, sliding_window=20),
+    "gemma2": lambda: Gemma2Config(
+        **_SIZES,
+        num_key_value_heads=2,
+        head_dim=16,
+        query_pre_attn_scalar=4,
+        sliding_window=8,
+        attn_logit_softcapping=0.5,
+        final_logit_softcapping=0.3,
+    ),
     "gemma3_text": lambda: Gemma3TextConfig(
         **_SIZES, num_key_value_heads=1, head_dim=32, query_pre_attn_scalar=24, sliding_window=8
     ),
@@ -74,6 +84,7 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "mistral": "MistralForCausalLM",
     "phi3": "Phi3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "granite": "GraniteForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",

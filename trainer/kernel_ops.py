@@ -21,10 +21,14 @@ CPU_ROWS = 512  # queries that the CPU's kernel gets at a time, with a mask of s
 
 @dataclass(frozen=True)
 class Band:
-    """What a token sees: ``window`` tokens up to itself, None for all; scores are multiplied by ``scale``."""
+    """What a token sees: ``window`` tokens up to itself, None for all; scores are multiplied by ``scale``.
+
+    With ``softcap`` scores are bent by tanh so that none passes it, which only blocks of plain products do.
+    """
 
     window: int | None
     scale: float
+    softcap: float | None = None
 
 
 class Kernel(Protocol):
@@ -143,10 +147,6 @@ class Cpu:
             yield slice(start, stop), slice(first, stop), {"attn_mask": mask, "scale": band.scale}
 
 
-KERNEL_OPS: dict[str, Kernel] = {"flash": Flash(), "efficient": Efficient(), "cpu": Cpu()}
-"""By the kernel's name in plans. cuDNN's has neither windows nor a log-sum-exp that may be changed."""
-
-
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -171,21 +171,18 @@ class _Attend(torch.autograd.Function):
 
 
 def attend_within(
-    kernel: str, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, sinks: Tensor | None
+    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, band: Band, sinks: Tensor | None = None
 ) -> Tensor:
-    """Exact causal attention within a window, with or without a learned sink in each head.
+    """Exact causal attention within a band, with or without a learned sink in each head.
 
     Args:
-        kernel: a key of ``KERNEL_OPS``.
         query: ``[B, H, S, E]``; key and value ``[B, K, S, E]``, K being H where the kernel wants it.
-        scale: factor on the scores.
-        window: tokens that each token sees, itself among them; None for all before it.
         sinks: ``[H]``, frozen, or None.
 
     Returns:
         ``[B, H, S, E]``.
     """
-    return _Attend.apply(KERNEL_OPS[kernel], Band(window, scale), query, key, value, sinks)
+    return _Attend.apply(kernel, band, query, key, value, sinks)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

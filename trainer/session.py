@@ -17,12 +17,11 @@ from planner.errors import PlanError, did_you_mean
 from planner.model import load_model as plan_shape
 from planner.optimizations.mlp.fused_activation import FUSED
 from planner.plan import Choice, Plan
-from trainer.attention import KERNELS, register
+from trainer.attention import BLOCKS, KERNEL_OPS, NAMES, register
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
 from trainer.data import Tokenise
 from trainer.four_bit import FourBit
 from trainer.host_store import HostStore
-from trainer.kernel_ops import KERNEL_OPS
 from trainer.loading import RANDOM, add_adapters, find_source, load_config, load_model, load_tokenizer, tokenise_bytes
 from trainer.step import Loss, make_loss
 
@@ -126,8 +125,8 @@ class ResidentSession:
     def attend_with(self, kernel: str) -> None:
         """See the protocol."""
         self._once("attend_with")
-        if kernel not in KERNELS:
-            raise PlanError(f"attention kernel {kernel}", "is not known.", did_you_mean(kernel, KERNELS))
+        if kernel not in NAMES:
+            raise PlanError(f"attention kernel {kernel}", "is not known.", did_you_mean(kernel, NAMES))
         self._kernel = kernel
 
     def adapt(self, *, rank: int, alpha: int) -> None:
@@ -256,6 +255,9 @@ class ResidentSession:
         window = getattr(config, "sliding_window", None)
         if self._kernel and self._kernel not in KERNEL_OPS and window and window < self._plan.total_tokens:
             why = f"attends within a window of {window:,} tokens; the {self._kernel} kernel has none."
+            raise PlanError(asked, why, again)
+        if self._kernel not in (None, BLOCKS) and shape.attention_softcap is not None:
+            why = f"caps its scores at {shape.attention_softcap:g}, which the {self._kernel} kernel does not."
             raise PlanError(asked, why, again)
 
     def _once(self, what: str) -> None:

@@ -33,6 +33,13 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
     """
     decoder, head = base.get_decoder(), base.get_output_embeddings()
     divided = getattr(base.config, "logits_scaling", None) or 1.0  # Granite divides its logits
+    softcap = getattr(base.config, "final_logit_softcapping", None)  # Gemma 2 caps them
+
+    def logits_of(hidden: Tensor) -> Tensor:
+        logits = head(hidden)
+        if divided != 1:
+            logits = logits / divided
+        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
     def until_differentiated(hidden: Tensor, mark: Mark) -> Tensor:
         if hidden.requires_grad:  # until its gradient is there, it is the loss that is differentiated
@@ -43,7 +50,7 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
         hidden = until_differentiated(decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state, mark)
         mark("loss")
         return base.loss_function(
-            logits=head(hidden) if divided == 1 else head(hidden) / divided,
+            logits=logits_of(hidden),
             labels=None,
             shift_labels=batch.targets,
             vocab_size=base.config.vocab_size,
@@ -65,6 +72,7 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
             _trained(batch.targets.flatten(), batch),
             rows=rows,
             divisor=divisor,
+            softcap=softcap,
         )
 
     return stock if rows is None else chunked

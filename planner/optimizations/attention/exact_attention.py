@@ -69,12 +69,17 @@ def _kernels(situation: Situation) -> tuple[Scalar, ...]:
 
 
 class _HasKernel:
-    """Needs a card that at least one exact kernel runs on."""
+    """Needs a card that at least one exact kernel runs on, and scores that kernels compute."""
 
-    text = "a graphics card of compute capability ≥ 5.0, or the CPU"
+    text = "a graphics card of compute capability ≥ 5.0, or the CPU; no soft-capped scores"
 
     def reasons(self, situation: Situation) -> tuple[str, ...]:
-        """Names the capability."""
+        """Names the capability, or what no kernel does."""
+        if situation.model.attention_softcap is not None:
+            cap = situation.model.attention_softcap
+            return (
+                f"no kernel soft-caps scores, which {situation.model.id} does at {cap:g}; blockwise_attention does",
+            )
         if situation.gpu.kind == "gpu" and situation.gpu.compute_capability is None:
             return (f"which exact kernel runs on {situation.gpu.name} is unknown: its compute capability is",)
         if not _kernels(situation):
