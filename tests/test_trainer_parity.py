@@ -25,6 +25,7 @@ from trainer.attention import register
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
 from trainer.data import NOT_TRAINED, Batch, Row, collate
 from trainer.host_store import HostStore
+from trainer.layers import layers_of
 from trainer.loading import find_source, load_config, load_model
 from trainer.step import make_loss, nothing
 
@@ -117,7 +118,7 @@ def _ours(
     adapted = _adapted(model)
     assert make_lean(adapted) == LAYERS * len(plan_shape(folder).linears)
     if store is not None:
-        checkpoint_layers(model.get_decoder().layers, store)
+        checkpoint_layers(layers_of(model), store)
     loss = make_loss(model, rows)(batch, torch.tensor(float(batch.trained), dtype=torch.float64), nothing)
     loss.backward()
     return loss.detach(), _gradients(adapted)

@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
@@ -73,6 +74,10 @@ CONFIGS = {
     ),
     "smollm3": lambda: SmolLM3Config(**_SIZES, num_key_value_heads=2, no_rope_layers=[1, 0, 1]),
     "starcoder2": lambda: Starcoder2Config(**_SIZES, num_key_value_heads=2, sliding_window=None),
+    "gpt2": lambda: GPT2Config(
+        **{name: value for name, value in _SIZES.items() if name != "intermediate_size"},
+        scale_attn_by_inverse_layer_idx=True,
+    ),
     "gpt_neox": lambda: GPTNeoXConfig(**_SIZES, hidden_dropout=0.1, attention_dropout=0.1),
 }
 """By family: grouped, single and full key/value heads, tied and untied output heads, some with short windows."""
@@ -89,6 +94,7 @@ ARCHITECTURES = {
     "granite": "GraniteForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
     "gpt_neox": "GPTNeoXForCausalLM",
 }
 

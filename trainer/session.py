@@ -22,6 +22,7 @@ from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
 from trainer.data import Tokenise
 from trainer.four_bit import FourBit
 from trainer.host_store import HostStore
+from trainer.layers import activation_field, layers_of, mlp_width
 from trainer.loading import RANDOM, add_adapters, find_source, load_config, load_model, load_tokenizer, tokenise_bytes
 from trainer.step import Loss, make_loss
 
@@ -175,7 +176,8 @@ class ResidentSession:
         config = load_config(source)
         self._check_config(config)
         if self._fused_activation:
-            config.hidden_act = self._fused(config.hidden_act)
+            name = activation_field(config)
+            setattr(config, name, self._fused(getattr(config, name)))
         model = load_model(
             source,
             config,
@@ -208,7 +210,7 @@ class ResidentSession:
     def _checkpoint(self, model: PreTrainedModel, device: torch.device) -> HostStore | None:
         if not self._checkpointing:
             return None
-        layers, train = model.get_decoder().layers, self._plan.train
+        layers, train = layers_of(model), self._plan.train
         host = None
         if self._offloading:
             shape = (train.batch, self._plan.total_tokens, model.config.hidden_size)
@@ -243,11 +245,11 @@ class ResidentSession:
         for name, value in (
             ("layers", config.num_hidden_layers),
             ("width", config.hidden_size),
-            ("mlp_width", config.intermediate_size),
+            ("mlp_width", mlp_width(config)),
             ("heads", config.num_attention_heads),
             ("kv_heads", getattr(config, "num_key_value_heads", None) or config.num_attention_heads),
             ("vocab", config.vocab_size),
-            ("activation", getattr(config, "hidden_activation", None) or config.hidden_act),
+            ("activation", getattr(config, activation_field(config))),
         ):
             if value != getattr(shape, name):
                 why = f"has {name} {value} where it is loaded from, and {getattr(shape, name)} was planned for."

@@ -11,7 +11,7 @@ from __future__ import annotations
 from planner.ledger import Ledger
 from planner.optimizations.base import Evidence, Knob, Knobs, Optimization, Scalar, Situation
 from planner.session import Session
-from planner.symbols import Letters, Number, round_up
+from planner.symbols import Letters, Number, least, round_up
 
 
 def grouped_inputs(x: Letters) -> Number:
@@ -19,12 +19,17 @@ def grouped_inputs(x: Letters) -> Number:
 
     Value is what its linear gave; where that is one tensor with query and key, all of it stays.
     """
-    return x.A * x.B * x.S * ((x.H + 2 * x.K) * x.E + x.v)
+    return x.A * x.B * x.S * ((x.H + 2 * x.K) * x.E + x.v + query_copy(x))
+
+
+def query_copy(x: Letters) -> Number:
+    """Where positions are learned nothing turns the query, so it lies in its linear's output, and is copied out."""
+    return least(x.r, 1) * x.H * x.E
 
 
 def repeated_inputs(x: Letters) -> Number:
     """Query, and key and value copied for every query head; where none is repeated, value as its linear gave it."""
-    return x.A * x.B * x.S * (3 * x.H * x.E + (x.K // x.H) * x.v)
+    return x.A * x.B * x.S * (3 * x.H * x.E + (x.K // x.H) * x.v + query_copy(x))
 
 
 def log_sum_exp(x: Letters) -> Number:
