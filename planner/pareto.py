@@ -16,13 +16,12 @@ from planner.calibration import calibration
 from planner.errors import PlanError
 from planner.evaluate import Array, Candidates
 from planner.fronts import nondominated
+from planner.lengths import NO_TIER_RANK
 from planner.optimizations.base import Scalar
-from planner.planning import NO_TIER_RANK, Request, Solved, solved
-from planner.solver import COARSEST, FINEST, grid_between, weigh
+from planner.planning import Request, Solved, solved
+from planner.solver import COARSEST, FINEST, LONGEST, grid_between, weigh
 from planner.space import Weighed
 from planner.tier_table import knobs_of, seconds_at
-
-LONGEST = 2**24  # tokens; nothing longer is looked at
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,8 @@ def longest_of_each(made: Solved, rank: int) -> Array:
 
     As in ``planner.solver.longest`` the answer is bracketed on a grid that is refined, here for all that share one.
     """
-    low, high = max(COARSEST, made.request.target or 0), LONGEST
+    high = made.situation.model.most_tokens or LONGEST
+    low = min(max(COARSEST, made.request.target or 0), high)
     everyone = np.arange(len(_weigh(made, np.array([low]), rank).high))
     longest = np.zeros(len(everyone), dtype=np.int64)
     waiting = [(low, high, everyone)]

@@ -18,6 +18,7 @@ from planner.evaluate import Limits
 from planner.explanations import reasons_for_choices, reasons_for_rejections, suggestions
 from planner.hardware import HardwareProfile, load_profile
 from planner.ledger import PASSES, Device
+from planner.lengths import NO_TIER_RANK, wanted
 from planner.machine import cpu_profile, detect_local
 from planner.model import ModelShape, load_model, shipped_folder
 from planner.optimizations.base import Scalar, Situation
@@ -51,7 +52,6 @@ NOT_MODELLED = (
 )
 HOST_BYTES = 32 * GIB  # of host RAM, unless the user says how much there is
 RANDOM = "random:"  # before a model: its shape with random weights, to measure with
-NO_TIER_RANK = 8  # rank where not even tier 1 fits, as long as the user sets none
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,11 @@ def solved_for(
     limits = Limits(budget, host_bytes, request.max_step_seconds, int(request.train.get("accumulation", 1)))
     constants, space = calibration(), space_for(situation, request)
 
-    def find(wanted: list[Wanted]) -> Search:
+    def find(lengths: list[Wanted]) -> Search:
         batch = int(request.train.get("batch", 1))
-        return search(situation, limits, constants, wanted, objective=request.objective, batch=batch, space=space)
+        return search(situation, limits, constants, lengths, objective=request.objective, batch=batch, space=space)
 
-    found = find(_wanted(request))
+    found = find(wanted(request, model))
     open_length = request.tier is None and request.total_tokens is None
     if below and open_length and not found.best.fits[found.index]:
         found = _below_the_tiers(request, find) or found
@@ -220,19 +220,6 @@ def read_gpu(name: str) -> HardwareProfile:
 def read_model(name: str) -> ModelShape:
     """The model as ``--model`` names it."""
     return load_model(name.removeprefix(RANDOM))
-
-
-def _wanted(request: Request) -> list[Wanted]:
-    """The lengths to look at, the best last."""
-    rank = request.knobs.get("lora", {}).get("rank")
-    if request.total_tokens is not None:
-        total = request.total_tokens
-        return [Wanted(None, total, request.target or total, int(rank or NO_TIER_RANK))]
-    return [
-        Wanted(tier.number, tier.total, min(request.target or tier.target, tier.total), int(rank or tier.rank))
-        for tier in TIERS
-        if request.tier in (None, tier.number)
-    ]
 
 
 def _write(solved: Solved) -> Plan:

@@ -27,6 +27,7 @@ from planner.space import Space, Weighed
 Objective = Literal["context", "speed", "memory"]
 MANY = 1000  # configurations from which on it is quicker to look at fewer lengths more often
 COARSEST, FINEST = 64, 64  # tokens: the least sequence that is looked at, and the step of the longest
+LONGEST = 2**24  # tokens; nothing longer is looked at
 
 
 def space_of(
@@ -78,7 +79,8 @@ def longest(
         target: trained tokens, or None where every token is trained.
         among: the branches to look at; all, unless they are given.
     """
-    low, high = max(least, COARSEST), 2**24
+    low, high = max(least, COARSEST), situation.model.most_tokens or LONGEST
+    low = min(low, high)
     remaining = tuple(range(len(space.branches)) if among is None else among)
     best: int | None = None
     while True:

@@ -48,6 +48,12 @@ LETTERS: tuple[Letter, ...] = (
     Letter("n", "norms of width D in one layer", "norms"),
     Letter("m", "norms of a layer whose output linears read", "norms"),
     Letter("k", "masks that stored scores need: one, or two where only some layers have a window", "masks"),
+    Letter("l", "layers whose tokens see a window of keys only", "layers", least=0),
+    Letter("s", "tokens of that window, the token itself among them", "tokens"),
+    Letter("c", "1 where attention scores are soft-capped by tanh", "flag", least=0),
+    Letter("t", "1 where logits are soft-capped by tanh", "flag", least=0),
+    Letter("r", "learned rows of positions, none where positions are turned", "rows", least=0),
+    Letter("u", "1 where stored scores have their softmax in the compute dtype, not in float32", "flag", least=0),
     Letter("i", "tensors that the norms of a layer read, beside the layer's input", "tensors", least=0),
     Letter(
         "v",

@@ -11,9 +11,11 @@ from planner.errors import PlanError
 from planner.evaluate import Outcome
 from planner.explanations import Need, needed
 from planner.hardware import HardwareProfile
+from planner.lengths import check_length
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar
 from planner.planning import Request, Solved, solved
+from planner.tiers import TIERS
 from planner.timecost import update_bytes, update_seconds
 from planner.units import format_bytes, format_seconds
 
@@ -72,6 +74,8 @@ def tier_table(request: Request) -> TierTable:
     if request.tier is not None or request.total_tokens is not None:
         raise PlanError("plan tiers", "plans every tier, so it takes no length.", "`plan --tier N` plans one.")
     made = solved(request, below=False)
+    if made.found.wanted[0].tier is None:
+        check_length("tier 1", TIERS[0].total, made.situation.model)
     rows = tuple(_row(made, index) for index in range(len(made.found.wanted)))
     limits = made.limits
     gpu, model = made.situation.gpu.id, made.situation.model.id

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from trainer.layers import is_linear, layers_of
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,14 @@ class FourBit:
         )
 
 
-def quantised(linear: nn.Linear, four_bit: FourBit, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def quantised(linear: nn.Linear | Conv1D, four_bit: FourBit, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A linear's NF4 counterpart on the device; its own weight can go afterwards."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
+    weight = linear.weight.data.t().contiguous() if isinstance(linear, Conv1D) else linear.weight.data
     made = Linear4bit(
-        linear.in_features,
-        linear.out_features,
+        weight.shape[1],
+        weight.shape[0],
         bias=linear.bias is not None,
         compute_dtype=dtype,
         compress_statistics=four_bit.double_quantization,
@@ -40,7 +44,7 @@ def quantised(linear: nn.Linear, four_bit: FourBit, dtype: torch.dtype, device: 
         device="meta",
     )
     made.weight = Params4bit(
-        linear.weight.data,
+        weight,
         requires_grad=False,
         compress_statistics=four_bit.double_quantization,
         quant_type="nf4",
@@ -53,9 +57,9 @@ def quantised(linear: nn.Linear, four_bit: FourBit, dtype: torch.dtype, device: 
 
 def quantise_linears(model: PreTrainedModel, four_bit: FourBit, dtype: torch.dtype, device: torch.device) -> None:
     """Quantise every linear of the layers, one after the other, each on the device."""
-    layers = model.get_decoder().layers
+    layers = layers_of(model)
     for path, module in list(layers.named_modules()):
-        if isinstance(module, nn.Linear):
+        if is_linear(module):
             layers.set_submodule(path, quantised(module, four_bit, dtype, device))
     mark_as_four_bit(model)
 

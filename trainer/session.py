@@ -17,12 +17,13 @@ from planner.errors import PlanError, did_you_mean
 from planner.model import load_model as plan_shape
 from planner.optimizations.mlp.fused_activation import FUSED
 from planner.plan import Choice, Plan
-from trainer.attention import KERNELS, register
+from trainer.attention import BLOCKS, KERNEL_OPS, NAMES, register
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
 from trainer.data import Tokenise
 from trainer.four_bit import FourBit
 from trainer.host_memory import Arena
 from trainer.host_store import HostStore
+from trainer.layers import activation_field, layers_of, mlp_width
 from trainer.loading import RANDOM, add_adapters, find_source, load_config, load_model, load_tokenizer, tokenise_bytes
 from trainer.step import Loss, make_loss
 from trainer.streamed import split
@@ -131,8 +132,8 @@ class ResidentSession:
     def attend_with(self, kernel: str) -> None:
         """See the protocol."""
         self._once("attend_with")
-        if kernel not in KERNELS:
-            raise PlanError(f"attention kernel {kernel}", "is not known.", did_you_mean(kernel, KERNELS))
+        if kernel not in NAMES:
+            raise PlanError(f"attention kernel {kernel}", "is not known.", did_you_mean(kernel, NAMES))
         self._kernel = kernel
 
     def adapt(self, *, rank: int, alpha: int) -> None:
@@ -203,7 +204,8 @@ class ResidentSession:
         config = load_config(source)
         self._check_config(config)
         if self._fused_activation:
-            config.hidden_act = self._fused(config.hidden_act)
+            name = activation_field(config)
+            setattr(config, name, self._fused(getattr(config, name)))
         model = load_model(
             source,
             config,
@@ -264,7 +266,7 @@ class ResidentSession:
     def _checkpoint(self, model: PreTrainedModel, device: torch.device) -> HostStore | None:
         if not self._checkpointing:
             return None
-        layers, train = model.get_decoder().layers, self._plan.train
+        layers, train = layers_of(model), self._plan.train
         host = None
         if self._offloading:
             shape = (train.batch, self._plan.total_tokens, model.config.hidden_size)
@@ -299,19 +301,23 @@ class ResidentSession:
         for name, value in (
             ("layers", config.num_hidden_layers),
             ("width", config.hidden_size),
-            ("mlp_width", config.intermediate_size),
+            ("mlp_width", mlp_width(config)),
             ("heads", config.num_attention_heads),
             ("kv_heads", getattr(config, "num_key_value_heads", None) or config.num_attention_heads),
             ("vocab", config.vocab_size),
-            ("activation", getattr(config, "hidden_activation", None) or config.hidden_act),
+            ("activation", getattr(config, activation_field(config))),
         ):
             if value != getattr(shape, name):
                 why = f"has {name} {value} where it is loaded from, and {getattr(shape, name)} was planned for."
                 raise PlanError(asked, why, again)
         window = getattr(config, "sliding_window", None)
-        if self._kernel and not self._streaming and window is not None and window < self._plan.total_tokens:
+        plain = self._kernel not in KERNEL_OPS and not self._streaming
+        if self._kernel and plain and window and window < self._plan.total_tokens:
             why = f"attends within a window of {window:,} tokens; the {self._kernel} kernel has none."
-            raise PlanError(asked, why, f"Plan at most {window:,} tokens.")
+            raise PlanError(asked, why, again)
+        if self._kernel not in (None, BLOCKS) and shape.attention_softcap is not None:
+            why = f"caps its scores at {shape.attention_softcap:g}, which the {self._kernel} kernel does not."
+            raise PlanError(asked, why, again)
 
     def _once(self, what: str) -> None:
         if what in self._asked:
