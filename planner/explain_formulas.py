@@ -72,7 +72,7 @@ def planned_run(plan: Plan, gpu: str = "") -> Run:
     else:
         card = detect_local() if gpu == "local" else load_profile(gpu or plan.gpu.id)
     shape = load_model(plan.model.source.removeprefix("random:"))
-    situation = Situation(card, shape, plan.memory.host.budget_bytes)
+    situation = Situation(card, shape, plan.memory.host.budget_bytes, merge=plan.train.merge)
     knobs = {
         choice.id: {name: value for name, value in choice.knobs.items() if value is not None} for choice in plan.choices
     }

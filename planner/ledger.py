@@ -17,7 +17,7 @@ Formula = Callable[[Letters], Number]
 
 
 class Phase(StrEnum):
-    """The moments of a run that have a peak of their own, in order; merging is not modelled."""
+    """The moments of a run that have a peak of their own, in order."""
 
     LOAD = "load"
     FORWARD = "forward"
@@ -27,6 +27,7 @@ class Phase(StrEnum):
     EVALUATE = "evaluate"
     EVALUATE_LOSS = "evaluate_loss"
     SAVE = "save"
+    MERGE = "merge"
 
 
 class Device(StrEnum):

@@ -60,7 +60,7 @@ class Drawn:
 
     @property
     def situation(self) -> Situation:
-        return Situation(MACHINES[self.machine], self.model, 2**35)
+        return Situation(MACHINES[self.machine], self.model, 2**35, merge=True)
 
     @property
     def configuration(self) -> Configuration:
@@ -133,7 +133,7 @@ def repaired(ids: set[str], situation: Situation) -> tuple[str, ...]:
 def drawn(draw: st.DrawFn) -> Drawn:
     """Everything is on but what is switched off here, and what cannot be on."""
     model, machine = draw(st.sampled_from(SHIPPED) | random_models()), draw(st.sampled_from(sorted(MACHINES)))
-    situation = Situation(MACHINES[machine], model, 2**35)
+    situation = Situation(MACHINES[machine], model, 2**35, merge=True)
     off = draw(st.sets(st.sampled_from([name for name in NAMES if name != "lora"])))
     ids = repaired(set(NAMES) - off, situation)
     situation = replace(situation, chosen=frozenset(ids))
@@ -169,7 +169,7 @@ def formulas() -> dict[Key, Callable[[Letters], Number]]:
     ledgers = [baseline()]
     for machine in MACHINES.values():
         for model in PATTERNS:
-            situation = Situation(machine, model, 2**35)
+            situation = Situation(machine, model, 2**35, merge=True)
             for off in ("", *(name for name in NAMES if name != "lora")):
                 ids = repaired(set(NAMES) - {off}, situation)
                 for owner, knob in ((name, knob) for name in ids for knob in all_optimizations()[name].knobs):

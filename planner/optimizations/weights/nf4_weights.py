@@ -7,6 +7,7 @@ pass reads four bits and writes sixteen.
 
 from __future__ import annotations
 
+from planner import merging
 from planner.baseline_formulas import eager_backward_bytes
 from planner.ledger import ALWAYS, Basis, Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Capability, Evidence, Knobs, Needs, Optimization, Situation
@@ -59,7 +60,7 @@ class Nf4Weights(Optimization):
     title = "4-bit NF4 weights, double quantisation"
     numbers = (6, 11)
     claims = frozenset({"weights/linear.bits"})
-    makes = frozenset({"weights/constants", "buffers/dequantised", "buffers/loading"})
+    makes = frozenset({"weights/constants", "buffers/dequantised", "buffers/loading", merging.DEQUANTISED.name})
     adds = frozenset({"dequantise/forward", "dequantise/backward"})
     requires = (
         Capability((6, 0), "bitsandbytes builds its 4-bit kernels for it"),
@@ -82,6 +83,7 @@ class Nf4Weights(Optimization):
         return (
             ledger.claimed("weights/linear", bits=four_bits)
             .with_terms(
+                merging.DEQUANTISED,
                 Term(
                     "weights/constants",
                     constants,
