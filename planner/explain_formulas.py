@@ -122,8 +122,8 @@ def _at(plan: Plan, situation: Situation, configuration: Configuration) -> Run:
         total=plan.total_tokens,
         target=plan.target,
         workspace=calibration().workspace_bytes(card.compute_capability if card.kind == "gpu" else None),
+        rank=plan.lora_rank,
     )
-    letters.R = plan.lora_rank
     for letter in LETTERS:  # letters of optimisations that are off, for formulas that are shown all the same
         if not hasattr(letters, letter.symbol):
             setattr(letters, letter.symbol, letter.least)

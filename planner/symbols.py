@@ -74,6 +74,8 @@ LETTERS: tuple[Letter, ...] = (
     Letter("R", "rank of the adapters", "ranks", "lora.rank"),
     Letter("U", "inputs plus outputs, summed over the adapted linears of one layer", "elements"),
     Letter("I", "adapted linears in one layer", "linears"),
+    Letter("s", "elements in those adapter matrices of a layer that have fewer than 4,096 each", "elements", least=0),
+    Letter("b", "blocks of 256 elements, the last of a matrix begun, in its other adapter matrices", "blocks", least=0),
     # Widths of elements
     Letter("a", "bits of one activation element", "bits"),
     Letter("w", "bits of one frozen weight that is not quantised", "bits"),

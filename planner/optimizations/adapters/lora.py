@@ -7,6 +7,7 @@ optimiser states. Gradients keep their buffers from step to step: allocated once
 from __future__ import annotations
 
 from planner import merging
+from planner.adapter_matrices import adapter_letters
 from planner.ledger import ALWAYS, Basis, Device, Ledger, Phase, Term
 from planner.optimizations.base import Evidence, Knob, Knobs, Optimization, Situation
 from planner.session import Session
@@ -45,7 +46,7 @@ class Lora(Optimization):
         | {"adapters/saving", "adapters/file"}
         | {term.name for term in merging.TERMS}
     )
-    claims = frozenset({"letter R"})
+    claims = frozenset({"letter R", "letter s", "letter b"})
     knobs = (
         Knob("rank", "rank of the adapters", lambda situation: RANKS, letter="R", low=1, high=1024),
         Knob(
@@ -62,6 +63,10 @@ class Lora(Optimization):
     )
     exact = False
     effect = "updates are limited to the adapters' rank"
+
+    def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
+        """The rank, and what it makes of each matrix."""
+        return adapter_letters(situation.model, int(knobs["rank"]))
 
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
         """Adapters, their gradients and two moments."""
