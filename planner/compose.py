@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import cache
 
 from planner.activations import mlp_tensors
+from planner.adapter_matrices import adapter_letters
 from planner.baseline import baseline
 from planner.ledger import ATTRIBUTES, Ledger
 from planner.model import ModelShape
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Knobs, Needs, Optimization, Scalar, Situation
-from planner.symbols import Letters
+from planner.symbols import Letters, Number
 
 
 def model_letters(model: ModelShape) -> dict[str, int]:
@@ -72,10 +73,14 @@ class Configuration:
     ledger: Ledger
     letters: Mapping[str, int]
     settings: Mapping[str, str]
+    model: ModelShape
 
-    def at(self, *, batch: object, total: object, target: object, workspace: int) -> Letters:
-        """All letters for a run; numbers or numpy arrays of them."""
-        return Letters(**{**self.letters, "B": batch, "S": total, "T": target, "Z": workspace})
+    def at(
+        self, *, batch: object, total: object, target: object, workspace: int, rank: Number | None = None
+    ) -> Letters:
+        """All letters for a run, numbers or numpy arrays of them; the rank is its own, where one is given."""
+        ranked = {} if rank is None else adapter_letters(self.model, rank)
+        return Letters(**{**self.letters, **ranked, "B": batch, "S": total, "T": target, "Z": workspace})
 
 
 def problems(ids: Iterable[str], situation: Situation) -> dict[str, tuple[str, ...]]:
@@ -140,9 +145,8 @@ def compose(
     situation = situation.choosing(names)
     if onto is None:
         letters = model_letters(situation.model) | _claimed_letters(situation)
-        onto = Configuration(
-            (), {}, _nothing_on(), letters, {"dtype": "fp32", "attention": "eager", "executor": "resident"}
-        )
+        settings = {"dtype": "fp32", "attention": "eager", "executor": "resident"}
+        onto = Configuration((), {}, _nothing_on(), letters, settings, situation.model)
     ledger, letters = onto.ledger, dict(onto.letters)
     settings, complete = dict(onto.settings), dict(onto.knobs)
     made = {*ledger.terms, *ledger.work}
@@ -161,20 +165,22 @@ def compose(
         letters |= ready.letters(situation, values)
         settings |= ready.settings(situation, values)
         complete[ready.id] = values
+    ordered = tuple(sorted(names))
     return Configuration(
-        tuple(sorted(names)), {name: complete[name] for name in sorted(names)}, ledger, letters, settings
+        ordered, {name: complete[name] for name in ordered}, ledger, letters, settings, situation.model
     )
 
 
 # What streaming goes by where nothing streams: the whole sequence and all heads at once, every layer input as it is.
-STREAMING = {"c": 2**40, "d": 2**20, "X": 0, "s": 1, "b": 0, "u": 0}
+STREAMING = {"S_c": 2**40, "H_g": 2**20, "j_h": 0, "L_s": 1, "b_c": 0, "k_a": 0}
 
 
 def _claimed_letters(situation: Situation) -> dict[str, int]:
-    """The letters that optimisations claim, before any does; and how weights come in from a GGUF file."""
+    """The letters that optimisations claim, before any does; how weights come in from a GGUF file; whether to merge."""
     gguf = int(situation.model.quantized == "gguf")
     staged = gguf * int(situation.gpu.kind == "gpu")
-    return {"a": 32, "w": 32, "h": 0, "e": 1, "A": situation.model.layers, "p": 0, "G": gguf, "W": staged} | STREAMING
+    baseline_values = {"a": 32, "w": 32, "h": 0, "e": 1, "A": situation.model.layers, "p": 0}
+    return baseline_values | STREAMING | {"G": gguf, "W": staged, "X": int(situation.merge)}
 
 
 def _changed(before: Ledger, after: Ledger) -> set[str]:

@@ -17,7 +17,7 @@ from planner.errors import PlanError, raise_all
 from planner.evaluate import Limits
 from planner.explanations import reasons_for_choices, reasons_for_rejections, suggestions
 from planner.hardware import HardwareProfile, load_profile
-from planner.ledger import PASSES, Device
+from planner.ledger import PASSES, Device, Phase
 from planner.lengths import NO_TIER_RANK, wanted
 from planner.machine import cpu_profile, detect_local
 from planner.model import ModelShape, load_model, shipped_folder
@@ -46,7 +46,6 @@ from planner.tiers import TIERS
 from planner.units import GIB, format_bytes, format_count, format_seconds
 
 NOT_MODELLED = (
-    "merging the adapter into the weights",
     "several cards",
     "what other programs take of the card while it trains",
 )
@@ -123,7 +122,7 @@ def solved_for(
 ) -> Solved:
     """The same for a card and a model that have been read, and for a space that may have been made before."""
     host_bytes = HOST_BYTES if request.host_bytes is None else request.host_bytes
-    situation = Situation(gpu, model, host_bytes)
+    situation = Situation(gpu, model, host_bytes, merge=bool(request.train.get("merge")))
     raise_all(check_sets(request.required, request.excluded, request.knobs, situation))
     if model.not_planned:
         raise PlanError(
@@ -332,15 +331,21 @@ def _digest(value: Any) -> str:
 
 def _gpu_memory(found: Search, limits: Limits) -> GpuMemory:
     best, index = found.best, found.index
-    streamed = best.configuration.settings["executor"] == "streamed"
     by_phase = found.phases((Device.GPU,))
     totals = {phase: sum(terms.values()) for phase, terms in by_phase.items()}
     return GpuMemory(
         budget_bytes=limits.gpu_bytes,
         peak_bytes=Peak(low=int(best.low[index]), expected=int(best.expected[index]), high=int(best.high[index])),
         peak_phase=max(totals, key=lambda phase: totals[phase]).value,
-        phases={phase.value: terms for phase, terms in by_phase.items() if terms and (streamed or phase not in PASSES)},
+        phases={phase.value: terms for phase, terms in by_phase.items() if terms and _happens(phase, found)},
     )
+
+
+def _happens(phase: Phase, found: Search) -> bool:
+    """Whether a run has the phase: merging has to be asked for, and attention is one where layers run in passes."""
+    if phase in PASSES:
+        return found.best.configuration.settings["executor"] == "streamed"
+    return phase is not Phase.MERGE or found.situation.merge
 
 
 def _disk_memory(found: Search) -> DiskMemory:

@@ -118,7 +118,7 @@ class Space:
         self.branches, self.situation, self.knobs = tuple(branches), situation, knobs or {}
         options = (option for branch in self.branches for group in branch.groups for option in group)
         self._leaves = frozenset(name for option in options for name in option.ids)
-        self.rows = Rows()
+        self.rows = Rows(situation.model)
         self._found: dict[tuple[object, ...], Evaluated] = {}
         self._bare: dict[tuple[object, ...], list[Bare | None]] = {}
         self._tables = [Table(branch, self.rows) for branch in self.branches]
@@ -207,6 +207,6 @@ def _timed(bare: Bare, fold: Fold, start: int) -> Iterator[Timed]:
     for lanes, places in alike.items():
         work = {lane: work_of(lane) for lane in lanes}
         ledger = Ledger({}, {piece.name: piece for piece in work.values()})
-        like = Configuration(first.ids, first.knobs, ledger, first.letters, first.settings)
+        like = Configuration(first.ids, first.knobs, ledger, first.letters, first.settings, first.model)
         amounts = {work[lane].name: bare.work[None, :, lane] + fold.work[places, None, lane] for lane in lanes}
         yield Timed(like, amounts, np.array(places)[:, None] * many + np.arange(many) + start)

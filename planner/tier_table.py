@@ -131,8 +131,7 @@ def knobs_of(outcome: Outcome, rank: int) -> dict[str, dict[str, Scalar]]:
 def seconds_at(outcome: Outcome, index: int, rank: int, gpu: HardwareProfile, constants: Calibration) -> float | None:
     """The estimated seconds of a step, to six digits as in a plan; None where the card's rates are unknown."""
     estimate, configuration = outcome.time.estimate, outcome.configuration
-    letters = configuration.at(batch=1, total=1, target=1, workspace=0)
-    letters.R = rank
+    letters = configuration.at(batch=1, total=1, target=1, workspace=0, rank=rank)
     update = update_seconds(update_bytes(configuration.ledger, letters), gpu, constants)
     return None if estimate is None or update is None else float(f"{float(estimate[index]) + update:.6g}")
 

@@ -137,8 +137,8 @@ def weigh(configuration: Configuration, asked: Asked, want: Wanted) -> Weighed:
     """Bytes and seconds of one configuration at one length, by adding up the ledger phase by phase."""
     gpu, limits, constants = asked.situation.gpu, asked.limits, calibration()
     workspace = constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
-    letters = configuration.at(batch=asked.batch, total=want.total, target=want.target, workspace=workspace)
-    letters.R = want.rank
+    run = {"batch": asked.batch, "total": want.total, "target": want.target, "rank": want.rank}
+    letters = configuration.at(**run, workspace=workspace)
     ledger = configuration.ledger
     phases = ledger.by_phase(letters, Device).values()
 

@@ -187,17 +187,19 @@ class ResidentSession:
         self._once("optimize_with")
         self._optimizer = name
 
-    def build(self) -> BuiltRun:
-        """Load the model and put on it what was asked for.
+    @property
+    def dtype(self) -> torch.dtype:
+        """What frozen weights and activations are computed in."""
+        return self._dtype
+
+    def adapted_model(self) -> tuple[PeftModel, Any]:
+        """Load the model with fresh adapters on it, and the tokenizer (None: there is none).
 
         Raises:
             PlanError: the device, the model or the choices do not allow it.
         """
         if self._rank is None:
             raise PlanError("the plan's choices", "put no adapters on, so nothing would be trained.")
-        if self._offloading and not self._checkpointing:
-            raise PlanError("the plan's choices", "keep layer inputs in host memory, but keep no layer inputs.")
-        streaming = self._streaming_options()
         plan, device = self._plan, take_device(self._plan)
         source = find_source(plan.model.source)
         tokenizer = load_tokenizer(source)
@@ -216,7 +218,21 @@ class ResidentSession:
             seed=plan.train.seed,
         )
         model.requires_grad_(False)
-        adapted = add_adapters(model, rank=self._rank[0], alpha=self._rank[1], seed=plan.train.seed)
+        return add_adapters(model, rank=self._rank[0], alpha=self._rank[1], seed=plan.train.seed), tokenizer
+
+    def build(self) -> BuiltRun:
+        """Load the model and put on it what was asked for.
+
+        Raises:
+            PlanError: the device, the model or the choices do not allow it.
+        """
+        if self._offloading and not self._checkpointing:
+            raise PlanError("the plan's choices", "keep layer inputs in host memory, but keep no layer inputs.")
+        streaming = self._streaming_options()
+        adapted, tokenizer = self.adapted_model()
+        base: Any = adapted.get_base_model()
+        model: PreTrainedModel = base
+        device = model.device
         for parameter in adapted.parameters():
             if parameter.requires_grad:  # these buffers stay for the whole run, so they never fragment memory
                 parameter.grad = torch.zeros_like(parameter)

@@ -95,8 +95,7 @@ class Run:
 def run(configuration: Configuration, total: int, target: int, rank: int, card: str = CARD) -> Run:
     """A configuration at one length, one sequence at a time."""
     workspace = calibration().workspace_bytes(load_profile(card).compute_capability)
-    letters = configuration.at(batch=1, total=total, target=target, workspace=workspace)
-    letters.R = rank
+    letters = configuration.at(batch=1, total=total, target=target, workspace=workspace, rank=rank)
     return Run(configuration, letters)
 
 

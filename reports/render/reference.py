@@ -21,6 +21,7 @@ PHASES: Mapping[Phase, str] = {
     Phase.EVALUATE: "the layers without autograd, on rows that are not trained",
     Phase.EVALUATE_LOSS: "final norm, logits and loss on those rows",
     Phase.SAVE: "the adapter is written",
+    Phase.MERGE: "where asked for, a 16-bit model with the adapter merged into it is written",
 }
 BASES: Mapping[Basis, str] = {
     Basis.EXACT: "counted: shapes of tensors that exist in any case; these terms alone make `low`",

@@ -7,6 +7,7 @@ compute, in 32. Costs: the weights are rounded once, and every pass reads four b
 
 from __future__ import annotations
 
+from planner import merging
 from planner.baseline_formulas import eager_backward_bytes
 from planner.ledger import ALWAYS, Basis, Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Capability, Evidence, Knobs, Needs, Optimization, Situation
@@ -34,7 +35,7 @@ def dequantised(x: Letters) -> Number:
     While it is alive there is a tensor of width F fewer than at the height of the pass it belongs to, forward or
     backward; so for more than M/F tokens at once that height hides it, and stored scores may do so before.
     """
-    return greatest(x.a // 8 * (x.M - least(x.B * x.S, x.c) * x.F) - x.e * eager_backward_bytes(x), 0)
+    return greatest(x.a // 8 * (x.M - least(x.B * x.S, x.S_c) * x.F) - x.e * eager_backward_bytes(x), 0)
 
 
 def loading(x: Letters) -> Number:
@@ -44,7 +45,7 @@ def loading(x: Letters) -> Number:
 
 def dequantised_once(x: Letters) -> Number:
     """Four bits read and an element of the compute dtype written for each weight, and so for each chunk."""
-    return ceil_div(x.B * x.S, least(x.B * x.S, x.c)) * x.L * x.P * (4 + x.a) // 8
+    return ceil_div(x.B * x.S, least(x.B * x.S, x.S_c)) * x.L * x.P * (4 + x.a) // 8
 
 
 def dequantised_in_backward(x: Letters) -> Number:
@@ -59,7 +60,7 @@ class Nf4Weights(Optimization):
     title = "4-bit NF4 weights, double quantisation"
     numbers = (6, 11)
     claims = frozenset({"weights/linear.bits"})
-    makes = frozenset({"weights/constants", "buffers/dequantised", "buffers/loading"})
+    makes = frozenset({"weights/constants", "buffers/dequantised", "buffers/loading", merging.DEQUANTISED.name})
     adds = frozenset({"dequantise/forward", "dequantise/backward"})
     requires = (
         Capability((6, 0), "bitsandbytes builds its 4-bit kernels for it"),
@@ -81,6 +82,7 @@ class Nf4Weights(Optimization):
         return (
             ledger.claimed("weights/linear", bits=four_bits)
             .with_terms(
+                merging.DEQUANTISED,
                 Term(
                     "weights/constants",
                     constants,
