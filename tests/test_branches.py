@@ -54,9 +54,8 @@ def best_of(search: Search, names: Sequence[str]) -> dict[tuple[str, bool], Any]
         for on in (True, False):
             best = search.best_among("context", name, on)
             if best is not None:
-                seconds = float(f"{float(best.time.rank[search.index]):.3g}")
                 inexact = sum(not all_optimizations()[each].exact for each in best.ids)
-                found[name, on] = (seconds, inexact, int(best.high[search.index]))
+                found[name, on] = (float(f"{best.seconds:.3g}"), inexact, best.high)
     return found
 
 
@@ -182,13 +181,7 @@ def test_cards_of_one_kind_have_the_same_to_choose_from() -> None:
         for model in ("phi-2", "llama-3.2-1b"):
             situation = Situation(profile, load_model(model), 2**35)
             made = [
-                (
-                    [(one.ids, one.knobs, one.letters, one.settings, one.ledger) for one in branch.trunk],
-                    [
-                        [(option.ids, option.come, option.gone, option.work) for option in group]
-                        for group in branch.groups
-                    ],
-                )
+                (branch.ids, branch.trunk.knobs, branch.trunk.letters, branch.trunk.settings, branch.groups)
                 for branch in branches(situation, (), (), {})
             ]
             first = known.setdefault((kind_of_card(profile), model), (profile.id, made))

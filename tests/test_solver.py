@@ -27,7 +27,7 @@ from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
 from planner.plan import Plan
 from planner.solver import Objective, Search, Wanted, longest, search
-from planner.space import Space
+from planner.space import Space, SpaceOnCard
 from planner.timecost import step_time
 from planner.units import GIB, parse_bytes
 
@@ -274,8 +274,8 @@ def test_a_set_without_a_free_optimisation_is_never_better(name: str, model: str
 def test_the_longest_is_exact(name: str, model: str, host: int, seconds: float, target: int | None) -> None:
     asked = asked_of(card(name), model, host * GIB, seconds)
     configurations = everything(asked)
-    space = Space.of(configurations, asked.situation)
-    found = longest(space, asked.situation, asked.limits, calibration(), rank=8, target=target)
+    space = SpaceOnCard(Space.of(configurations, asked.situation), asked.situation.gpu, calibration(), 1)
+    found = longest(space, asked.limits, rank=8, target=target)
     searched = replace(asked, wanted=(Wanted(None, 1024, target or 1024, 8),)).search()
     assert found == (searched.longest_all_trained if target is None else searched.longest_with_target)
     assert found is not None and found % STEP == 0
