@@ -1,8 +1,9 @@
 """The least of all combinations, by branch and bound; exact, since only what cannot be better is left out.
 
 A *product* is a branch with the places that each of its groups may take. Its combinations are built up group by group.
-A part of a combination is left out where it cannot fit even if every group still open took the least of each column;
-where it cannot be better than what was found; and where another part takes no more in any column that matters.
+A part of a combination is left out in three cases. It passes a cap even if every group still open takes the least of
+each column; or the least of two columns together, weighted, where one group cannot take the least of both. Or another
+part takes no more in any column that matters. What is sought first is a cap for what is sought then.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from planner.evaluate import Array, Limits
 from planner.fronts import nondominated
 from planner.rows import Values
 from planner.table import CARD, HOST
-from planner.weighing import BUSY, COUNT, INEXACT, LINK, Clock, Key, Scale, Weights, share
+from planner.weighing import BUSY, INEXACT, LINK, ORDER, WIDTH, Caps, Clock, Key, Measure, Scale, Weights
 
 FEW = 48  # parts of combinations that are not worth the looking which of them can be left out
 SMALL = 8  # places of a group that are compared with each other at once, in all such groups together
+WEIGHTED = 2.0 ** np.arange(-5, 6)  # how much one column counts against another, in shares of what is at stake
+SLACK = 1e-9  # sums of seconds in another order differ in their last digits
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,6 @@ class Sum:
     branch: int
     places: tuple[int, ...]
     weights: Weights
-    key: tuple[float, ...]
 
 
 class Product:
@@ -55,207 +57,256 @@ class Product:
         first, second = np.array(both, dtype=np.int64).reshape(-1, 2).T
         return first, second
 
-    def holds(self, places: Sequence[int]) -> bool:
-        """Whether a combination is one of its own."""
-        return {*places} <= {*map(int, self.places - self.offset)}
+    def unbeaten(self, points: Values) -> list[Array]:
+        """Of each group the places, by where they stand, that no other of it beats; points are those of ``places``."""
+        first, second = self.pairs
+        no_more = (points[first] <= points[second]).all(axis=1)
+        beats = no_more & ((first < second) | (points[first] < points[second]).any(axis=1))
+        left = np.ones(len(points), dtype=bool)
+        left[second[beats]] = False
+        for start, group in zip(self.starts, self.groups, strict=True):
+            if len(group) > SMALL:
+                left[start : start + len(group)] = False
+                left[start + nondominated(points[start : start + len(group)])] = True
+        kept = np.flatnonzero(left)
+        return np.split(kept, np.flatnonzero(np.diff(self.owner[kept])) + 1)
 
-    def restricted(self, group: int, places: Array) -> Product | None:
-        """With fewer places in one group; None where none is left."""
-        if not len(places):
-            return None
-        return Product(self.branch, self.clock, [*self.groups[:group], places, *self.groups[group + 1 :]], self.offset)
+    def with_groups(self, groups: Sequence[Array]) -> Product:
+        """With other places."""
+        return Product(self.branch, self.clock, groups, self.offset)
 
 
 def _twos(many: int) -> list[tuple[int, int]]:
     return [(a, b) for a in range(many) for b in range(many) if a != b]
 
 
+def may_fit(products: Sequence[Product], sums: Values, scale: Scale, limits: Limits) -> Any:
+    """Whether anything may fit at each candidate: the least of everything does. Sums: place × column × candidate."""
+    found = np.zeros(sums.shape[2], dtype=bool)
+    for each in products:
+        least = np.minimum.reduceat(sums[each.places], each.starts).sum(axis=0)
+        found |= scale.weigh(least.T, each.clock).fits(limits)
+    return found
+
+
 class Bounded:
-    """Products at some candidates. ``sums``: place × column × candidate."""
+    """Products at one candidate. ``sums``: place × column."""
 
     def __init__(self, products: Iterable[Product], sums: Values, scale: Scale) -> None:
-        self.products, self.sums, self.scale = tuple(products), sums, scale
+        self.scale = scale
+        self.fields = [Field(each, sums, scale) for each in products]
 
-    @cached_property
-    def least(self) -> Values:
-        """The least of each column that any combination can have: product × column × candidate."""
-        if not self.products:
-            return np.zeros((0, *self.sums.shape[1:]))
-        places = np.concatenate([each.places for each in self.products])
-        ends = np.cumsum([0, *(len(each.places) for each in self.products)])
-        groups = np.concatenate([each.starts + end for each, end in zip(self.products, ends[:-1], strict=True)])
-        firsts = np.cumsum([0, *(len(each.groups) for each in self.products)])[:-1]
-        return np.asarray(np.add.reduceat(np.minimum.reduceat(self.sums[places], groups), firsts))
-
-    @cached_property
-    def clock(self) -> Clock:
-        """The clocks of all products, one above the other."""
-        clocks = [each.clock for each in self.products]
-        waits = zip(*(clock.least for clock in clocks), strict=True)
-        known = np.array([clock.known for clock in clocks])[:, None]
-        return Clock(known, clocks[0].layers, clocks[0].seconds, tuple(np.array(each)[:, None] for each in waits))
-
-    def may_fit(self, limits: Limits) -> Any:
-        """Whether the least of everything fits: product × candidate."""
-        if not self.products:
-            return np.zeros((0, self.sums.shape[2]), dtype=bool)
-        return self.scale.weigh(self.least, self.clock).fits(limits)
-
-    def last_fitting(self, limits: Limits, below: int | None = None) -> int | None:
-        """The last candidate at which any combination fits."""
-        hopeful = np.flatnonzero(self.may_fit(limits).any(axis=0)[:below])
-        return next((int(index) for index in hopeful[::-1] if self.any_fits(int(index), limits)), None)
-
-    def any_fits(self, index: int, limits: Limits) -> bool:
-        """Whether any combination fits at a candidate."""
-        return self.cheapest(index, limits, (share,), first=True) is not None
-
-    def cheapest(self, index: int, limits: Limits, key: Key, *, first: bool = False) -> Sum | None:
-        """Of what fits at a candidate the least by a key; None where nothing fits.
+    def cheapest(self, limits: Limits, key: Key, *, first: bool = False) -> Sum | None:
+        """Of what fits the least by a key; None where nothing fits.
 
         Args:
-            first: take the first that fits.
+            first: any that fits will do.
         """
-        if not self.products:
-            return None
-        weights = self.scale.weigh(self.least[:, :, index, None], self.clock)
-        keys = [np.broadcast_to(measure(weights, limits), weights.high.shape).ravel() for measure in key]
-        order = np.lexsort((np.arange(len(self.products)), *keys[::-1]))
         best: Sum | None = None
-        for number in order[weights.fits(limits).ravel()[order]]:
-            if best is not None and (first or tuple(float(column[number]) for column in keys) >= best.key):
+        settled: list[tuple[Measure, float]] = []
+        for measure in key:
+            best = self._least(limits, settled, measure, best, first=first)
+            if best is None or first:
+                return best
+            settled.append((measure, float(measure.of(best.weights))))
+        return best
+
+    def _least(
+        self,
+        limits: Limits,
+        settled: Sequence[tuple[Measure, float]],
+        measure: Measure,
+        best: Sum | None,
+        *,
+        first: bool,
+    ) -> Sum | None:
+        """The least by one measure, of what comes up to what is settled."""
+        for each in sorted(self.fields, key=lambda field: float(measure.of(field.least_weights))):
+            caps = Caps.of(limits, known=each.of.clock.known)
+            for other, value in settled:
+                caps = other.below(caps, value)
+            best = each.search(caps, measure, best, first=first) or best
+            if best is not None and first:
                 break
-            search = _Search(self.products[number], self.sums[:, :, index], self.scale, limits, key)
-            best = search.run(best, first=first) or best
         return best
 
 
+class Field:
+    """One product at one candidate. ``sums``: of all places, place × column."""
+
+    def __init__(self, of: Product, sums: Values, scale: Scale) -> None:
+        self.of, self.scale, self.sums = of, scale, sums[of.places]
+        self.least, self.most = (each.reduceat(self.sums, of.starts).sum(axis=0) for each in (np.minimum, np.maximum))
+        both = scale.weigh(np.stack([self.least, self.most]), of.clock)
+        self.least_weights, self.most_weights = both.at(0), both.at(1)
+
+    @cached_property
+    def card(self) -> list[int]:
+        """The phases that may be the peak of the card."""
+        return self._tops(CARD)
+
+    @cached_property
+    def host(self) -> list[int]:
+        """The phases that may be the peak of the host."""
+        return self._tops(HOST)
+
+    def _tops(self, part: slice) -> list[int]:
+        """The columns of a part that differ and may be its highest: those that are never above another are not."""
+        sums = self.sums[:, part]
+        more = np.maximum.reduceat(sums[:, :, None] - sums[:, None], self.of.starts).sum(axis=0)
+        first = np.tri(len(more), k=-1, dtype=bool)  # of two that are always alike the first is kept
+        lower = (more < 0) | ((more == 0) & (more.T > 0)) | ((more == 0) & (more.T == 0) & first)
+        return [part.start + int(column) for column in np.flatnonzero(~lower.any(axis=1))]
+
+    @cached_property
+    def linear(self) -> Values:
+        """Weights of columns whose sum no step is faster than: of time, what adds up."""
+        found = np.zeros(WIDTH)
+        found[BUSY], found[LINK] = 1.0, 1 / self.of.clock.layers
+        return found * self.scale.accumulation
+
+    @cached_property
+    def time(self) -> list[Values]:
+        """What times are compared by: one sum of those phases whose parts add up, and the parts of the others.
+
+        Where in a phase the link never is what one waits for, computing and copying add up; and where nothing is waited
+        for but the launches, neither matters.
+        """
+        linear, found, layers = np.zeros(WIDTH), [], self.of.clock.layers
+        columns = zip(range(BUSY.start, BUSY.stop), range(LINK.start, LINK.stop), self.of.clock.least, strict=True)
+        for busy, link, wait in columns:
+            if max(self.most[busy], self.most[link]) + self.most[link] / layers <= wait:
+                continue
+            if self.least[busy] >= self.most[link] and self.least[busy] + self.least[link] / layers >= wait:
+                linear[busy], linear[link] = 1.0, 1 / layers
+            else:
+                found += [_only(column) for column in (busy, link)]
+        return [linear, *found]
+
+    def columns(self, reads: Iterable[str]) -> Values:
+        """What parts of combinations are compared by where these of ``Weights`` matter: a matrix."""
+        wanted, found = {*reads}, [np.zeros(WIDTH)]
+        if "high" in wanted or ("host" in wanted and self.scale.gpu.kind == "cpu"):
+            found += map(_only, self.card)
+        if "host" in wanted:
+            found += map(_only, self.host)
+        if "seconds" in wanted:
+            found += self.time
+        found += [_only(column) for name, column in (("inexact", INEXACT), ("order", ORDER)) if name in wanted]
+        return np.column_stack(found)
+
+    def unbeaten(self, reads: Iterable[str]) -> list[Array]:
+        """Of each group the places, by where they stand, that no other beats where these of ``Weights`` matter."""
+        return self.of.unbeaten(self.sums @ self.columns(reads))
+
+    def search(self, caps: Caps, measure: Measure, best: Sum | None, *, first: bool) -> Sum | None:
+        """The combination within the caps with the least measure, where that is less than the best so far."""
+        caps = caps if best is None else measure.below(caps, float(measure.of(best.weights)))
+        below = float("inf") if best is None else float(measure.of(best.weights))
+        if not caps.hold(self.least_weights) or measure.of(self.least_weights) >= below:
+            return None
+        binding = {name for name in vars(caps) if getattr(self.most_weights, name) > getattr(caps, name)}
+        reads = binding if first else measure.reads | binding
+        search = _Search(self, caps, measure, below, self.columns(reads), self.unbeaten(reads))
+        return search.run(first=first)
+
+
+def _only(column: int) -> Values:
+    found = np.zeros(WIDTH)
+    found[column] = 1.0
+    return found
+
+
 class _Search:
-    """The combinations of one product at one candidate."""
+    """Builds up the combinations of a field from those places of each group that are not beaten."""
 
-    def __init__(self, of: Product, sums: Values, scale: Scale, limits: Limits, key: Key) -> None:
-        self.of, self.scale, self.limits, self.key = of, scale, limits, key
-        self.sums = sums[of.places]
-        least, most = (each.reduceat(self.sums, of.starts).sum(axis=0) for each in (np.minimum, np.maximum))
-        never = [*_never_most(self.sums[:, CARD], of.starts), *_never_most(self.sums[:, HOST], of.starts)]
-        self.columns = _that_matter(least, most, never, of.clock)
+    def __init__(
+        self, field: Field, caps: Caps, measure: Measure, below: float, columns: Values, groups: Sequence[Array]
+    ) -> None:
+        self.field, self.caps, self.measure, self.below, self.columns = field, caps, measure, below, columns
+        self.found: Sum | None = None
+        self.alone = [int(group[0]) for group in groups if len(group) == 1]
+        self.base = field.sums[self.alone].sum(axis=0)
+        several = [group for group in groups if len(group) > 1]
+        self.stakes = sum((np.ptp(field.sums[group], axis=0) for group in several), np.zeros(WIDTH))
+        self.several = sorted(several, key=lambda group: -self._stake(group))
+        self.weighted = self._weighted()
 
-    def run(self, best: Sum | None, *, first: bool) -> Sum | None:
+    def _stake(self, group: Array) -> float:
+        """How much of all that differs is at stake in one group."""
+        return float((np.ptp(self.field.sums[group], axis=0) / np.maximum(self.stakes, 1e-300))[: LINK.stop].max())
+
+    def _weighted(self) -> Values:
+        """Weights of columns, such that a sum within the caps has a weighted sum within the weighted caps."""
+        at_stake = self.stakes @ self.field.linear
+        seconds = self.field.linear / at_stake if at_stake > 0 else np.zeros(WIDTH)
+        bytes_of = [_only(c) / max(self.stakes[c], 1.0) for c in (*self.field.card, *self.field.host)]
+        pairs = [own + share * seconds for own in bytes_of for share in WEIGHTED]
+        return np.column_stack([seconds, *bytes_of, *pairs])
+
+    def _weighted_caps(self) -> Values:
+        """The most that each weighted sum can be."""
+        scale, caps = self.field.scale, self.caps
+        most = np.zeros(WIDTH)
+        most[CARD], most[HOST] = scale.most_on_card(caps.high), scale.most_in_host(caps.host)
+        found = []
+        for weights in self.weighted.T:
+            of_bytes = sum(weights[column] * most[column] for column in np.flatnonzero(weights[: HOST.stop]))
+            share = weights[BUSY.start] / self.field.linear[BUSY.start]
+            found.append(of_bytes + (share * caps.seconds if share else 0.0))
+        return np.array(found)
+
+    def run(self, *, first: bool) -> Sum | None:
         """The least combination, where it is less than what was found before."""
-        groups = self._unbeaten()
-        alone = [int(group[0]) for group in groups if len(group) == 1]
-        several = sorted((group for group in groups if len(group) > 1), key=self._spread, reverse=True)
-        sums, taken = self.sums[alone].sum(axis=0)[None], np.zeros((1, 0), dtype=np.int64)
-        rest = np.zeros((len(several) + 1, self.sums.shape[1]))
-        for number in range(len(several) - 1, -1, -1):
-            rest[number] = rest[number + 1] + self.sums[several[number]].min(axis=0)
-        found = self._quickly(sums[0], alone, several, best) if several else None
-        if first and found is not None:
-            return found
+        own, several = self.field.sums, self.several
+        if several:
+            self._quickly()
+            if first and self.found is not None:
+                return self.found
+        rest, rest_weighted = _rest(own, several), _rest(own @ self.weighted, several)
+        sums, taken = self.base[None], np.zeros((1, 0), dtype=np.int64)
         for number, group in enumerate(several, 1):
             many = len(sums)
-            sums = (sums[:, None] + self.sums[group]).reshape(-1, sums.shape[1])
+            sums = (sums[:, None] + own[group]).reshape(-1, WIDTH)
             taken = np.column_stack([np.repeat(taken, len(group), axis=0), np.tile(group, many)])
             if len(sums) > FEW and number < len(several):
-                kept = self._hopeful(sums + rest[number], found or best)
-                kept = kept[nondominated(sums[kept] @ self.columns)]
+                hopeful = self._hopeful(sums, rest[number], rest_weighted[number])
+                kept = hopeful[nondominated(sums[hopeful] @ self.columns)]
                 sums, taken = sums[kept], taken[kept]
-        return self._least(sums, alone, taken, found or best) or found
+        self._take(sums, taken)
+        return self.found
 
-    def _unbeaten(self) -> list[Array]:
-        """Of each group the places that no other of it beats in all columns that matter, by where they stand."""
-        points = self.sums @ self.columns
-        first, second = self.of.pairs
-        no_more = (points[first] <= points[second]).all(axis=1)
-        beats = no_more & ((first < second) | (points[first] < points[second]).any(axis=1))
-        left = np.ones(len(points), dtype=bool)
-        left[second[beats]] = False
-        for start, group in zip(self.of.starts, self.of.groups, strict=True):
-            if len(group) > SMALL:
-                left[start : start + len(group)] = False
-                left[start + nondominated(points[start : start + len(group)])] = True
-        kept = np.flatnonzero(left)
-        return np.split(kept, np.flatnonzero(np.diff(self.of.owner[kept])) + 1)
+    def _quickly(self) -> None:
+        """Try a few combinations: of each group the place that takes least of a weighted sum."""
+        own = self.field.sums @ self.weighted
+        taken = np.column_stack([group[own[group].argmin(axis=0)] for group in self.several])
+        self._take(self.base + self.field.sums[taken].sum(axis=1), taken)
 
-    def _spread(self, group: Array) -> float:
-        """How much is at stake in a group: what differs most, in shares of the limits."""
-        spans = np.ptp(self.sums[group], axis=0)
-        shares = (
-            spans[CARD].max() / max(1, self.limits.gpu_bytes),
-            spans[HOST].max() / max(1, self.limits.host_bytes),
-        )
-        return float(max(shares))
+    def _hopeful(self, sums: Values, rest: Values, rest_weighted: Values) -> Array:
+        """The parts that may still come within the caps and below the best."""
+        caps = self._weighted_caps()
+        held = (sums @ self.weighted + rest_weighted <= caps + SLACK * np.abs(caps)).all(axis=1)
+        kept = np.flatnonzero(held)
+        weights = self.field.scale.weigh(sums[kept] + rest, self.field.of.clock)
+        return np.asarray(kept[self.caps.hold(weights) & (self.measure.of(weights) < self.below)])
 
-    def _quickly(self, base: Values, alone: list[int], several: list[Array], best: Sum | None) -> Sum | None:
-        """The best of a few combinations, each of the places that take least of one column."""
-        taken = np.array(
-            [[group[np.argmin(self.sums[group, column])] for group in several] for column in self._tight(base)]
-        )
-        return self._least(base + self.sums[taken].sum(axis=1), alone, taken, best)
-
-    def _tight(self, base: Values) -> list[int]:
-        """The columns that limits look at first, and those of time."""
-        card, host = int(np.argmax(base[CARD])), HOST.start + int(np.argmax(base[HOST]))
-        return [card, host, *range(BUSY.start, LINK.stop)]
-
-    def _hopeful(self, sums: Values, best: Sum | None) -> Array:
-        weights = self.scale.weigh(sums[:, :, None], self.of.clock)
-        fits = weights.fits(self.limits)[:, 0]
-        if best is not None:
-            fits &= _less(self._keys(weights), best.key)
-        return np.flatnonzero(fits)
-
-    def _keys(self, weights: Weights) -> list[Any]:
-        return [np.broadcast_to(measure(weights, self.limits), weights.high.shape)[:, 0] for measure in self.key]
-
-    def _least(self, sums: Values, alone: list[int], taken: Array, best: Sum | None) -> Sum | None:
-        weights = self.scale.weigh(sums[:, :, None], self.of.clock)
-        keys, fits = self._keys(weights), np.flatnonzero(weights.fits(self.limits)[:, 0])
-        if not len(fits):
-            return None
-        place = int(fits[np.lexsort([column[fits] for column in keys[::-1]])[0]])
-        key = tuple(float(column[place]) for column in keys)
-        if best is not None and key >= best.key:
-            return None
-        chosen = self.of.places[sorted([*alone, *map(int, taken[place])])] - self.of.offset
-        return Sum(self.of.branch, tuple(map(int, chosen)), weights.at(place), key)
+    def _take(self, sums: Values, taken: Array) -> None:
+        """Take the best of whole combinations, if it is better; then it is the cap."""
+        weights = self.field.scale.weigh(sums, self.field.of.clock)
+        values = np.where(self.caps.hold(weights), self.measure.of(weights), np.inf)
+        row = int(np.argmin(values)) if len(values) else -1
+        if row < 0 or not values[row] < self.below:
+            return
+        of = self.field.of
+        places = of.places[sorted([*self.alone, *map(int, taken[row])])] - of.offset
+        self.found = Sum(of.branch, tuple(map(int, places)), weights.at(row))
+        self.below = float(values[row])
+        self.caps = self.measure.below(self.caps, self.below)
 
 
-def _less(keys: Sequence[Any], best: tuple[float, ...]) -> Any:
-    """Which rows are less than a key."""
-    less, equal = np.zeros(len(keys[0]), dtype=bool), np.ones(len(keys[0]), dtype=bool)
-    for column, value in zip(keys, best, strict=True):
-        less |= equal & (column < value)
-        equal &= column == value
-    return less
-
-
-def _never_most(sums: Values, starts: Array) -> list[bool]:
-    """Of each column whether another is never less, whatever is combined."""
-    more = np.maximum.reduceat(sums[:, :, None] - sums[:, None], starts).sum(axis=0)
-    first = np.tri(len(more), k=-1, dtype=bool)  # of two that are always alike the first is kept
-    return list(((more < 0) | ((more == 0) & (more.T == 0) & first) | ((more == 0) & (more.T > 0))).any(axis=1))
-
-
-def _that_matter(least: Values, most: Values, never: Sequence[bool], clock: Clock) -> Values:
-    """Columns that two parts of combinations are compared by: a matrix that takes them out of a sum.
-
-    A phase that is never above another is never the peak. Where in a phase the link never is what one waits for,
-    computing and copying add up; and where nothing is waited for but the launches, neither matters.
-    """
-    found = [_unit(column) for column, lower in enumerate(never) if not lower and most[column] > least[column]]
-    linear = np.zeros(len(least))
-    for busy, link, wait in zip(range(BUSY.start, BUSY.stop), range(LINK.start, LINK.stop), clock.least, strict=True):
-        if max(most[busy], most[link]) + most[link] / clock.layers <= wait:
-            continue
-        if least[busy] >= most[link] and least[busy] + least[link] / clock.layers >= wait:
-            linear[busy], linear[link] = 1.0, 1 / clock.layers
-        else:
-            found += [_unit(column) for column in (busy, link) if most[column] > least[column]]
-    return np.column_stack([*found, linear, _unit(INEXACT), _unit(COUNT)])
-
-
-def _unit(column: int) -> Values:
-    found = np.zeros(COUNT + 1)
-    found[column] = 1.0
+def _rest(values: Values, groups: Sequence[Array]) -> Values:
+    """For each group the sum of the least that it and those after it take of each column; nothing after the last."""
+    found = np.zeros((len(groups) + 1, values.shape[1]))
+    for number in range(len(groups) - 1, -1, -1):
+        found[number] = found[number + 1] + values[groups[number]].min(axis=0)
     return found

@@ -9,7 +9,7 @@ from planner.evaluate import Limits, Outcome
 from planner.optimizations import all_optimizations
 from planner.solver import Objective, Search
 from planner.units import format_bytes, format_count, format_seconds
-from planner.weighing import Weights, card, host, seconds
+from planner.weighing import CARD_BYTES, HOST_BYTES, SECONDS, Weights
 
 
 def reasons_for_choices(found: Search, limits: Limits, objective: Objective, required: Sequence[str]) -> dict[str, str]:
@@ -21,7 +21,7 @@ def _why_on(name: str, found: Search, limits: Limits, objective: Objective, requ
     if name in required:
         return "asked for by --with"
     best, index = found.best, found.index
-    on_card, in_host = (found.least(measure, wish=(name, False)) for measure in (card, host))
+    on_card, in_host = (found.least(measure, wish=(name, False)) for measure in (CARD_BYTES, HOST_BYTES))
     if on_card is None or in_host is None:
         if all_optimizations()[name].free:
             return _why_free(found.without(name), best, limits, index)
@@ -140,9 +140,9 @@ def _more(found: Search, limits: Limits) -> list[str]:
     shared = found.situation.gpu.kind == "cpu"
     memory = {"gpu_bytes": 2**62, "host_bytes": 2**62}
     alone = (
-        (host, {} if shared else {"host_bytes": 2**62}),
-        (seconds, {"step_seconds": float("inf")}),
-        (host if shared else card, memory if shared else {"gpu_bytes": 2**62}),
+        (HOST_BYTES, {} if shared else {"host_bytes": 2**62}),
+        (SECONDS, {"step_seconds": float("inf")}),
+        (HOST_BYTES if shared else CARD_BYTES, memory if shared else {"gpu_bytes": 2**62}),
     )
     within = (found.least(key, replace(limits, **freed)) for key, freed in alone if freed)
     needs = [_beyond(weights, limits, shared=shared) for weights in within if weights is not None]

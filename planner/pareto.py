@@ -114,7 +114,7 @@ class Settings:
     def __init__(self, made: Solved, rank: int) -> None:
         self.made, self.rank, self.on_card = made, rank, made.found.on_card
         sums = self.on_card.sums(self.candidates(grid_between(self.shortest, LONGEST, 9)))
-        self.parts = [(each, _unbeaten(each, sums)) for each in self.on_card.products()]
+        self.parts = [(each, _unbeaten(each, sums)) for each in self.on_card.products]
 
     @property
     def shortest(self) -> int:
@@ -143,13 +143,13 @@ class Settings:
             together = np.zeros((len(taken), *sums.shape[1:]))
             for places in taken.T:
                 together += sums[places]
-            found.append(self.on_card.scale.weigh(together, of.clock))
+            found.append(self.on_card.scale.weigh(np.moveaxis(together, 1, 2), of.clock))
         known = np.concatenate([np.full((len(each.high), 1), each.known) for each in found])
-        high, host, seconds, inexact, count = (
+        high, host, seconds, inexact, order = (
             np.concatenate([getattr(each, name) for each in found])
-            for name in ("high", "host", "seconds", "inexact", "count")
+            for name in ("high", "host", "seconds", "inexact", "order")
         )
-        return Weights(high, host, seconds, inexact, count, known)
+        return Weights(high, host, seconds, inexact, order, known)
 
     def longest(self) -> Array:
         """The longest sequence of every setting, 0 where it can train none.

@@ -7,13 +7,12 @@ in every respect; so the search needs no heuristic, and can say of every loser w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-from planner.bounds import Bounded
 from planner.branches import branches
 from planner.calibration import Calibration
 from planner.compose import compose, problems
@@ -23,8 +22,8 @@ from planner.ledger import Device, Phase
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
 from planner.sets import PinnedKnobs
-from planner.space import SpaceOnCard, Space, Wish
-from planner.weighing import Key, Measure, Weights, card, count, inexact, share, time
+from planner.space import Space, SpaceOnCard, Wish
+from planner.weighing import CARD_BYTES, INEXACT_COUNT, SECONDS, TIME, Key, Measure, Weights, share
 
 Objective = Literal["context", "speed", "memory"]
 MANY = 1000  # places from which on it is quicker to look at fewer lengths more often
@@ -50,8 +49,9 @@ def space_of(
     return space
 
 
-FASTEST: Key = (time, inexact, card, count)
-LEANEST: Key = (card, time, inexact, count)
+# Where two are alike in all that is asked for, the one that takes less time after all.
+FASTEST: Key = (TIME, INEXACT_COUNT, CARD_BYTES, SECONDS)
+LEANEST: Key = (CARD_BYTES, TIME, INEXACT_COUNT, SECONDS)
 KEYS: Mapping[Objective, Key] = {"context": FASTEST, "speed": FASTEST, "memory": LEANEST}
 # What a knob may not cost if a value that is named earlier is to be taken.
 KNOBS: Mapping[Objective, Key] = {"context": FASTEST[:2], "speed": FASTEST[:2], "memory": LEANEST[:3]}
@@ -73,7 +73,7 @@ def longest(
         grid = grid_between(low, high, 65 if on_card.space.table.many <= MANY else 9)
         targets = grid if target is None else np.minimum(grid, target)
         at = Candidates(grid, targets, np.full_like(grid, rank), batch)
-        last = on_card.at(at).last_fitting(limits)
+        last = on_card.last_fitting(at, limits)
         if last is None:
             return best
         best = int(grid[last])
@@ -124,7 +124,6 @@ class Search:
     constants: Calibration
     limits: Limits
     objective: Objective
-    _at: dict[Wish | None, Bounded] = field(default_factory=dict, repr=False)
 
     @property
     def space(self) -> Space:
@@ -157,20 +156,19 @@ class Search:
         found = longest(self.on_card, self.limits, rank=want.rank, target=target, batch=batch, least=want.total)
         return found or longest(self.on_card, self.limits, rank=want.rank, target=target, batch=batch)
 
-    def among(self, wish: Wish | None) -> Bounded:
-        """The sets with an optimisation, or those without, at the wanted lengths."""
-        if wish not in self._at:
-            self._at[wish] = self.on_card.at(self.candidates, wish)
-        return self._at[wish]
-
     def least(self, of: Measure, limits: Limits = ENDLESS_LIMITS, wish: Wish | None = None) -> Weights | None:
-        """What takes least of something at the chosen length within limits; None where nothing is within them."""
-        found = self.among(wish).cheapest(self.index, limits, (of,))
+        """What takes least of something at the chosen length within limits; None where nothing is within them.
+
+        Args:
+            wish: only sets with an optimisation, or only those without.
+        """
+        found = self.on_card.at(self.candidates, self.index).having(wish).cheapest(limits, (of,))
         return None if found is None else found.weights
 
     def best_among(self, objective: Objective, name: str, on: bool) -> Best | None:
         """The best with an optimisation, or without, that fits the wanted length; None where there is none."""
-        found = self.among((name, on)).cheapest(self.index, self.limits, KEYS[objective])
+        level = self.on_card.at(self.candidates, self.index)
+        found = level.having((name, on)).cheapest(self.limits, KEYS[objective])
         if found is None:
             return None
         weights = found.weights
@@ -180,7 +178,7 @@ class Search:
 
     def reached(self, name: str, on: bool) -> int | None:
         """The last wanted length below the chosen one that fits with an optimisation, or without."""
-        return self.among((name, on)).last_fitting(self.limits, self.index)
+        return self.on_card.last_fitting(self.candidates, self.limits, wish=(name, on), below=self.index)
 
     def phases(self, devices: Sequence[Device]) -> dict[Phase, dict[str, int]]:
         """Bytes of the chosen configuration: each term alive in each phase on the devices, none that is empty."""
@@ -233,7 +231,7 @@ def search(
     if space is None:
         space = space_of(situation, required, excluded, knobs)
     on_card = SpaceOnCard(space, situation.gpu, constants, limits.accumulation)
-    index = on_card.at(candidates).last_fitting(limits) or 0
+    index = on_card.last_fitting(candidates, limits) or 0
     best = _chosen(on_card, candidates, index, objective, situation, limits)
     return Search(tuple(wanted), candidates, on_card, best, index, situation, constants, limits, objective)
 
@@ -242,14 +240,14 @@ def _chosen(
     on_card: SpaceOnCard, candidates: Candidates, index: int, objective: Objective, situation: Situation, limits: Limits
 ) -> Outcome:
     """The best of what fits, or where nothing does what comes nearest."""
-    at = on_card.at(candidates)
-    found = at.cheapest(index, limits, KEYS[objective])
+    level = on_card.at(candidates, index)
+    found = level.having(None).cheapest(limits, KEYS[objective])
     if found is None:
-        found = at.cheapest(index, ENDLESS_LIMITS, (lambda weights, _: share(weights, limits),))
+        found = level.having(None).cheapest(ENDLESS_LIMITS, (share(limits),))
         assert found is not None
         places = found.places
     else:
-        places = on_card.with_first_knobs(at, index, limits, KNOBS[objective], found)
+        places = level.with_first_knobs(limits, KNOBS[objective], found)
     configuration = on_card.space.configuration(found.branch, places)
     return Evaluator(candidates, situation, on_card.scale.constants, limits)(configuration)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from planner.bounds import Bounded, Product, Sum
+from planner.bounds import Bounded, Field, Product, Sum, may_fit
 from planner.branches import Branch
 from planner.calibration import Calibration
 from planner.compose import Configuration, compose
@@ -22,7 +22,7 @@ from planner.rows import Values
 from planner.sets import PinnedKnobs
 from planner.table import Table
 from planner.timecost import rates_for
-from planner.weighing import COUNT, Clock, Key, Scale, count
+from planner.weighing import KNOB_ORDER, ORDER, Clock, Key, Scale, share
 
 Wish = tuple[str, bool]  # a name, and whether it is to be on
 
@@ -93,12 +93,12 @@ class SpaceOnCard:
     def __init__(self, space: Space, gpu: HardwareProfile, constants: Calibration, accumulation: int) -> None:
         self.space, self.scale = space, Scale(gpu, constants, accumulation)
         self._workspace = constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
-        self._restricted: dict[Wish | None, tuple[Product, ...]] = {}
         self._sums: dict[tuple[object, ...], Values] = {}
+        self._levels: dict[tuple[object, ...], Level] = {}
         table = space.table
         # Places count once for times at the card's rates, and once more for times at nominal ones.
         self._clocks: list[tuple[Clock | None, Clock | None]] = []
-        products = []
+        products: list[Product] = []
         for number, branch in enumerate(space.branches):
             rates = rates_for(branch.trunk, gpu, constants).likely
             unknown = np.array([rates[kind] is None for kind in KINDS])
@@ -109,36 +109,14 @@ class SpaceOnCard:
                 for known, needed in ((True, not blurred[0].any()), (False, any(each.any() for each in blurred)))
             ]
             self._clocks.append((clocks[0], clocks[1]))
-            products += list(_products(number, groups, blurred, clocks, table.many))
-        self._restricted[None] = tuple(products)
-
-    def products(self, wish: Wish | None = None) -> tuple[Product, ...]:
-        """The products that hold a name, or those that lack it."""
-        if wish not in self._restricted:
-            assert wish is not None
-            found = (self._meeting(each, wish) for each in self._restricted[None])
-            self._restricted[wish] = tuple(each for each in found if each is not None)
-        return self._restricted[wish]
-
-    def _meeting(self, of: Product, wish: Wish) -> Product | None:
-        name, on = wish
-        if name in self.space.branches[of.branch].ids:
-            return of if on else None
-        table = self.space.table
-        for number, group in enumerate(table.groups[of.branch]):
-            holders = [places.range for places in group if name in places.option.ids]
-            if holders:
-                held = {place for places in holders for place in places}
-                meets = np.array([(int(place) in held) is on for place in of.groups[number]])
-                return of.restricted(number, of.groups[number][meets])
-        return None if on else of
+            products += _products(number, groups, blurred, clocks, table.many)
+        self.products = tuple(products)
 
     def sums(self, candidates: Candidates) -> Values:
         """The columns of every place (``planner.weighing``): place × column × candidate."""
         if candidates.key in self._sums:
             return self._sums[candidates.key]
-        table, space = self.space.table, self.space
-        added, parts = space.at(candidates, self._workspace), []
+        table, added, parts = self.space.table, self.space.at(candidates, self._workspace), []
         for which in (0, 1):
             if not any(clocks[which] for clocks in self._clocks):
                 continue
@@ -146,29 +124,110 @@ class SpaceOnCard:
                 span = slice(table.groups[number][0][0].first, _end(table, number))
                 clock = clocks[which] or clocks[1 - which]  # a branch of one clock stands by it, first of all
                 assert clock is not None
-                parts.append(clock.columns(added[span], table.inexact[span], table.counts[span]))
+                parts.append(clock.columns(added[span], table.inexact[span]))
         self._sums[candidates.key] = np.concatenate(parts)
         return self._sums[candidates.key]
 
-    def at(self, candidates: Candidates, wish: Wish | None = None) -> Bounded:
-        """The products at some candidates."""
-        return Bounded(self.products(wish), self.sums(candidates), self.scale)
+    def at(self, candidates: Candidates, index: int) -> Level:
+        """All there is at one of some candidates."""
+        key = (candidates.key, index)
+        if key not in self._levels:
+            self._levels[key] = Level(self, np.ascontiguousarray(self.sums(candidates)[:, :, index]))
+        return self._levels[key]
 
-    def with_first_knobs(self, at: Bounded, index: int, limits: Limits, key: Key, found: Sum) -> tuple[int, ...]:
+    def last_fitting(
+        self, candidates: Candidates, limits: Limits, *, wish: Wish | None = None, below: int | None = None
+    ) -> int | None:
+        """The last candidate at which anything fits, of those below one; None where there is none."""
+        products = [met for each in self.products if (met := self.meeting(each, wish)) is not None]
+        hopeful = np.flatnonzero(may_fit(products, self.sums(candidates), self.scale, limits)[:below])
+        key = (share(limits),)
+        return next(
+            (
+                int(i)
+                for i in hopeful[::-1]
+                if self.at(candidates, int(i)).having(wish).cheapest(limits, key, first=True)
+            ),
+            None,
+        )
+
+    def meeting(self, of: Product, wish: Wish | None) -> Product | None:
+        """A product with those of its combinations that hold a name, or lack it; None where there are none."""
+        if wish is None:
+            return of
+        number, places = self.restricted(of, wish)
+        if number is None:
+            return of if len(places) else None
+        return of.with_groups([*of.groups[:number], places, *of.groups[number + 1 :]]) if len(places) else None
+
+    def restricted(self, of: Product, wish: Wish) -> tuple[int | None, Array]:
+        """The group of a product that a wish is decided by, and its places that meet it.
+
+        Where no group decides, they are those of the trunk, or none.
+        """
+        name, on = wish
+        trunk = of.groups[0]
+        if name in self.space.branches[of.branch].ids:
+            return None, trunk if on else trunk[:0]
+        for number, group in enumerate(self.space.table.groups[of.branch]):
+            if held := {place for places in group if name in places.option.ids for place in places.range}:
+                meets = np.array([(int(place) in held) is on for place in of.groups[number]], dtype=bool)
+                return number, of.groups[number][meets]
+        return None, trunk[:0] if on else trunk
+
+
+class Level:
+    """A space on one card at one candidate. ``sums``: place × column."""
+
+    def __init__(self, on_card: SpaceOnCard, sums: Values) -> None:
+        self.on_card, self.sums = on_card, sums
+        self._found: dict[Wish | None, Bounded] = {}
+
+    @cached_property
+    def fields(self) -> tuple[Field, ...]:
+        """Every product with all its places."""
+        return tuple(Field(each, self.sums, self.on_card.scale) for each in self.on_card.products)
+
+    @cached_property
+    def _shrunk(self) -> tuple[Product, ...]:
+        """Every product without those places of a group that another of the group beats in all respects."""
+        return tuple(
+            field.of.with_groups([field.of.places[kept] - field.of.offset for kept in field.unbeaten(RESPECTS)])
+            for field in self.fields
+        )
+
+    def having(self, wish: Wish | None) -> Bounded:
+        """The sets with an optimisation, or those without; all of them where nothing is wished."""
+        if wish not in self._found:
+            products = self._shrunk if wish is None else tuple(self._meeting(wish))
+            self._found[wish] = Bounded(products, self.sums, self.on_card.scale)
+        return self._found[wish]
+
+    def _meeting(self, wish: Wish) -> Iterator[Product]:
+        for field, shrunk in zip(self.fields, self._shrunk, strict=True):
+            number, places = self.on_card.restricted(field.of, wish)
+            if number is None and len(places):
+                yield shrunk
+            elif number is not None and len(places):
+                groups = [*shrunk.groups[:number], places, *shrunk.groups[number + 1 :]]
+                yield shrunk.with_groups(groups)
+
+    def with_first_knobs(self, limits: Limits, key: Key, found: Sum) -> tuple[int, ...]:
         """The same set with the knobs it names first, of those that fit and cost no more by a key."""
-        order = knob_order(self.space, found.places)
+        order = knob_order(self.on_card.space, found.places)
         if len(order) == len(found.places):
             return found.places
-        of = next(each for each in at.products if each.branch == found.branch and each.holds(found.places))
+        of = next(each for each in self.on_card.products if {*found.places} <= {*map(int, np.concatenate(each.groups))})
         groups = [np.array([place for place in group if int(place) in order]) for group in of.groups]
-        # The count is the same for all of them, so the order stands in its place.
-        sums = at.sums[:, :, index, None].copy()
+        sums = self.sums.copy()
         for place, position in order.items():
-            sums[place + of.offset, COUNT] = position
-        same = Bounded([Product(of.branch, of.clock, groups, of.offset)], sums, self.scale)
-        best = same.cheapest(0, limits, (*key, count))
+            sums[place + of.offset, ORDER] = position
+        best = Bounded([of.with_groups(groups)], sums, self.on_card.scale).cheapest(limits, (*key, KNOB_ORDER))
         assert best is not None
         return best.places
+
+
+RESPECTS = ("high", "host", "seconds", "inexact")
 
 
 def _end(table: Table, branch: int) -> int:

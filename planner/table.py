@@ -80,7 +80,6 @@ class Table:
             for places in self.options
         ]
         many = [len(places.range) for places in self.options]
-        self.counts = np.repeat([float(len(names)) for names in ids], many)
         self.inexact = np.repeat([float(sum(not known[name].exact for name in names)) for names in ids], many)
         self.kinds = np.repeat(
             [[kind in self._kinds(places) for kind in KINDS] for places in self.options], many, axis=0

@@ -1,15 +1,15 @@
 """Sums of bytes and work on one card: what they take of its limits, and what one is chosen by.
 
 A sum is a row of columns: bytes by phase on the card, bytes by phase in the host, seconds by phase that the card
-computes, seconds by phase that the link copies, optimisations that change the result, optimisations at all. What is
-weighed grows with each column, so the least of each column weighs no more than any sum that can still come of it. That
-is what ``planner.bounds`` leaves out most sums by.
+computes, seconds by phase that the link copies, optimisations that change the result. What is weighed grows with each
+column, so the least of each column weighs no more than any sum that can still come of it. That is what
+``planner.bounds`` leaves out most sums by.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,14 @@ from planner.timecost import NOMINAL, TIMED, launches, overlapped, rates_for
 
 BUSY = slice(2 * len(PHASES), 2 * len(PHASES) + len(TIMED))
 LINK = slice(BUSY.stop, BUSY.stop + len(TIMED))
-INEXACT, COUNT = LINK.stop, LINK.stop + 1
+INEXACT, ORDER = LINK.stop, LINK.stop + 1  # the order is nothing, but where values of knobs are gone through
+WIDTH = ORDER + 1
 LINKS = (TO_HOST, TO_DEVICE)
 
 
 @dataclass(frozen=True)
 class Clock:
-    """How a branch's work becomes seconds.
+    """How a branch's work becomes seconds; one, or the clocks of several branches one above the other.
 
     Attributes:
         known: whether the card's rates are known; else these are nominal ones, which rank and are never shown.
@@ -55,12 +56,12 @@ class Clock:
         waits = launches(trunk, gpu, constants, known=known)
         return cls(known, trunk.letters["L"], seconds, tuple(waits[phase] for phase in TIMED))
 
-    def columns(self, table: Values, inexact: Values, counts: Values) -> Values:
+    def columns(self, table: Values, inexact: Values) -> Values:
         """Places of a table (place × column × candidate) with seconds in place of work."""
-        width = table.shape[2]
         work = np.matmul(self.seconds, table[:, WORK])
-        both = np.broadcast_to(np.stack([inexact, counts], axis=1)[:, :, None], (len(table), 2, width))
-        return np.concatenate([table[:, : HOST.stop], work, both], axis=1)
+        counts = np.zeros((len(table), 2, table.shape[2]))
+        counts[:, 0] = inexact[:, None]
+        return np.concatenate([table[:, : HOST.stop], work, counts], axis=1)
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,46 @@ class Weights:
     host: Any
     seconds: Any
     inexact: Any
-    count: Any
+    order: Any
     known: Any
 
     def at(self, row: int) -> Weights:
-        """Those of one row of sums at their one candidate."""
-        high, host, seconds = (each[row, 0] for each in (self.high, self.host, self.seconds))
-        return Weights(high, host, seconds, self.inexact[row, 0], self.count[row, 0], bool(self.known))
+        """Those of one row."""
+        known = np.broadcast_to(self.known, np.shape(self.high))[row]
+        return Weights(*(float(each[row]) for each in self._parts()), known=bool(known))  # type: ignore[misc]
+
+    def _parts(self) -> tuple[Any, ...]:
+        return (self.high, self.host, self.seconds, self.inexact, self.order)
 
     def fits(self, limits: Limits) -> Any:
         """Whether card, host and time allow it."""
         fits = (self.high <= limits.gpu_bytes) & (self.host <= limits.host_bytes)
         return fits & ((self.seconds <= limits.step_seconds) | np.logical_not(self.known))
+
+
+@dataclass(frozen=True)
+class Caps:
+    """The most that a sum may come to, of all that is weighed."""
+
+    high: float
+    host: float
+    seconds: float
+    inexact: float = float("inf")
+    order: float = float("inf")
+
+    @classmethod
+    def of(cls, limits: Limits, *, known: bool) -> Caps:
+        """The limits; time has none where it is not known."""
+        return cls(limits.gpu_bytes, limits.host_bytes, limits.step_seconds if known else float("inf"))
+
+    def hold(self, weights: Weights) -> Any:
+        """Whether nothing is exceeded."""
+        held = (weights.high <= self.high) & (weights.host <= self.host) & (weights.seconds <= self.seconds)
+        return held & (weights.inexact <= self.inexact) & (weights.order <= self.order)
+
+    def lowered(self, **to: float) -> Caps:
+        """The same with some of them lower, unless they are already."""
+        return replace(self, **{name: min(getattr(self, name), most) for name, most in to.items()})
 
 
 @dataclass(frozen=True)
@@ -94,59 +123,85 @@ class Scale:
     accumulation: int
 
     def weigh(self, sums: Values, clock: Clock) -> Weights:
-        """Weigh sums: … × column × candidate."""
+        """Weigh sums: … × column, or with ``axis`` after the columns … × column × candidate."""
         kind = self.gpu.kind
-        card, host = sums[..., CARD, :].max(axis=-2), sums[..., HOST, :].max(axis=-2)
-        expected = card.astype(np.int64)
+        expected = sums[..., CARD].max(axis=-1).astype(np.int64)
         high = expected + self.constants.reserve_bytes(expected, kind)
         # With the CPU alone there is one memory: what the card would hold lies in the host too.
-        host = host.astype(np.int64) + self.constants.host_process_bytes(kind) + (high if kind == "cpu" else 0)
-        busy, link = sums[..., BUSY, :], sums[..., LINK, :]
+        process = self.constants.host_process_bytes(kind) + (high if kind == "cpu" else 0)
+        host = sums[..., HOST].max(axis=-1).astype(np.int64) + process
+        busy, link = sums[..., BUSY], sums[..., LINK]
         seconds = sum(
-            overlapped(busy[..., phase, :], link[..., phase, :], clock.layers, least)
+            overlapped(busy[..., phase], link[..., phase], clock.layers, least)
             for phase, least in enumerate(clock.least)
         )
-        counts = sums[..., INEXACT, :], sums[..., COUNT, :]
-        return Weights(high, host, seconds * self.accumulation, *counts, clock.known)
+        return Weights(high, host, seconds * self.accumulation, sums[..., INEXACT], sums[..., ORDER], clock.known)
+
+    def most_on_card(self, high: float) -> float:
+        """No less than the most bytes expected on the card whose bound is no higher than this."""
+        fixed = int(self.constants.reserve_bytes(0, self.gpu.kind))
+        per_thousand = (int(self.constants.reserve_bytes(10**9, self.gpu.kind)) - fixed) / 1e9
+        return (high - fixed + 1) / (1 + per_thousand)
+
+    def most_in_host(self, host: float) -> float:
+        """No less than the most bytes of terms in the host where so many are taken of it."""
+        return host - self.constants.host_process_bytes(self.gpu.kind)
 
 
-Measure = Callable[[Weights, Limits], Any]
+@dataclass(frozen=True)
+class Measure:
+    """One thing to choose by, the less the better; it grows with the columns of a sum.
+
+    Attributes:
+        reads: which of ``Weights`` it is made of.
+        below: caps within which it is no more than a value.
+    """
+
+    of: Callable[[Weights], Any]
+    reads: frozenset[str]
+    below: Callable[[Caps, float], Caps]
+
+
 Key = tuple[Measure, ...]
-"""What is least first, and then, and then: each grows with the columns of a sum."""
+"""What is least first, and then, and then."""
 
 
-def time(weights: Weights, limits: Limits) -> Any:
-    """Three digits of the seconds; times that are alike in them differ by no more than one in a hundred."""
-    unit = 10.0 ** (np.floor(np.log10(np.maximum(weights.seconds, 1e-300))) - 2)
-    return np.rint(weights.seconds / unit) * unit
+def three_digits(seconds: Any) -> Any:
+    """Seconds rounded to three digits; times that are alike in them differ by no more than one in a hundred."""
+    unit = _unit(seconds)
+    return np.rint(seconds / unit) * unit
 
 
-def seconds(weights: Weights, limits: Limits) -> Any:
-    """Seconds of a step, every digit of them."""
-    return weights.seconds
+def _unit(seconds: Any) -> Any:
+    return 10.0 ** (np.floor(np.log10(np.maximum(seconds, 1e-300))) - 2)
 
 
-def inexact(weights: Weights, limits: Limits) -> Any:
-    """How many optimisations change the result."""
-    return weights.inexact
-
-
-def count(weights: Weights, limits: Limits) -> Any:
-    """How many optimisations there are."""
-    return weights.count
-
-
-def card(weights: Weights, limits: Limits) -> Any:
-    """The bound on the card's memory."""
-    return weights.high
-
-
-def host(weights: Weights, limits: Limits) -> Any:
-    """Memory of the host."""
-    return weights.host
-
-
-def share(weights: Weights, limits: Limits) -> Any:
+def share(limits: Limits) -> Measure:
     """The largest share that is taken of any limit."""
-    shares = np.maximum(weights.high / max(1, limits.gpu_bytes), weights.host / max(1, limits.host_bytes))
-    return np.maximum(shares, np.where(weights.known, weights.seconds / limits.step_seconds, 0.0))
+
+    def of(weights: Weights) -> Any:
+        shares = np.maximum(weights.high / max(1, limits.gpu_bytes), weights.host / max(1, limits.host_bytes))
+        return np.maximum(shares, np.where(weights.known, weights.seconds / limits.step_seconds, 0.0))
+
+    def below(caps: Caps, value: float) -> Caps:
+        # Of those whose time is not known it may be anything.
+        return caps.lowered(high=value * max(1, limits.gpu_bytes), host=value * max(1, limits.host_bytes))
+
+    return Measure(of, frozenset({"high", "host", "seconds"}), below)
+
+
+def _plain(name: str) -> Measure:
+    return Measure(
+        lambda weights: getattr(weights, name), frozenset({name}), lambda caps, value: caps.lowered(**{name: value})
+    )
+
+
+CARD_BYTES, HOST_BYTES, SECONDS, INEXACT_COUNT, KNOB_ORDER = map(
+    _plain, ("high", "host", "seconds", "inexact", "order")
+)
+TIME = Measure(
+    lambda weights: three_digits(weights.seconds),
+    frozenset({"seconds"}),
+    lambda caps, value: caps.lowered(seconds=(value + 0.5 * float(_unit(value))) * (1 + 1e-9)),
+)
+"""Three digits of the seconds."""
