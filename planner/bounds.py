@@ -39,12 +39,12 @@ class Sum:
 class Product:
     """A branch, its clock on a card, and for each of its groups the places of the table that it may take.
 
-    ``offset``: how far from its place in the table a place stands in the sums.
+    ``rows``: in which row of the sums each place of the table stands.
     """
 
-    def __init__(self, branch: int, clock: Clock, groups: Sequence[Array], offset: int = 0) -> None:
-        self.branch, self.clock, self.groups, self.offset = branch, clock, tuple(groups), offset
-        self.places = np.concatenate(self.groups) + offset
+    def __init__(self, branch: int, clock: Clock, groups: Sequence[Array], rows: Array) -> None:
+        self.branch, self.clock, self.groups, self.rows = branch, clock, tuple(groups), rows
+        self.places = np.concatenate(self.groups)
         sizes = [len(group) for group in self.groups]
         self.starts = np.cumsum([0, *sizes[:-1]])
         self.owner = np.repeat(np.arange(len(sizes)), sizes)
@@ -72,8 +72,12 @@ class Product:
         return np.split(kept, np.flatnonzero(np.diff(self.owner[kept])) + 1)
 
     def with_groups(self, groups: Sequence[Array]) -> Product:
-        """With other places."""
-        return Product(self.branch, self.clock, groups, self.offset)
+        """The same with other places."""
+        return Product(self.branch, self.clock, groups, self.rows)
+
+    def with_places(self, number: int, places: Array) -> Product:
+        """The same with other places in one group."""
+        return self.with_groups([*self.groups[:number], places, *self.groups[number + 1 :]])
 
 
 def _twos(many: int) -> list[tuple[int, int]]:
@@ -81,20 +85,19 @@ def _twos(many: int) -> list[tuple[int, int]]:
 
 
 def may_fit(products: Sequence[Product], sums: Values, scale: Scale, limits: Limits) -> Any:
-    """Whether anything may fit at each candidate: the least of everything does. Sums: place × column × candidate."""
+    """Whether anything may fit at each candidate: the least of everything does. Sums: row × column × candidate."""
     found = np.zeros(sums.shape[2], dtype=bool)
     for each in products:
-        least = np.minimum.reduceat(sums[each.places], each.starts).sum(axis=0)
+        least = np.minimum.reduceat(sums[each.rows[each.places]], each.starts).sum(axis=0)
         found |= scale.weigh(least.T, each.clock).fits(limits)
     return found
 
 
 class Bounded:
-    """Products at one candidate. ``sums``: place × column."""
+    """Products at one candidate."""
 
-    def __init__(self, products: Iterable[Product], sums: Values, scale: Scale) -> None:
-        self.scale = scale
-        self.fields = [Field(each, sums, scale) for each in products]
+    def __init__(self, fields: Iterable[Field]) -> None:
+        self.fields = tuple(fields)
 
     def cheapest(self, limits: Limits, key: Key, *, first: bool = False) -> Sum | None:
         """Of what fits the least by a key; None where nothing fits.
@@ -132,10 +135,10 @@ class Bounded:
 
 
 class Field:
-    """One product at one candidate. ``sums``: of all places, place × column."""
+    """One product at one candidate. ``sums``: row × column."""
 
     def __init__(self, of: Product, sums: Values, scale: Scale) -> None:
-        self.of, self.scale, self.sums = of, scale, sums[of.places]
+        self.of, self.scale, self.sums = of, scale, sums[of.rows[of.places]]
         self.least, self.most = (each.reduceat(self.sums, of.starts).sum(axis=0) for each in (np.minimum, np.maximum))
         both = scale.weigh(np.stack([self.least, self.most]), of.clock)
         self.least_weights, self.most_weights = both.at(0), both.at(1)
@@ -298,7 +301,7 @@ class _Search:
         if row < 0 or not values[row] < self.below:
             return
         of = self.field.of
-        places = of.places[sorted([*self.alone, *map(int, taken[row])])] - of.offset
+        places = of.places[sorted([*self.alone, *map(int, taken[row])])]
         self.found = Sum(of.branch, tuple(map(int, places)), weights.at(row))
         self.below = float(values[row])
         self.caps = self.measure.below(self.caps, self.below)

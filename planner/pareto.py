@@ -131,7 +131,7 @@ class Settings:
         """One of the settings."""
         for of, taken in self.parts:
             if row < len(taken):
-                return self.on_card.space.configuration(of.branch, taken[row] - of.offset)
+                return self.on_card.space.configuration(of.branch, taken[row])
             row -= len(taken)
         raise IndexError(row)
 
@@ -142,7 +142,7 @@ class Settings:
         for of, taken in self.parts:
             together = np.zeros((len(taken), *sums.shape[1:]))
             for places in taken.T:
-                together += sums[places]
+                together += sums[of.rows[places]]
             found.append(self.on_card.scale.weigh(np.moveaxis(together, 1, 2), of.clock))
         known = np.concatenate([np.full((len(each.high), 1), each.known) for each in found])
         high, host, seconds, inexact, order = (
@@ -173,12 +173,11 @@ class Settings:
 
 
 def _unbeaten(of: Product, sums: Values) -> Array:
-    """Combinations (of places in the sums) that no other of the product beats in bytes and seconds at every length."""
+    """Combinations of places that no other of the product beats in bytes and seconds at every length."""
     together, taken = np.zeros((1, *sums.shape[1:])), np.zeros((1, 0), dtype=np.int64)
     for group in of.groups:
-        places = group + of.offset
-        together = (together[:, None] + sums[places]).reshape(-1, *sums.shape[1:])
-        taken = np.column_stack([np.repeat(taken, len(group), axis=0), np.tile(places, len(taken))])
+        together = (together[:, None] + sums[of.rows[group]]).reshape(-1, *sums.shape[1:])
+        taken = np.column_stack([np.repeat(taken, len(group), axis=0), np.tile(group, len(taken))])
         left = nondominated(together[:, : LINK.stop].reshape(len(together), -1))
         together, taken = together[left], taken[left]
     return taken

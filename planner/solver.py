@@ -19,10 +19,11 @@ from planner.compose import compose, problems
 from planner.errors import PlanError, raise_all
 from planner.evaluate import Array, Candidates, Evaluator, Limits, Outcome
 from planner.ledger import Device, Phase
+from planner.on_card import SpaceOnCard, Wish
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
 from planner.sets import PinnedKnobs
-from planner.space import Space, SpaceOnCard, Wish
+from planner.space import Space
 from planner.weighing import CARD_BYTES, INEXACT_COUNT, SECONDS, TIME, Key, Measure, Weights, share
 
 Objective = Literal["context", "speed", "memory"]

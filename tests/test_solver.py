@@ -23,11 +23,12 @@ from planner.hardware import HardwareProfile, Sourced, load_profile
 from planner.ledger import Basis, Device
 from planner.machine import cpu_profile
 from planner.model import load_model
+from planner.on_card import SpaceOnCard
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
 from planner.plan import Plan
 from planner.solver import Objective, Search, Wanted, longest, search
-from planner.space import Space, SpaceOnCard
+from planner.space import Space
 from planner.timecost import step_time
 from planner.units import GIB, parse_bytes
 
