@@ -161,46 +161,48 @@ class Field:
         lower = (more < 0) | ((more == 0) & (more.T > 0)) | ((more == 0) & (more.T == 0) & first)
         return [part.start + int(column) for column in np.flatnonzero(~lower.any(axis=1))]
 
-    @cached_property
-    def linear(self) -> Values:
-        """Weights of columns whose sum no step is faster than: of time, what adds up."""
-        found = np.zeros(WIDTH)
-        found[BUSY], found[LINK] = 1.0, 1 / self.of.clock.layers
-        return found * self.scale.accumulation
+    def linear(self, sums: Values) -> Any:
+        """Seconds that no step of these sums is faster than: of time, what adds up."""
+        return self.scale.accumulation * (sums[:, BUSY].sum(axis=1) + sums[:, LINK].sum(axis=1) / self.of.clock.layers)
 
     @cached_property
-    def time(self) -> list[Values]:
-        """What times are compared by: one sum of those phases whose parts add up, and the parts of the others.
+    def time(self) -> tuple[list[int], list[int]]:
+        """What times are compared by: phases whose parts add up, and the columns of the others.
 
         Where in a phase the link never is what one waits for, computing and copying add up; and where nothing is waited
         for but the launches, neither matters.
         """
-        linear, found, layers = np.zeros(WIDTH), [], self.of.clock.layers
-        columns = zip(range(BUSY.start, BUSY.stop), range(LINK.start, LINK.stop), self.of.clock.least, strict=True)
-        for busy, link, wait in columns:
+        linear, columns, layers = [], [], self.of.clock.layers
+        for phase, wait in enumerate(self.of.clock.least):
+            busy, link = BUSY.start + phase, LINK.start + phase
             if max(self.most[busy], self.most[link]) + self.most[link] / layers <= wait:
                 continue
             if self.least[busy] >= self.most[link] and self.least[busy] + self.least[link] / layers >= wait:
-                linear[busy], linear[link] = 1.0, 1 / layers
+                linear.append(phase)
             else:
-                found += [_only(column) for column in (busy, link)]
-        return [linear, *found]
+                columns += [busy, link]
+        return linear, columns
 
-    def columns(self, reads: Iterable[str]) -> Values:
-        """What parts of combinations are compared by where these of ``Weights`` matter: a matrix."""
-        wanted, found = {*reads}, [np.zeros(WIDTH)]
+    def points(self, sums: Values, reads: Iterable[str]) -> Values:
+        """What sums are compared by where these of ``Weights`` matter."""
+        wanted, columns = {*reads}, list[int]()
         if "high" in wanted or ("host" in wanted and self.scale.gpu.kind == "cpu"):
-            found += map(_only, self.card)
+            columns += self.card
         if "host" in wanted:
-            found += map(_only, self.host)
-        if "seconds" in wanted:
-            found += self.time
-        found += [_only(column) for name, column in (("inexact", INEXACT), ("order", ORDER)) if name in wanted]
-        return np.column_stack(found)
+            columns += self.host
+        columns += [column for name, column in (("inexact", INEXACT), ("order", ORDER)) if name in wanted]
+        if "seconds" not in wanted:
+            return sums[:, columns]
+        linear, more = self.time
+        seconds = sum(
+            (sums[:, BUSY.start + phase] + sums[:, LINK.start + phase] / self.of.clock.layers for phase in linear),
+            np.zeros(len(sums)),
+        )
+        return np.column_stack([sums[:, [*columns, *more]], seconds])
 
     def unbeaten(self, reads: Iterable[str]) -> list[Array]:
         """Of each group the places, by where they stand, that no other beats where these of ``Weights`` matter."""
-        return self.of.unbeaten(self.sums @ self.columns(reads))
+        return self.of.unbeaten(self.points(self.sums, reads))
 
     def search(self, caps: Caps, measure: Measure, best: Sum | None, *, first: bool) -> Sum | None:
         """The combination within the caps with the least measure, where that is less than the best so far."""
@@ -209,55 +211,49 @@ class Field:
         if not caps.hold(self.least_weights) or measure.of(self.least_weights) >= below:
             return None
         binding = {name for name in vars(caps) if getattr(self.most_weights, name) > getattr(caps, name)}
-        reads = binding if first else measure.reads | binding
-        search = _Search(self, caps, measure, below, self.columns(reads), self.unbeaten(reads))
+        reads = frozenset(binding if first else measure.reads | binding)
+        search = _Search(self, caps, measure, below, reads, self.unbeaten(reads))
         return search.run(first=first)
-
-
-def _only(column: int) -> Values:
-    found = np.zeros(WIDTH)
-    found[column] = 1.0
-    return found
 
 
 class _Search:
     """Builds up the combinations of a field from those places of each group that are not beaten."""
 
     def __init__(
-        self, field: Field, caps: Caps, measure: Measure, below: float, columns: Values, groups: Sequence[Array]
+        self, field: Field, caps: Caps, measure: Measure, below: float, reads: frozenset[str], groups: Sequence[Array]
     ) -> None:
-        self.field, self.caps, self.measure, self.below, self.columns = field, caps, measure, below, columns
+        self.field, self.caps, self.measure, self.below, self.reads = field, caps, measure, below, reads
         self.found: Sum | None = None
         self.alone = [int(group[0]) for group in groups if len(group) == 1]
         self.base = field.sums[self.alone].sum(axis=0)
         several = [group for group in groups if len(group) > 1]
-        self.stakes = sum((np.ptp(field.sums[group], axis=0) for group in several), np.zeros(WIDTH))
-        self.several = sorted(several, key=lambda group: -self._stake(group))
-        self.weighted = self._weighted()
+        spans = [field.sums[group].max(axis=0) - field.sums[group].min(axis=0) for group in several]
+        stakes = sum(spans, np.zeros(WIDTH))
+        # First those groups that decide the largest share of anything.
+        shares = [float((span / np.maximum(stakes, 1e-300))[: LINK.stop].max()) for span in spans]
+        self.several = [several[place] for place in np.argsort(shares, kind="stable")[::-1]]
+        # A byte and a second count by what is at stake of them.
+        columns = [*field.card, *field.host]
+        self.columns = [column for column in columns if stakes[column] > 0]
+        self.stakes = stakes[self.columns]
+        self.seconds = float(field.linear(stakes[None])[0]) or 1.0
+        self.weighted_caps = self._weighted_caps()
 
-    def _stake(self, group: Array) -> float:
-        """How much of all that differs is at stake in one group."""
-        return float((np.ptp(self.field.sums[group], axis=0) / np.maximum(self.stakes, 1e-300))[: LINK.stop].max())
-
-    def _weighted(self) -> Values:
-        """Weights of columns, such that a sum within the caps has a weighted sum within the weighted caps."""
-        at_stake = self.stakes @ self.field.linear
-        seconds = self.field.linear / at_stake if at_stake > 0 else np.zeros(WIDTH)
-        bytes_of = [_only(c) / max(self.stakes[c], 1.0) for c in (*self.field.card, *self.field.host)]
-        pairs = [own + share * seconds for own in bytes_of for share in WEIGHTED]
-        return np.column_stack([seconds, *bytes_of, *pairs])
+    def _weighted(self, sums: Values) -> Values:
+        """Seconds, bytes, and each with the other in several proportions."""
+        return self._combined(self.field.linear(sums)[:, None], sums[:, self.columns])
 
     def _weighted_caps(self) -> Values:
-        """The most that each weighted sum can be."""
-        scale, caps = self.field.scale, self.caps
-        most = np.zeros(WIDTH)
-        most[CARD], most[HOST] = scale.most_on_card(caps.high), scale.most_in_host(caps.host)
-        found = []
-        for weights in self.weighted.T:
-            of_bytes = sum(weights[column] * most[column] for column in np.flatnonzero(weights[: HOST.stop]))
-            share = weights[BUSY.start] / self.field.linear[BUSY.start]
-            found.append(of_bytes + (share * caps.seconds if share else 0.0))
-        return np.array(found)
+        """The most that each of them can be within the caps."""
+        most = np.zeros((1, HOST.stop))
+        most[:, CARD] = self.field.scale.most_on_card(self.caps.high)
+        most[:, HOST] = self.field.scale.most_in_host(self.caps.host)
+        return np.asarray(self._combined(np.full((1, 1), self.caps.seconds), most[:, self.columns])[0])
+
+    def _combined(self, seconds: Values, size: Values) -> Values:
+        late, large = seconds / self.seconds, size / self.stakes
+        both = large[:, :, None] + late[:, :, None] * WEIGHTED
+        return np.hstack([late, large, both.reshape(len(size), -1)])
 
     def run(self, *, first: bool) -> Sum | None:
         """The least combination, where it is less than what was found before."""
@@ -266,7 +262,7 @@ class _Search:
             self._quickly()
             if first and self.found is not None:
                 return self.found
-        rest, rest_weighted = _rest(own, several), _rest(own @ self.weighted, several)
+        rest, rest_weighted = _rest(own, several), _rest(self._weighted(own), several)
         sums, taken = self.base[None], np.zeros((1, 0), dtype=np.int64)
         for number, group in enumerate(several, 1):
             many = len(sums)
@@ -274,21 +270,21 @@ class _Search:
             taken = np.column_stack([np.repeat(taken, len(group), axis=0), np.tile(group, many)])
             if len(sums) > FEW and number < len(several):
                 hopeful = self._hopeful(sums, rest[number], rest_weighted[number])
-                kept = hopeful[nondominated(sums[hopeful] @ self.columns)]
+                kept = hopeful[nondominated(self.field.points(sums[hopeful], self.reads))]
                 sums, taken = sums[kept], taken[kept]
         self._take(sums, taken)
         return self.found
 
     def _quickly(self) -> None:
         """Try a few combinations: of each group the place that takes least of a weighted sum."""
-        own = self.field.sums @ self.weighted
+        own = self._weighted(self.field.sums)
         taken = np.column_stack([group[own[group].argmin(axis=0)] for group in self.several])
         self._take(self.base + self.field.sums[taken].sum(axis=1), taken)
 
     def _hopeful(self, sums: Values, rest: Values, rest_weighted: Values) -> Array:
         """The parts that may still come within the caps and below the best."""
-        caps = self._weighted_caps()
-        held = (sums @ self.weighted + rest_weighted <= caps + SLACK * np.abs(caps)).all(axis=1)
+        caps = self.weighted_caps + SLACK * np.abs(self.weighted_caps)
+        held = (self._weighted(sums) + rest_weighted <= caps).all(axis=1)
         kept = np.flatnonzero(held)
         weights = self.field.scale.weigh(sums[kept] + rest, self.field.of.clock)
         return np.asarray(kept[self.caps.hold(weights) & (self.measure.of(weights) < self.below)])
@@ -305,6 +301,7 @@ class _Search:
         self.found = Sum(of.branch, tuple(map(int, places)), weights.at(row))
         self.below = float(values[row])
         self.caps = self.measure.below(self.caps, self.below)
+        self.weighted_caps = self._weighted_caps()
 
 
 def _rest(values: Values, groups: Sequence[Array]) -> Values:

@@ -58,7 +58,7 @@ class SpaceOnCard:
         """The row of each place in the sums: one for each pattern and each way to tell seconds."""
         key, table = clock.seconds.tobytes(), self.space.table
         self._clocks.setdefault(key, clock)
-        return list(self._clocks).index(key) * table.patterns + table.pattern
+        return np.asarray(list(self._clocks).index(key) * table.patterns + table.pattern)
 
     def sums(self, candidates: Candidates) -> Values:
         """The columns of every row (``planner.weighing``): row × column × candidate."""

@@ -27,7 +27,7 @@ from planner.space import Space
 from planner.weighing import CARD_BYTES, INEXACT_COUNT, SECONDS, TIME, Key, Measure, Weights, share
 
 Objective = Literal["context", "speed", "memory"]
-MANY = 1000  # places from which on it is quicker to look at fewer lengths more often
+MANY = 1000  # patterns of places from which on it is quicker to look at fewer lengths more often
 ENDLESS_LIMITS = Limits(2**62, 2**62, float("inf"))
 COARSEST, FINEST = 64, 64  # tokens: the least sequence that is looked at, and the step of the longest
 
@@ -71,7 +71,7 @@ def longest(
     low, high = max(least, COARSEST), 2**24
     best: int | None = None
     while True:
-        grid = grid_between(low, high, 65 if on_card.space.table.many <= MANY else 9)
+        grid = grid_between(low, high, 65 if on_card.space.table.patterns <= MANY else 9)
         targets = grid if target is None else np.minimum(grid, target)
         at = Candidates(grid, targets, np.full_like(grid, rank), batch)
         last = on_card.last_fitting(at, limits)

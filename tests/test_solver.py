@@ -40,12 +40,14 @@ Knobs = Mapping[str, Mapping[str, Scalar]]
 
 @cache
 def card(name: str) -> HardwareProfile:
-    """A shipped card, a CPU of 12 GiB, or a card whose rates nobody knows."""
+    """A shipped card, a CPU of 12 GiB, a card whose rates nobody knows, or one whose link to the host nobody knows."""
     if name == "cpu":
         return replace(cpu_profile(), visible_bytes=Sourced(12 * GIB, "made for a test"))
     if name == "unrated":
         known, unknown = load_profile("rtx3090"), Sourced(None, "made for a test", "made for a test")
         return replace(known, rates=dict.fromkeys(known.rates, unknown), bandwidth=unknown)
+    if name == "unlinked":
+        return replace(load_profile("rtx3090"), pcie_bytes_per_second=Sourced(None, "made for a test", "for a test"))
     return load_profile(name)
 
 
@@ -191,7 +193,16 @@ def asked_at_random(seed: int) -> Asked:
 
 @pytest.mark.parametrize("seed", [*range(26), 35, 50, 59, 85])  # the last tell a wrong tie-break
 def test_the_search_finds_what_counting_everything_finds(seed: int) -> None:
-    asked = asked_at_random(seed)
+    found_as_counted(asked_at_random(seed))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_it_finds_it_where_some_times_are_unknown(seed: int) -> None:
+    asked = asked_at_random(6 * seed + 2)
+    found_as_counted(replace(asked, situation=replace(asked.situation, gpu=card("unlinked"))))
+
+
+def found_as_counted(asked: Asked) -> None:
     configurations = everything(asked)
     if not configurations:
         with pytest.raises(PlanError, match="no valid set of optimisations is left"):
