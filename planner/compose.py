@@ -8,7 +8,7 @@ piece of work; what a rewrite changes without having claimed it is an error of o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -115,6 +115,42 @@ def problems(ids: Iterable[str], situation: Situation) -> dict[str, tuple[str, .
                     f"{need.because}, and nothing here makes {need.term}; {_makers(need.term, known)}"
                 )
     return {name: tuple(dict.fromkeys(reasons)) for name, reasons in found.items() if reasons}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a valid set claims, makes and has, so that it is seen at a glance what can be put on top of it.
+
+    It asks nothing again of those that are in the set: who asks for another by name is known (``planner.branches``).
+    """
+
+    ids: tuple[str, ...]
+    taken: frozenset[str]  # claims, and names that are made
+    existing: frozenset[str]
+
+    @classmethod
+    def of_nothing(cls) -> Standing:
+        """Where nothing is on."""
+        return cls((), frozenset(), frozenset({*_nothing_on().terms, *_nothing_on().work}))
+
+    def with_more(self, ids: Iterable[str]) -> Standing:
+        """The set with more on top, which it bears."""
+        known, more = all_optimizations(), tuple(ids)
+        return Standing(
+            (*self.ids, *more),
+            self.taken.union(*(known[name].claims | known[name].makes for name in more)),
+            self.existing.union(*(known[name].makes | known[name].adds for name in more)),
+        )
+
+    def bears(self, ids: Sequence[str], situation: Situation) -> bool:
+        """Whether the set is valid with these on top; as ``problems`` says it, without the reasons."""
+        chosen, after = [all_optimizations()[name] for name in ids], self.with_more(ids)
+        if len(after.taken) < len(self.taken) + sum(len(each.claims) + len(each.makes) for each in chosen):
+            return False
+        needed = {term for each in chosen for claim in each.claims if (term := _term(claim))}
+        needed |= {need.term for each in chosen for need in each.requires if isinstance(need, Needs)}
+        inside = situation.choosing(after.ids)
+        return needed <= after.existing and not any(each.reasons(inside) for each in chosen)
 
 
 def _makers(term: str, known: Mapping[str, Optimization]) -> str:

@@ -105,7 +105,7 @@ def _row(made: Solved, index: int) -> TierRow:
 
 def lacks(need: Need) -> dict[str, float]:
     """By how much each limit is missed; only those that are."""
-    return {name: getattr(need, name) for name in need.short_of}
+    return {name: size for name in ("card", "host", "seconds") if (size := getattr(need, name)) > 0}
 
 
 def lacking(lacks: Mapping[str, float]) -> str:
