@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from trainer.loading import RANDOM, add_adapters, find_source, load_config, load
 from trainer.step import Loss, make_loss
 from trainer.streamed import split
 from trainer.streamed.build import Streaming, build_streamed
+from trainer.streamed.loss import StreamedLoss
 
 STOCK_ATTENTION = "eager"
 """What transformers does when nothing else is asked for: every score of every head written out."""
@@ -69,6 +70,10 @@ class BuiltRun:
     def trained(self) -> list[nn.Parameter]:
         """What is trained: the adapters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def first_layers(self, count: int) -> AbstractContextManager[None]:
+        """Meanwhile a streamed model has its first layers alone; others have all of theirs."""
+        return self.loss.first_layers(count) if isinstance(self.loss, StreamedLoss) else nullcontext()
 
     def close(self) -> None:
         """Give pinned memory back."""

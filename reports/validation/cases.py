@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 # Everything that a small card needs; what each case changes follows it.
 SMALL = (
@@ -17,15 +17,30 @@ STEPS = "--set train.steps=4 --set train.evaluation_rows=1 --set train.validatio
 
 @dataclass(frozen=True)
 class Case:
-    """One run: its name, the arguments of `plan`, and whether constants may be fitted to its record."""
+    """One run: its name, the arguments of `plan`, and whether constants may be fitted to its record.
+
+    ``layers``: of a streamed model only so many are run, at full length and with full buffers; None runs all.
+    """
 
     name: str
     arguments: str
     set: Literal["calibration", "holdout"] = "calibration"
+    layers: int | None = None
 
 
 def _h200(name: str, model: str, arguments: str) -> Case:
     return Case(f"h200-{model}-{name}", f"--gpu h200-sxm --model random:{model} {arguments} {UNFUSED} {STEPS}")
+
+
+# Layers in passes over the sequence, held to the memory of a small card (reports/validation/cards).
+EXACT = "--without checkpoint_int8 --without checkpoint_nf4 --without checkpoint_spacing --without kept_attention"
+STREAMED = f"--with streamed --with nf4_weights --set lora.rank=16 {EXACT} --host-ram 122GiB"
+
+
+def _streamed(name: str, model: str, arguments: str, card: str = "h100-8gib", **given: Any) -> Case:
+    where = f"--gpu reports/validation/cards/{card}.yaml --model random:{model}"
+    length = f"--set train.steps={given.pop('steps', 1)} --set train.validation=0"
+    return Case(f"{card}-{model}-{name}", f"{where} {arguments} {length}", **given)
 
 
 CASES: tuple[Case, ...] = (
@@ -58,4 +73,18 @@ CASES: tuple[Case, ...] = (
     _h200("8192-small", "qwen2.5-0.5b", f"--context 8192 {SMALL}"),
     _h200("8192-small", "mistral-7b-v0.3", f"--context 8192 {SMALL}"),
     _h200("4096-float32", "smollm2-135m", "--context 4096 --without mixed_precision"),
+    *(_streamed(f"{n}-streamed", "phi-2", f"--context {n} {STREAMED}") for n in (32768, 131072, 262144, 524288)),
+    _streamed("524288-streamed", "llama-3.2-1b", f"--context 524288 {STREAMED}"),
+    _streamed("1048576-streamed", "qwen2.5-0.5b", f"--context 1048576 {STREAMED}", layers=4),
+    _streamed("131072-streamed", "llama-3.1-8b", f"--context 131072 {STREAMED}"),
+    _streamed(
+        "tier8-turing",
+        "phi-2",
+        "--tier 8 --with streamed --with nf4_weights --set streamed.kernel=efficient --host-ram 122GiB "
+        f"--set mixed_precision.dtype=float16 {EXACT}",
+        card="h100-2060s",
+        layers=2,
+    ),
+    _streamed("16384-streamed", "phi-2", f"--context 16384 {STREAMED} --set streamed.staging=card", steps=4),
+    _streamed("16384-resident", "phi-2", f"--context 16384 --set lora.rank=16 {SMALL}", steps=4),
 )

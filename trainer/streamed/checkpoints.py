@@ -118,6 +118,7 @@ class Checkpoints:
     ) -> None:
         self.layers, self.spacing, self._dtype = layers, spacing, dtype
         self._codec, self._exact = codec, Exact(dtype)
+        self.coded = not isinstance(codec, Exact)
         self._kept = [self._arrays(arena, codec, tokens, width) for _ in range(0, layers, spacing)]
         self._within = [self._arrays(arena, self._exact, tokens, width) for _ in range(1, min(spacing, layers))]
 

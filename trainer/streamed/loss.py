@@ -6,7 +6,8 @@ layer through host memory, and so does its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,16 +54,25 @@ class StreamedLoss:
         self.layers, self.head, self.rows, self.tell = layers, head, rows, tell
         self._anchor = torch.empty(0, requires_grad=True)
 
+    @contextmanager
+    def first_layers(self, count: int) -> Iterator[None]:
+        """Meanwhile the model has its first layers alone: each takes what every layer takes, in less time."""
+        whole, self.layers.count = self.layers.count, min(count, self.layers.count)
+        try:
+            yield
+        finally:
+            self.layers.count = whole
+
     def __call__(self, batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
         """Forward through all layers, and the loss; the gradient of the last layer's output is ready then."""
-        layers, count = self.layers, self.layers.checkpoints.layers
+        layers, count = self.layers, self.layers.count
         layers.begin(Row.of(batch, layers.sizes.chunk))
         backward = torch.is_grad_enabled()
         layers.phases(mark, Phase.FORWARD if backward else Phase.EVALUATE, Phase.ATTENTION)
         with torch.no_grad():
             layers.embed()
             for index in range(count):
-                layers.forward(index, into_stream=index == count - 1)
+                layers.forward(index, again=False)
                 self.tell("forward", index + 1, count)
         mark(Phase.LOSS if backward else Phase.EVALUATE_LOSS)
         total = self._loss(backward)
@@ -109,12 +119,12 @@ class StreamedLoss:
         return total
 
     def _backward(self, factor: Tensor) -> None:
-        layers, count = self.layers, self.layers.checkpoints.layers
-        last = layers.checkpoints.span_of(count - 1)
+        layers, count = self.layers, self.layers.count
+        last = range(layers.checkpoints.span_of(count - 1).start, count)
         for index in reversed(range(count)):
-            span = layers.checkpoints.span_of(index)
+            span = range(layers.checkpoints.span_of(index).start, min(layers.checkpoints.span_of(index).stop, count))
             if index == span[-1] and span != last:  # what the forward pass left there is a later span's
                 for inner in span[:-1]:
-                    layers.forward(inner, into_stream=False)
+                    layers.forward(inner, again=True)
             layers.backward(index, factor if index == count - 1 else None)
             self.tell("backward", count - index, count)
