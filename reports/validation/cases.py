@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 # Everything that a small card needs; what each case changes follows it.
 SMALL = (
@@ -37,10 +38,26 @@ EXACT = "--without checkpoint_int8 --without checkpoint_nf4 --without checkpoint
 STREAMED = f"--with streamed --with nf4_weights --set lora.rank=16 {EXACT} --host-ram 122GiB"
 
 
-def _streamed(name: str, model: str, arguments: str, card: str = "h100-8gib", **given: Any) -> Case:
-    where = f"--gpu reports/validation/cards/{card}.yaml --model random:{model}"
-    length = f"--set train.steps={given.pop('steps', 1)} --set train.validation=0"
-    return Case(f"{card}-{model}-{name}", f"{where} {arguments} {length}", **given)
+def _streamed(chip: str) -> Iterator[Case]:
+    """The runs of layers in passes, on a card of one kind."""
+
+    def case(
+        name: str, model: str, arguments: str, held: str = "8gib", steps: int = 1, layers: int | None = None
+    ) -> Case:
+        where = f"--gpu reports/validation/cards/{chip}-{held}.yaml --model random:{model}"
+        length = f"--set train.steps={steps} --set train.validation=0"
+        return Case(f"{chip}-{held}-{model}-{name}", f"{where} {arguments} {length}", layers=layers)
+
+    turing = "--set streamed.kernel=efficient --set mixed_precision.dtype=float16"
+    yield case("16384-streamed", "phi-2", f"--context 16384 {STREAMED} --set streamed.staging=card", steps=4)
+    yield case("16384-resident", "phi-2", f"--context 16384 --set lora.rank=16 {SMALL}", steps=4)
+    for tokens in (32768, 131072, 262144, 524288):
+        yield case(f"{tokens}-streamed", "phi-2", f"--context {tokens} {STREAMED}")
+    yield case("131072-streamed", "llama-3.1-8b", f"--context 131072 {STREAMED}")
+    yield case("524288-streamed", "llama-3.2-1b", f"--context 524288 {STREAMED}")
+    yield case("1048576-streamed", "qwen2.5-0.5b", f"--context 1048576 {STREAMED}", layers=3)
+    rank = STREAMED.replace("--set lora.rank=16 ", "")
+    yield case("tier8-turing", "phi-2", f"--tier 8 {rank} {turing}", held="2060s", layers=2)
 
 
 CASES: tuple[Case, ...] = (
@@ -73,18 +90,6 @@ CASES: tuple[Case, ...] = (
     _h200("8192-small", "qwen2.5-0.5b", f"--context 8192 {SMALL}"),
     _h200("8192-small", "mistral-7b-v0.3", f"--context 8192 {SMALL}"),
     _h200("4096-float32", "smollm2-135m", "--context 4096 --without mixed_precision"),
-    *(_streamed(f"{n}-streamed", "phi-2", f"--context {n} {STREAMED}") for n in (32768, 131072, 262144, 524288)),
-    _streamed("524288-streamed", "llama-3.2-1b", f"--context 524288 {STREAMED}"),
-    _streamed("1048576-streamed", "qwen2.5-0.5b", f"--context 1048576 {STREAMED}", layers=4),
-    _streamed("131072-streamed", "llama-3.1-8b", f"--context 131072 {STREAMED}"),
-    _streamed(
-        "tier8-turing",
-        "phi-2",
-        "--tier 8 --with streamed --with nf4_weights --set streamed.kernel=efficient --host-ram 122GiB "
-        f"--set mixed_precision.dtype=float16 {EXACT}",
-        card="h100-2060s",
-        layers=2,
-    ),
-    _streamed("16384-streamed", "phi-2", f"--context 16384 {STREAMED} --set streamed.staging=card", steps=4),
-    _streamed("16384-resident", "phi-2", f"--context 16384 --set lora.rank=16 {SMALL}", steps=4),
+    *_streamed("h100"),
+    *_streamed("h200"),
 )
