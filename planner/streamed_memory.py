@@ -173,9 +173,11 @@ def group_backward(x: Letters) -> Number:
 def kernel_workspace(x: Letters) -> Number:
     """What a kernel takes in its backward pass: gradients of the queries in float32, and a row sum for each.
 
-    Kernels round the head size up to a multiple of 32 and the sequence to one of 128.
+    Kernels round the head size up to a multiple of 32 and the sequence to one of 128. Where several query heads read a
+    key head, the gradients of key and value are made for each of them, in the compute dtype, before they are summed.
     """
-    return 4 * round_up(tokens(x), 128) * group_heads(x) * (round_up(x.E, 32) + 1)
+    rows, shared = round_up(tokens(x), 128) * group_heads(x), least(x.H // x.K - 1, 1)
+    return 4 * rows * (round_up(x.E, 32) + 1) + shared * 2 * rows * x.E * x.a // 8
 
 
 def shared_key_heads(x: Letters) -> Number:
