@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from planner import __version__
 from planner.calibration import calibration
 from planner.errors import PlanError, raise_all
 from planner.evaluate import Limits
-from planner.explanations import reasons_for_choices, reasons_for_rejections, suggestions
+from planner.explanations import reasons_for_choices, reasons_for_rejections
 from planner.hardware import HardwareProfile, load_profile
 from planner.ledger import Device
 from planner.machine import cpu_profile, detect_local
@@ -37,10 +38,11 @@ from planner.plan import (
     Train,
 )
 from planner.plan_time import Prices, plan_time
-from planner.plan_warnings import warnings_of
+from planner.plan_warnings import knobs_without_effect, warnings_of
 from planner.settings import check_sets, unknown_names
 from planner.solver import COARSEST, Objective, Search, Wanted, search, space_of
 from planner.space import Space
+from planner.suggestions import Pins, suggestions
 from planner.tiers import TIERS
 from planner.units import GIB, format_bytes, format_count, format_seconds
 
@@ -274,8 +276,8 @@ def _write(solved: Solved) -> Plan:
         memory=Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits), disk=_disk_memory(found)),
         time=time,
         train=train,
-        nearest=[] if fits else suggestions(found, limits, request.required, request.excluded),
-        warnings=[*warnings_of(situation, want.total), *warnings],
+        nearest=[] if fits else suggestions(found, limits, _pins(request), partial(_replanned, solved, want)),
+        warnings=[*warnings_of(situation, want.total), *knobs_without_effect(request.knobs, rejected), *warnings],
         not_modelled=list(NOT_MODELLED),
         provenance=Provenance(
             tierplan=__version__,
@@ -285,6 +287,25 @@ def _write(solved: Solved) -> Plan:
             calibration_sha256=found.constants.sha256,
         ),
     )
+
+
+def _pins(request: Request) -> Pins:
+    return Pins(request.required, request.excluded, request.knobs)
+
+
+def _replanned(made: Solved, want: Wanted, pins: Pins) -> Search:
+    """The same length on the same card with other pins."""
+    knobs = {**pins.knobs, "lora": {**pins.knobs.get("lora", {}), "rank": want.rank}}
+    request = replace(
+        made.request,
+        tier=None,
+        total_tokens=want.total,
+        target=want.target,
+        required=pins.required,
+        excluded=pins.excluded,
+        knobs=knobs,
+    )
+    return solved_for(request, made.situation.gpu, made.situation.model, below=False).found
 
 
 def _gpu_facts(gpu: HardwareProfile) -> Gpu:

@@ -139,7 +139,7 @@ class Search:
 
     def best_at(self, index: int) -> Outcome:
         """What would be chosen at one wanted length: the best that fits, or what comes nearest."""
-        return _chosen(self.on_card, self.candidates, index, self.objective, self.situation, self.limits)
+        return chosen(self.on_card, self.candidates, index, self.objective, self.situation, self.limits)
 
     @cached_property
     def longest_with_target(self) -> int | None:
@@ -233,11 +233,11 @@ def search(
         space = space_of(situation, required, excluded, knobs)
     on_card = SpaceOnCard(space, situation.gpu, constants, limits.accumulation)
     index = on_card.last_fitting(candidates, limits) or 0
-    best = _chosen(on_card, candidates, index, objective, situation, limits)
+    best = chosen(on_card, candidates, index, objective, situation, limits)
     return Search(tuple(wanted), candidates, on_card, best, index, situation, constants, limits, objective)
 
 
-def _chosen(
+def chosen(
     on_card: SpaceOnCard, candidates: Candidates, index: int, objective: Objective, situation: Situation, limits: Limits
 ) -> Outcome:
     """The best of what fits, or where nothing does what comes nearest."""

@@ -93,7 +93,7 @@ class ExactAttention(Optimization):
         | {"letter e", "setting attention"}
     )
     requires = (_HasKernel(),)
-    knobs = (Knob("kernel", "cudnn, flash, efficient or cpu", _kernels),)
+    knobs = (Knob("kernel", "cudnn, flash, efficient or cpu", _kernels, names=("cudnn", "flash", "efficient", "cpu")),)
     evidence = (
         Evidence(
             "exact attention in linear memory",
