@@ -20,8 +20,7 @@ def _why_on(name: str, found: Search, limits: Limits, objective: Objective, requ
     if name in required:
         return "asked for by --with"
     best, index = found.best, found.index
-    on_card, in_host = (found.least(measure, wish=(name, False)) for measure in (CARD_BYTES, HOST_BYTES))
-    if on_card is None or in_host is None:
+    if not found.exists(name, False):
         if all_optimizations()[name].free:
             return _why_free(found.without(name), best, limits, index)
         return "nothing would be trained without it"
@@ -30,6 +29,8 @@ def _why_on(name: str, found: Search, limits: Limits, objective: Objective, requ
         if (reached := found.reached(name, False)) is not None:
             want = found.wanted[reached]
             return f"without it tier {want.tier} ({format_count(want.total)} tokens) is the longest that fits"
+        on_card, in_host = (found.least(measure, wish=(name, False)) for measure in (CARD_BYTES, HOST_BYTES))
+        assert on_card is not None and in_host is not None
         return _missing(int(on_card.high), int(in_host.host), limits)
     faster = float(best.time.rank[index])
     if other.seconds > 1.005 * faster:

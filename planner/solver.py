@@ -166,10 +166,14 @@ class Search:
         found = self.on_card.at(self.candidates, self.index).having(wish).cheapest(limits, (of,))
         return None if found is None else found.weights
 
+    def exists(self, name: str, on: bool) -> bool:
+        """Whether there is any valid set with an optimisation, or without."""
+        return bool(self.on_card.at(self.candidates, self.index).having((name, on)).fields)
+
     def best_among(self, objective: Objective, name: str, on: bool) -> Best | None:
         """The best with an optimisation, or without, that fits the wanted length; None where there is none."""
         level = self.on_card.at(self.candidates, self.index)
-        found = level.having((name, on)).cheapest(self.limits, KEYS[objective])
+        found = level.having((name, on)).cheapest(self.limits, KEYS[objective][:3])  # what it is told by
         if found is None:
             return None
         weights = found.weights

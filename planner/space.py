@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 
 from planner.branches import Branch
 from planner.compose import Configuration, compose
@@ -34,6 +35,11 @@ class Space:
         """Every optimisation that is in any set."""
         leaves = {name for places in self.table.options for name in places.option.ids}
         return frozenset(leaves.union(name for branch in self.branches for name in branch.ids))
+
+    @property
+    def size(self) -> int:
+        """How many configurations there are."""
+        return sum(prod(sum(len(places.range) for places in group) for group in branch) for branch in self.table.groups)
 
     def is_leaf(self, name: str) -> bool:
         """Whether an optimisation is chosen in a group of a branch, and not by the branch itself."""
