@@ -251,6 +251,7 @@ def _write(solved: Solved) -> Plan:
     rejected = reasons_for_rejections(found, limits, request.objective, request.excluded)
     train, source = _train(request, f"runs/{_slug(model.id)}-{want.total}"), _source(request.model, model)
     prices = Prices(request.price_per_hour, request.power_price_per_kwh)
+    pins = Pins(request.required, request.excluded, request.knobs)
     time, warnings = plan_time(found, request.max_step_seconds, train, source, prices)
     return Plan(
         verdict="fits" if fits else "does-not-fit",
@@ -276,7 +277,7 @@ def _write(solved: Solved) -> Plan:
         memory=Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits), disk=_disk_memory(found)),
         time=time,
         train=train,
-        nearest=[] if fits else suggestions(found, limits, _pins(request), partial(_replanned, solved, want)),
+        nearest=[] if fits else suggestions(found, limits, pins, partial(_replanned, solved, want)),
         warnings=[*warnings_of(situation, want.total), *knobs_without_effect(request.knobs, rejected), *warnings],
         not_modelled=list(NOT_MODELLED),
         provenance=Provenance(
@@ -289,22 +290,11 @@ def _write(solved: Solved) -> Plan:
     )
 
 
-def _pins(request: Request) -> Pins:
-    return Pins(request.required, request.excluded, request.knobs)
-
-
 def _replanned(made: Solved, want: Wanted, pins: Pins) -> Search:
     """The same length on the same card with other pins."""
     knobs = {**pins.knobs, "lora": {**pins.knobs.get("lora", {}), "rank": want.rank}}
-    request = replace(
-        made.request,
-        tier=None,
-        total_tokens=want.total,
-        target=want.target,
-        required=pins.required,
-        excluded=pins.excluded,
-        knobs=knobs,
-    )
+    length = replace(made.request, tier=None, total_tokens=want.total, target=want.target)
+    request = replace(length, required=pins.required, excluded=pins.excluded, knobs=knobs)
     return solved_for(request, made.situation.gpu, made.situation.model, below=False).found
 
 

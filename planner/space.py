@@ -16,6 +16,8 @@ from planner.rows import Values
 from planner.sets import PinnedKnobs
 from planner.table import Table
 
+KEPT = 8  # sets of candidates that are kept: the wanted lengths, and where the search for the longest begins
+
 
 class Space:
     """The branches of one question, with every formula evaluated once at each set of candidates."""
@@ -77,6 +79,8 @@ class Space:
             workspace: bytes of the cuBLAS workspace on this kind of card.
         """
         key = (candidates.key, workspace)
-        if key not in self._kept:
-            self._kept[key] = self.table.at(candidates, workspace)
-        return self._kept[key]
+        found = self._kept.pop(key) if key in self._kept else self.table.at(candidates, workspace)
+        self._kept[key] = found
+        if len(self._kept) > KEPT:  # the one that has not been asked for longest
+            self._kept.pop(next(iter(self._kept)))
+        return found
