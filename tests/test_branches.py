@@ -13,7 +13,6 @@ from test_solver import Asked, Weighed, asked_at_random, asked_of, card, everyth
 
 from planner.branches import branches
 from planner.calibration import calibration
-from planner.compose import problems
 from planner.evaluate import Limits
 from planner.fronts import BLOCK, nondominated
 from planner.hardware import list_profiles
@@ -22,7 +21,7 @@ from planner.model import load_model
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import EVERY, REGISTRY, Chosen, Evidence, Needs, Optimization, Situation
 from planner.planning import Request, make_plan
-from planner.sets import always_on, has_pinned, subsets, trains, usable
+from planner.sets import has_pinned, valid_sets
 from planner.solver import Search, Wanted, space_of
 from planner.space import Space
 from planner.timecost import CLOCK, step_time
@@ -41,16 +40,12 @@ def all_ids(space: Space) -> set[tuple[str, ...]]:
     return found
 
 
-def valid_sets(asked: Asked) -> set[tuple[str, ...]]:
-    """Every valid set that trains something and has what is pinned, with what is free always on."""
-    situation = asked.situation
-    allowed = usable(situation, asked.excluded)
-    certain = always_on(situation, allowed, asked.required)
-    sets = (tuple(sorted({*certain, *more})) for more in subsets([name for name in allowed if name not in certain]))
+def expected(asked: Asked) -> set[tuple[str, ...]]:
+    """Every valid set that has what is pinned, one by one."""
     return {
         ids
-        for ids in sets
-        if trains(ids) and not problems(ids, situation) and has_pinned(ids, asked.knobs or {}, situation)
+        for ids in valid_sets(asked.situation, asked.required, asked.excluded)
+        if has_pinned(ids, asked.knobs or {}, asked.situation)
     }
 
 
@@ -58,7 +53,7 @@ def valid_sets(asked: Asked) -> set[tuple[str, ...]]:
 def test_the_branches_hold_every_valid_set_and_no_other(seed: int) -> None:
     asked = asked_at_random(seed)
     found = branches(asked.situation, asked.required, asked.excluded, asked.knobs or {})
-    assert all_ids(Space(found, asked.situation)) == valid_sets(asked)
+    assert all_ids(Space(found, asked.situation)) == expected(asked)
 
 
 def best_of(search: Search, names: Sequence[str]) -> dict[tuple[str, bool], Any]:
@@ -224,7 +219,7 @@ def test_who_is_asked_for_in_a_set_is_no_leaf(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(REGISTRY, "asking", Asking)
     space = space_of(situation)
     assert not space.is_leaf("adamw_8bit")
-    assert all_ids(space) == valid_sets(Asked(situation, Limits(0, 0, 1.0)))
+    assert all_ids(space) == {*valid_sets(situation, (), ())}
     assert any("asking" in ids for ids in all_ids(space))
     assert not any({"asking", "adamw_8bit"} <= {*ids} for ids in all_ids(space))
 

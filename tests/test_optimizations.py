@@ -24,7 +24,7 @@ from planner.model import list_models, load_model
 from planner.optimizations import all_optimizations, by_id
 from planner.optimizations.base import REGISTRY, Evidence, Needs, Optimization, Scalar, Situation
 from planner.session import Session
-from planner.sets import configurations, valid_sets
+from planner.sets import has_pinned, valid_sets
 from planner.settings import check_sets
 from planner.symbols import BY_SYMBOL
 
@@ -384,12 +384,10 @@ def test_phi_2_with_stored_scores_takes_bfloat16_where_there_is_any() -> None:
     ada = Situation(load_profile("rtx4090"), load_model("phi-2"), 2**35)
     ids = ("lora", "mixed_precision")
     assert not problems(ids, ada)
-    (only,) = {found.settings["dtype"] for found in configurations(ids, {}, ada)}
-    assert only == "bf16"
+    assert compose(ids, {}, ada).settings["dtype"] == "bf16"
     pinned = {"mixed_precision": {"dtype": "float16"}}
-    assert list(configurations(ids, pinned, ada)) == []
-    with_kernel = list(configurations(("exact_attention", *ids), pinned, ada))
-    assert with_kernel and {found.settings["dtype"] for found in with_kernel} == {"fp16"}
+    assert not has_pinned(ids, pinned, ada) and has_pinned(("exact_attention", *ids), pinned, ada)
+    assert compose(("exact_attention", *ids), pinned, ada).settings["dtype"] == "fp16"
 
 
 def test_gemma_3_is_never_computed_in_float16() -> None:
