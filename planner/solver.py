@@ -74,7 +74,7 @@ def longest(
         grid = grid_between(low, high, 65 if on_card.space.table.patterns <= MANY else 9)
         targets = grid if target is None else np.minimum(grid, target)
         at = Candidates(grid, targets, np.full_like(grid, rank), batch)
-        last = on_card.last_fitting(at, limits)
+        last = on_card.last_of_growing(at, limits)
         if last is None:
             return best
         best = int(grid[last])
@@ -168,7 +168,7 @@ class Search:
 
     def exists(self, name: str, on: bool) -> bool:
         """Whether there is any valid set with an optimisation, or without."""
-        return bool(self.on_card.at(self.candidates, self.index).having((name, on)).fields)
+        return self.on_card.stack((name, on)) is not None
 
     def best_among(self, objective: Objective, name: str, on: bool) -> Best | None:
         """The best with an optimisation, or without, that fits the wanted length; None where there is none."""

@@ -79,7 +79,7 @@ def _smaller_rank(found: Search, limits: Limits) -> Iterator[str]:
         at = Candidates(
             np.full_like(ranks, want.total), np.full_like(ranks, want.target), ranks, found.candidates.batch
         )
-        last = found.on_card.last_fitting(at, limits)
+        last = found.on_card.last_of_growing(at, limits)
         if last is None:
             break
         fitting, least = int(ranks[last]), int(ranks[last]) + 1
