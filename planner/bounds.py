@@ -8,9 +8,9 @@ part takes no more in any column that matters. What is sought first is a cap for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from planner.weighing import BUSY, INEXACT, LINK, ORDER, WIDTH, Caps, Clock, Key
 FEW = 48  # parts of combinations that are not worth the looking which of them can be left out
 SMALL = 8  # places of a group that are compared with each other at once, in all such groups together
 WEIGHTED = 2.0 ** np.arange(-5, 6)  # how much one column counts against another, in shares of what is at stake
+WEIGHINGS = ((1.0, 0.0, 0.0), (1.0, 0.1, 0.0), (1.0, 0.5, 0.0), (1.0, 2.0, 0.0), (1.0, 0.5, 0.5), (0.1, 0.1, 1.0))
 SLACK = 1e-9  # sums of seconds in another order differ in their last digits
 
 
@@ -84,20 +85,74 @@ def _twos(many: int) -> list[tuple[int, int]]:
     return [(a, b) for a in range(many) for b in range(many) if a != b]
 
 
-def may_fit(products: Sequence[Product], sums: Values, scale: Scale, limits: Limits) -> Any:
-    """Whether anything may fit at each candidate: the least of everything does. Sums: row × column × candidate."""
-    found = np.zeros(sums.shape[2], dtype=bool)
-    for each in products:
-        least = np.minimum.reduceat(sums[each.rows[each.places]], each.starts).sum(axis=0)
-        found |= scale.weigh(least.T, each.clock).fits(limits)
-    return found
+class Stack:
+    """Products one above the other, so that the least of all of them is found at once."""
+
+    def __init__(self, products: Iterable[Product]) -> None:
+        self.products = tuple(products)
+        self.rows = np.concatenate([each.rows[each.places] for each in self.products])
+        ends = np.cumsum([0, *(len(each.places) for each in self.products)])
+        self.groups = np.concatenate([each.starts + end for each, end in zip(self.products, ends[:-1], strict=True)])
+        self.firsts = np.cumsum([0, *(len(each.groups) for each in self.products)])[:-1]
+        clocks = [each.clock for each in self.products]
+        self.known = np.array([clock.known for clock in clocks])[:, None]
+        waits = zip(*(clock.least for clock in clocks), strict=True)
+        least = tuple(np.array(each)[:, None] for each in waits)
+        self.clock = Clock(self.known, clocks[0].layers, clocks[0].seconds, least)
+
+    def least(self, sums: Values, scale: Scale) -> Weights:
+        """What the least of each column weighs: product × candidate. Sums: row × column × candidate."""
+        least = np.add.reduceat(np.minimum.reduceat(sums[self.rows], self.groups), self.firsts)
+        return scale.weigh(np.moveaxis(least, 1, 2), self.clock)
+
+    def may_and_does_fit(self, sums: Values, scale: Scale, limits: Limits) -> tuple[Any, Any]:
+        """At each candidate whether anything may fit, and whether something is seen to: between them one has to search.
+
+        Of shares of the limits, weighted against each other, nothing that fits takes more than there is; and what takes
+        least is tried.
+        """
+        own, width = sums[self.rows], np.arange(sums.shape[2])
+        least = np.add.reduceat(np.minimum.reduceat(own, self.groups), self.firsts)
+        may = scale.weigh(np.moveaxis(least, 1, 2), self.clock).fits(limits)
+        does = np.zeros_like(may)
+        if not may.any():
+            return may.any(axis=0), does.any(axis=0)
+        ends = np.append(self.groups[1:], len(own)) - self.groups
+        of_places = np.repeat(np.arange(len(self.products)), np.add.reduceat(ends, self.firsts))
+        shares = []
+        for part, most in (
+            (CARD, scale.most_on_card(limits.gpu_bytes)),
+            (HOST, scale.most_in_host(limits.host_bytes)),
+        ):
+            highest = part.start + least[:, part].argmax(axis=1)[of_places]
+            shares.append(np.take_along_axis(own, highest[:, None], axis=1)[:, 0] / max(1.0, most))
+        seconds = (own[:, BUSY].sum(axis=1) + own[:, LINK].sum(axis=1) / self.clock.layers) * scale.accumulation
+        shares.append(np.where(self.known[of_places], seconds / limits.step_seconds, 0.0))
+        for weights in WEIGHINGS:
+            taken = sum(weight * share for weight, share in zip(weights, shares, strict=True))
+            lowest = np.minimum.reduceat(taken, self.groups)
+            may &= np.add.reduceat(lowest, self.firsts) <= sum(weights) * (1 + SLACK)
+            places = np.where(taken == np.repeat(lowest, ends, axis=0), np.arange(len(own))[:, None], len(own))
+            chosen = own[np.minimum.reduceat(places, self.groups), :, width]
+            does |= scale.weigh(np.add.reduceat(chosen, self.firsts), self.clock).fits(limits)
+        return may.any(axis=0), does.any(axis=0)
 
 
 class Bounded:
-    """Products at one candidate."""
+    """Products at one candidate.
 
-    def __init__(self, fields: Iterable[Field]) -> None:
-        self.fields = tuple(fields)
+    Args:
+        least: what the least of each column weighs, of each product.
+        field_of: the field of each of them, where it is needed.
+    """
+
+    def __init__(self, least: Weights, field_of: Callable[[int], Field]) -> None:
+        self.least_weights, self.field_of = least, cache(field_of)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no product."""
+        return not len(self.least_weights.high)
 
     def cheapest(self, limits: Limits, key: Key, *, first: bool = False) -> Sum | None:
         """Of what fits the least by a key; None where nothing fits.
@@ -124,13 +179,23 @@ class Bounded:
         first: bool,
     ) -> Sum | None:
         """The least by one measure, of what comes up to what is settled."""
-        for each in sorted(self.fields, key=lambda field: float(measure.of(field.least_weights))):
-            caps = Caps.of(limits, known=each.of.clock.known)
-            for other, value in settled:
-                caps = other.below(caps, value)
-            best = each.search(caps, measure, best, first=first) or best
-            if best is not None and first:
+        weights, caps = self.least_weights, [Caps.of(limits, known=known) for known in (False, True)]
+        for other, value in settled:
+            caps = [other.below(each, value) for each in caps]
+        held = np.where(weights.known, caps[True].hold(weights), caps[False].hold(weights)).ravel()
+        values = np.broadcast_to(measure.of(weights), weights.high.shape).ravel()
+        below = float("inf") if best is None else float(measure.of(best.weights))
+        for number in np.argsort(values, kind="stable"):
+            if not held[number]:
+                continue
+            if not values[number] < below:
                 break
+            field = self.field_of(int(number))
+            found = field.search(caps[bool(field.of.clock.known)], measure, below, first=first)
+            if found is not None:
+                best, below = found, float(measure.of(found.weights))
+                if first:
+                    break
         return best
 
 
@@ -140,8 +205,7 @@ class Field:
     def __init__(self, of: Product, sums: Values, scale: Scale) -> None:
         self.of, self.scale, self.sums = of, scale, sums[of.rows[of.places]]
         self.least, self.most = (each.reduceat(self.sums, of.starts).sum(axis=0) for each in (np.minimum, np.maximum))
-        both = scale.weigh(np.stack([self.least, self.most]), of.clock)
-        self.least_weights, self.most_weights = both.at(0), both.at(1)
+        self.most_weights = scale.weigh(self.most[None], of.clock).at(0)
 
     @cached_property
     def card(self) -> list[int]:
@@ -204,12 +268,9 @@ class Field:
         """Of each group the places, by where they stand, that no other beats where these of ``Weights`` matter."""
         return self.of.unbeaten(self.points(self.sums, reads))
 
-    def search(self, caps: Caps, measure: Measure, best: Sum | None, *, first: bool) -> Sum | None:
-        """The combination within the caps with the least measure, where that is less than the best so far."""
-        caps = caps if best is None else measure.below(caps, float(measure.of(best.weights)))
-        below = float("inf") if best is None else float(measure.of(best.weights))
-        if not caps.hold(self.least_weights) or measure.of(self.least_weights) >= below:
-            return None
+    def search(self, caps: Caps, measure: Measure, below: float, *, first: bool) -> Sum | None:
+        """The combination within the caps with the least measure, where that is less than some value."""
+        caps = caps if below == float("inf") else measure.below(caps, below)
         binding = {name for name in vars(caps) if getattr(self.most_weights, name) > getattr(caps, name)}
         reads = frozenset(binding if first else measure.reads | binding)
         search = _Search(self, caps, measure, below, reads, self.unbeaten(reads))

@@ -27,6 +27,7 @@ from planner.cli_request import (
     home_expanded,
     is_given,
     made,
+    once,
     option_name,
     planning_options,
     read_request,
@@ -69,10 +70,10 @@ class _Plan(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @planning_options(*OPTIONS)
-@click.option("--out", metavar="FILE", help="Write the plan to this file (YAML).")
+@once("--out", metavar="FILE", help="Write the plan to this file (YAML).")
 @click.option("--json", "json_", is_flag=True, help="Print the plan as one JSON object, and no report.")
 @click.option("--execute", is_flag=True, help="Train what was planned; without --gpu, plan for this machine first.")
-@click.option("--plan", "plan_", metavar="FILE", help="Take the plan from this file instead of making one.")
+@once("--plan", "plan_", metavar="FILE", help="Take the plan from this file instead of making one.")
 @click.version_option(__version__, "--version", prog_name="tierplan", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context, /, **options: Any) -> int:

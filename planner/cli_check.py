@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner.cli_output import console, print_json
-from planner.cli_request import made
+from planner.cli_request import made, once
 from planner.errors import PlanError
 from planner.units import format_bytes
 
@@ -44,6 +44,18 @@ CAUSES = {
     "provenance.calibration_sha256": "the calibration",
     "provenance.tierplan": "tierplan itself",
 }
+# What another profile or another calibration can change. Another model or another tierplan may change everything.
+CHANGES = {
+    "provenance.profile_sha256": (
+        "gpu.",
+        "memory.gpu.budget_bytes",
+        "memory.host.budget_bytes",
+        "memory.gpu.peak_bytes.",
+    ),
+    "provenance.calibration_sha256": ("memory.gpu.peak_bytes.", "memory.host.peak_bytes"),
+}
+# Terms that the calibration, or the kind of card in a profile, has a part in.
+CONSTANTS = ("runtime/",)
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class Difference:
 
 @click.command(short_help="See whether a plan file still fits.")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--gpu", metavar="ID", help="The card, where its id alone does not find it, or another card.")
+@once("--gpu", metavar="ID", help="The card, where its id alone does not find it, or another card.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of sentences.")
 def check(file: Path, gpu: str | None, json_: bool) -> int:
     """Check a plan file: plan the same settings again, with today's card, model and calibration.
@@ -88,23 +100,49 @@ def planned_again(plan: Plan) -> Plan:
     """What would be planned for a plan's settings today, before it is run.
 
     Raises:
-        PlanError: nothing that a plan rests on changed, and yet the file holds other figures: it was changed by
-            hand, and its bound is the bound of other settings.
+        PlanError: the file holds a figure that is another today, and nothing it rests on that changed has a part in
+            that figure: it was changed by hand, and its bound is the bound of other settings.
     """
     now = made(same_settings(plan, card_of(plan)))
     if now.verdict != "fits":
         return now
     found = list(differences(plan, now))
     causes = [CAUSES[each.place] for each in found if each.place in CAUSES]
-    wrong = [each for each in found if each.place.startswith(("memory.", "choices."))]
-    if wrong and not causes:
-        file, today = _told(wrong[0])
-        why = f"its figures are not those of its settings: {wrong[0].place} is {file} in the file, {today} planned now."
+    wrong = [each for each in found if each.place.startswith(("memory.", "choices.", "model.", "gpu."))]
+    by_hand = [each for each in wrong if not _explained(each, found)] + list(_bound_by_hand(plan, now))
+    if by_hand:
+        file, today = _told(by_hand[0])
+        why = (
+            f"its figures are not those of its settings: {by_hand[0].place} is {file} in the file, {today} planned now."
+        )
+        if causes:
+            why += f" That is not for {', '.join(causes)}, which changed."
         raise PlanError("the plan file", why, "`plan check FILE` lists every difference; plan again to run this.")
     if wrong:
         changed = f"Since the plan was made, {', '.join(causes)} changed"
         click.echo(f"{changed}; planned again today it still fits. It is run as it stands.", err=True)
     return now
+
+
+def _bound_by_hand(plan: Plan, now: Plan) -> Iterator[Difference]:
+    """The bound, where it does not follow from the file's own expected peak by a calibration that is today's."""
+    from planner.calibration import calibration
+
+    peak = plan.memory.gpu.peak_bytes
+    high = peak.expected + int(calibration().reserve_bytes(peak.expected, plan.gpu.kind))
+    if plan.provenance.calibration_sha256 == now.provenance.calibration_sha256 and peak.high != high:
+        yield Difference("memory.gpu.peak_bytes.high", peak.high, high)
+
+
+def _explained(difference: Difference, found: Sequence[Difference]) -> bool:
+    """Whether something that changed has a part in a value: a hash alone explains no more than what follows from it."""
+    causes = {each.place for each in found if each.place in CAUSES}
+    if causes - CHANGES.keys():
+        return True
+    constant = any(f".{term}" in difference.place for term in CONSTANTS)
+    return bool(causes) and (
+        constant or difference.place.startswith(tuple(p for cause in causes for p in CHANGES[cause]))
+    )
 
 
 def same_settings(plan: Plan, gpu: str) -> Request:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planner.cli_request import once
 from planner.errors import PlanError
 from planner.units import format_bytes, format_rate
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Measure the machine at hand.")
-@click.option("--gpu", metavar="WHICH", help="local, the card of this machine, or cpu. [local, or cpu without a card]")
-@click.option("--out", metavar="FILE", help="Write the profile here, not to the folder that plans look into.")
+@once("--gpu", metavar="WHICH", help="local, the card of this machine, or cpu. [local, or cpu without a card]")
+@once("--out", metavar="FILE", help="Write the profile here, not to the folder that plans look into.")
 @click.option("--quick", is_flag=True, help="Less exact, in seconds.")
 def measure(gpu: str | None, out: str | None, quick: bool) -> int:
     """Measure what this machine reaches: memory, products, attention, copies.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -21,23 +22,55 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Options = Mapping[str, Any]
 Value = TypeVar("Value")
 
+
+class Twice(str):
+    """The last of several different values that were given to an option that takes one."""
+
+    values: tuple[str, ...]
+
+
+def once(*names: str, at_once: bool = True, **attributes: Any) -> Callable[[Any], Any]:
+    """An option that takes one value. Of several nobody can say which was meant, so that is a mistake.
+
+    Args:
+        at_once: raise it; else the value is a ``Twice``, to be told with other mistakes.
+    """
+
+    def only(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+        different = tuple(dict.fromkeys(values))
+        if len(different) < 2:
+            return values[0] if values else None
+        if at_once:
+            raise _given_twice(parameter.opts[0], different)
+        last = Twice(different[-1])
+        last.values = different
+        return last
+
+    return click.option(*names, multiple=True, callback=only, **attributes)
+
+
+def _given_twice(option: str, values: Sequence[str]) -> PlanError:
+    return PlanError(" ".join(f"{option} {value}" for value in values), "takes one value.", "Keep one of them.")
+
+
 # Everything arrives as text and is read here, not by click, which stops at the first mistake.
+_one = partial(once, at_once=False)
 OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "gpu": click.option("--gpu", metavar="ID", help="Card: an id of `plan gpus`, a YAML file, local, or cpu."),
-    "model": click.option(
+    "gpu": _one("--gpu", metavar="ID", help="Card: an id of `plan gpus`, a YAML file, local, or cpu."),
+    "model": _one(
         "--model",
         metavar="ID",
         help=f"Model: an id of `plan models`, a folder, a GGUF file, or a hub id. [{DEFAULT_MODEL}]",
     ),
-    "tier": click.option("--tier", metavar="N", help="Tier 1 to 11 instead of the highest that fits."),
-    "context": click.option("--context", metavar="TOKENS", help="Length of a sequence instead of a tier, such as 24K."),
-    "objective": click.option(
+    "tier": _one("--tier", metavar="N", help="Tier 1 to 11 instead of the highest that fits."),
+    "context": _one("--context", metavar="TOKENS", help="Length of a sequence instead of a tier, such as 24K."),
+    "objective": _one(
         "--objective",
         metavar="WHAT",
         help="context (longest), or at a given length speed or memory. [context]",
     ),
-    "host_ram": click.option("--host-ram", metavar="SIZE", help="Host memory a run may take. [32GiB]"),
-    "max_step_time": click.option("--max-step-time", metavar="TIME", help="Longest bearable step, such as 10m. [24h]"),
+    "host_ram": _one("--host-ram", metavar="SIZE", help="Host memory a run may take. [32GiB]"),
+    "max_step_time": _one("--max-step-time", metavar="TIME", help="Longest bearable step, such as 10m. [24h]"),
     "with_": click.option(
         "--with", "with_", multiple=True, metavar="NAME", help="Insist on an optimisation; repeatable."
     ),
@@ -49,9 +82,9 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
         metavar="KNOB=VALUE",
         help="Fix a knob (lora.rank=16) or setting (train.lr=1e-4).",
     ),
-    "data": click.option("--data", metavar="PATH", help="Text, code or JSONL to train on: a folder or a file."),
-    "price": click.option("--price", metavar="MONEY", help="Price of the card for an hour, to tell what a run costs."),
-    "power_price": click.option(
+    "data": _one("--data", metavar="PATH", help="Text, code or JSONL to train on: a folder or a file."),
+    "price": _one("--price", metavar="MONEY", help="Price of the card for an hour, to tell what a run costs."),
+    "power_price": _one(
         "--power-price", metavar="MONEY", help="Price of a kWh, to tell what its energy costs at most."
     ),
 }
@@ -109,6 +142,9 @@ def read_request(options: Options, errors: list[PlanError]) -> Request:
             errors.append(PlanError(f"{option_name(name)} {text}", _without_quantity(error, text), error.nearest))
             return absent
 
+    errors += [
+        _given_twice(option_name(name), v.values) for name in OPTIONS if isinstance(v := options.get(name), Twice)
+    ]
     for name in ("gpu", "model", "data"):
         if (text := options.get(name)) is not None and not text.strip():
             errors.append(PlanError(f"{option_name(name)} {text!r}", "is empty."))

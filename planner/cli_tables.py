@@ -11,7 +11,7 @@ import click
 
 from planner.cli_lists import as_json
 from planner.cli_output import plain_table, print_object, print_table, write_whole
-from planner.cli_request import all_of, planning_options, read_request
+from planner.cli_request import all_of, once, planning_options, read_request
 from planner.errors import PlanError, raise_all
 from planner.units import format_bytes, format_seconds
 
@@ -123,7 +123,7 @@ def _step(seconds: float | None) -> str:
 @click.option("--gpu", multiple=True, metavar="ID", help="Only this card; repeatable. [all of `plan gpus`]")
 @click.option("--model", multiple=True, metavar="ID", help="Only this model; repeatable. [all of `plan models`]")
 @planning_options(*LIMITS)
-@click.option("--out", metavar="FILE", help="Write to this file instead: .csv or .md.")
+@once("--out", metavar="FILE", help="Write to this file instead: .csv or .md.")
 @as_json
 def matrix(gpu: Sequence[str], model: Sequence[str], out: str | None, json_: bool, **options: Any) -> int:
     """Plan every card with every model: highest tier, longest sequence, memory and time.

@@ -1,15 +1,14 @@
-"""Why each optimisation is on or off, and what would make a plan fit; every figure is computed, none is a phrase."""
+"""Why each optimisation is on or off; every figure is computed, none is a phrase."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from planner.evaluate import Limits, Outcome
 from planner.optimizations import all_optimizations
 from planner.solver import Objective, Search
-from planner.units import format_bytes, format_count, format_seconds
-from planner.weighing import CARD_BYTES, HOST_BYTES, SECONDS, Weights
+from planner.units import format_bytes, format_count
+from planner.weighing import CARD_BYTES, HOST_BYTES
 
 
 def reasons_for_choices(found: Search, limits: Limits, objective: Objective, required: Sequence[str]) -> dict[str, str]:
@@ -21,8 +20,7 @@ def _why_on(name: str, found: Search, limits: Limits, objective: Objective, requ
     if name in required:
         return "asked for by --with"
     best, index = found.best, found.index
-    on_card, in_host = (found.least(measure, wish=(name, False)) for measure in (CARD_BYTES, HOST_BYTES))
-    if on_card is None or in_host is None:
+    if not found.exists(name, False):
         if all_optimizations()[name].free:
             return _why_free(found.without(name), best, limits, index)
         return "nothing would be trained without it"
@@ -31,6 +29,8 @@ def _why_on(name: str, found: Search, limits: Limits, objective: Objective, requ
         if (reached := found.reached(name, False)) is not None:
             want = found.wanted[reached]
             return f"without it tier {want.tier} ({format_count(want.total)} tokens) is the longest that fits"
+        on_card, in_host = (found.least(measure, wish=(name, False)) for measure in (CARD_BYTES, HOST_BYTES))
+        assert on_card is not None and in_host is not None
         return _missing(int(on_card.high), int(in_host.host), limits)
     faster = float(best.time.rank[index])
     if other.seconds > 1.005 * faster:
@@ -93,84 +93,3 @@ def _why_off(name: str, found: Search, limits: Limits, objective: Objective) -> 
     if saved > 0:
         parts.append(f"it would save {format_bytes(saved)}")
     return "not needed: " + "; ".join(parts) if parts else "not needed: the plan fits as it is, and it brings nothing"
-
-
-def suggestions(found: Search, limits: Limits, required: Sequence[str], excluded: Sequence[str]) -> list[str]:
-    """What would make it fit, nearest first; each is computed."""
-    want = found.wanted[found.index]
-    rank = f"--set lora.rank={want.rank} "
-    lines = []
-    if found.longest_with_target and found.longest_with_target > want.target:
-        lines.append(
-            f"--context {found.longest_with_target} {rank}--set train.target={want.target} fits: the longest at rank "
-            f"{want.rank} with {format_count(want.target)} trained tokens"
-        )
-    elif found.longest_all_trained:
-        lines.append(
-            f"--context {found.longest_all_trained} {rank}fits: the longest at rank {want.rank}, every token trained"
-        )
-    lines += _more(found, limits)
-    if required or excluded:
-        lines.append("without the --with and --without given, more sets are free to choose from")
-    return lines
-
-
-@dataclass(frozen=True)
-class Need:
-    """What one set of optimisations needs beyond the limits: bytes on the card, bytes in the host, seconds a step.
-
-    Where card and host are one memory, it is the card that lacks bytes.
-    """
-
-    card: int
-    host: int
-    seconds: float
-    shared: bool = False
-
-    @classmethod
-    def of(cls, card: int, host: int, seconds: float, *, shared: bool) -> Need:
-        """From what is taken beyond each limit; less than nothing where there is room."""
-        if shared:  # one memory holds everything, the process itself included
-            return cls(max(0, host), 0, max(0.0, seconds), shared=True)
-        return cls(max(0, card), max(0, host), max(0.0, seconds))
-
-
-def _more(found: Search, limits: Limits) -> list[str]:
-    """For each limit what it alone would have to be; where no one limit is enough, the least change of several."""
-    shared = found.situation.gpu.kind == "cpu"
-    memory = {"gpu_bytes": 2**62, "host_bytes": 2**62}
-    alone = (
-        (HOST_BYTES, {} if shared else {"host_bytes": 2**62}),
-        (SECONDS, {"step_seconds": float("inf")}),
-        (HOST_BYTES if shared else CARD_BYTES, memory if shared else {"gpu_bytes": 2**62}),
-    )
-    within = (found.least(key, replace(limits, **freed)) for key, freed in alone if freed)
-    needs = [_beyond(weights, limits, shared=shared) for weights in within if weights is not None]
-    return [_told(need, limits) for need in needs or [needed(found.best, limits, found.index, shared=shared)]]
-
-
-def _beyond(weights: Weights, limits: Limits, *, shared: bool) -> Need:
-    late = float(weights.seconds) - limits.step_seconds if weights.known else 0.0
-    return Need.of(int(weights.high) - limits.gpu_bytes, int(weights.host) - limits.host_bytes, late, shared=shared)
-
-
-def needed(outcome: Outcome, limits: Limits, index: int, *, shared: bool) -> Need:
-    """What an outcome needs beyond the limits; ``shared``: card and host are one memory."""
-    card, host = int(outcome.high[index]) - limits.gpu_bytes, int(outcome.host[index]) - limits.host_bytes
-    slow = 0.0 if outcome.time.estimate is None else float(outcome.time.estimate[index]) - limits.step_seconds
-    return Need.of(card, host, slow, shared=shared)
-
-
-def _told(need: Need, limits: Limits) -> str:
-    parts, values = [], []
-    if need.host:
-        parts.append(f"--host-ram {-(-(limits.host_bytes + need.host) // 2**30)}GiB")
-        values.append(f"{format_bytes(need.host)} more host RAM")
-    if need.seconds:
-        seconds = limits.step_seconds + need.seconds
-        parts.append(f"--max-step-time {int(seconds * 1.01) + 1}s")
-        values.append(f"a step takes about {format_seconds(seconds)}")
-    if need.card:
-        more = f"{format_bytes(need.card)} more memory" + ("" if need.shared else " on the card")
-        return f"{more} would fit" + (f", with {' '.join(parts)}" if parts else "")
-    return f"{' '.join(parts)} fits: {', '.join(values)}"

@@ -11,12 +11,12 @@ from itertools import product
 from typing import Any
 
 from planner.errors import PlanError, raise_all
-from planner.explanations import needed
 from planner.hardware import HardwareProfile, list_profiles
 from planner.model import ModelShape, list_models
 from planner.optimizations.base import Situation
 from planner.planning import Request, Solved, contradictions, read_gpu, read_model, solved_for, space_for
 from planner.space import Space
+from planner.suggestions import needed
 from planner.tier_table import lacking, lacks, seconds_at
 
 ALONE = 60  # pairs that one process plans as quickly as several

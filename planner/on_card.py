@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from planner.bounds import Bounded, Field, Product, Sum, may_fit
+from planner.bounds import Bounded, Field, Product, Stack, Sum
 from planner.calibration import Calibration
 from planner.evaluate import Array, Candidates, Limits
 from planner.hardware import HardwareProfile
@@ -15,10 +15,11 @@ from planner.rates import KINDS
 from planner.rows import Values
 from planner.space import Space
 from planner.timecost import rates_for
-from planner.weighing import KNOB_ORDER, ORDER, Clock, Key, Scale, share
+from planner.weighing import KNOB_ORDER, ORDER, Clock, Key, Scale, Weights, share
 
 Wish = tuple[str, bool]  # a name, and whether it is to be on
 RESPECTS = ("high", "host", "seconds", "inexact")
+NOTHING = Weights(*(np.zeros((0, 1)) for _ in range(5)), known=np.zeros((0, 1), dtype=bool))  # type: ignore[misc]
 
 
 class SpaceOnCard:
@@ -30,6 +31,7 @@ class SpaceOnCard:
         self._sums: dict[tuple[object, ...], Values] = {}
         self._levels: dict[tuple[object, ...], Level] = {}
         self._clocks: dict[bytes, Clock] = {}
+        self._stacks: dict[Wish | None, Stack | None] = {}
         self.products = tuple(each for number in range(len(space.branches)) for each in self._products(number))
 
     def _products(self, number: int) -> Iterator[Product]:
@@ -80,33 +82,55 @@ class SpaceOnCard:
         self, candidates: Candidates, limits: Limits, *, wish: Wish | None = None, below: int | None = None
     ) -> int | None:
         """The last candidate at which anything fits, of those below one; None where there is none."""
-        products = [met for each in self.products if (met := self.meeting(each, wish)) is not None]
-        hopeful = np.flatnonzero(may_fit(products, self.sums(candidates), self.scale, limits)[:below])
-        return next((int(i) for i in hopeful[::-1] if self.at(candidates, int(i)).fits(limits, wish)), None)
+        may, does = self._may_and_does(candidates, limits, wish)
+        hopeful = map(int, np.flatnonzero(may[:below])[::-1])
+        return next((i for i in hopeful if does[i] or self.at(candidates, i).fits(limits, wish)), None)
 
-    def meeting(self, of: Product, wish: Wish | None) -> Product | None:
+    def last_of_growing(self, candidates: Candidates, limits: Limits) -> int | None:
+        """The same where each candidate takes no less than the one before: what does not fit does not fit later."""
+        may, does = self._may_and_does(candidates, limits, None)
+        last, beyond = (int(np.flatnonzero(each)[-1]) if each.any() else -1 for each in (does, may))
+        while last < beyond:  # it is none before the one and none after the other
+            middle = (last + beyond + 1) // 2
+            fits = does[middle] or self.at(candidates, middle).fits(limits, None)
+            last, beyond = (middle, beyond) if fits else (last, middle - 1)
+        return None if last < 0 else last
+
+    def _may_and_does(self, candidates: Candidates, limits: Limits, wish: Wish | None) -> tuple[Any, Any]:
+        stack = self.stack(wish)
+        nothing = np.zeros(len(candidates.total), dtype=bool)
+        if stack is None:
+            return nothing, nothing
+        return stack.may_and_does_fit(self.sums(candidates), self.scale, limits)
+
+    def stack(self, wish: Wish | None) -> Stack | None:
+        """The products with those of their combinations that hold a name, or lack it; None where there are none."""
+        if wish not in self._stacks:
+            products = [self.restricted(each, wish) for each in self.products]
+            met = [each for each in products if each is not None]
+            self._stacks[wish] = Stack(met) if met else None
+        return self._stacks[wish]
+
+    def restricted(self, of: Product, wish: Wish | None) -> Product | None:
         """A product with those of its combinations that hold a name, or lack it; None where there are none."""
-        number, places = self.restricted(of, wish)
-        if number is None:
-            return of if len(places) else None
-        return of.with_places(number, places) if len(places) else None
-
-    def restricted(self, of: Product, wish: Wish | None) -> tuple[int | None, Array]:
-        """The group of a product that a wish is decided by, and its places that meet it.
-
-        Where no group decides, they are those of the trunk, or none.
-        """
-        trunk = of.groups[0]
         if wish is None:
-            return None, trunk
-        name, on = wish
-        if name in self.space.branches[of.branch].ids:
-            return None, trunk if on else trunk[:0]
-        for number, group in enumerate(self.space.table.groups[of.branch]):
-            if held := {place for places in group if name in places.option.ids for place in places.range}:
-                meets = np.array([(int(place) in held) is on for place in of.groups[number]], dtype=bool)
-                return number, of.groups[number][meets]
-        return None, trunk[:0] if on else trunk
+            return of
+        (name, on), branch = wish, of.branch
+        if name in self.space.branches[branch].ids:
+            return of if on else None
+        number, holders = self.holders(branch, name)
+        if number is None:
+            return None if on else of
+        places = of.groups[number]
+        meeting = places[np.isin(places, holders) == on]
+        return of.with_places(number, meeting) if len(meeting) else None
+
+    def holders(self, branch: int, name: str) -> tuple[int | None, Array]:
+        """The group of a branch that decides whether an optimisation is on, and the places at which it is."""
+        for number, group in enumerate(self.space.table.groups[branch]):
+            if held := [place for places in group if name in places.option.ids for place in places.range]:
+                return number, np.array(held)
+        return None, np.zeros(0, dtype=np.int64)
 
 
 class Level:
@@ -114,36 +138,45 @@ class Level:
 
     def __init__(self, on_card: SpaceOnCard, sums: Values) -> None:
         self.on_card, self.sums = on_card, sums
-        self._found: dict[Wish | None, Bounded] = {}
+        self._found: dict[tuple[Wish | None, bool], Bounded] = {}
+        self._kept: dict[int, list[Array]] = {}
 
-    @cached_property
-    def fields(self) -> tuple[Field, ...]:
-        """Every product with all its places."""
-        return tuple(Field(each, self.sums, self.on_card.scale) for each in self.on_card.products)
+    def _field(self, of: Product) -> Field:
+        return Field(of, self.sums, self.on_card.scale)
 
-    @cached_property
-    def _shrunk(self) -> tuple[Product, ...]:
-        """Every product without those places of a group that another of the group beats in all respects."""
-        return tuple(
-            field.of.with_groups([field.of.places[kept] for kept in field.unbeaten(RESPECTS)]) for field in self.fields
-        )
+    def _shrunk(self, of: Product, wish: Wish | None) -> Product:
+        """A product without those places of a group that another of the group beats in all respects.
+
+        What is left of a group is the same whatever is wished of another, so it is found once.
+        """
+        whole = next(each for each in self.on_card.products if each.branch == of.branch and each.rows is of.rows)
+        if id(whole) not in self._kept:
+            field = self._field(whole)
+            self._kept[id(whole)] = [whole.places[kept] for kept in field.unbeaten(RESPECTS)]
+        number = None if wish is None else self.on_card.holders(of.branch, wish[0])[0]
+        return of.with_groups([of.groups[n] if n == number else kept for n, kept in enumerate(self._kept[id(whole)])])
 
     def fits(self, limits: Limits, wish: Wish | None) -> bool:
         """Whether anything fits."""
-        among = Bounded(self.fields) if wish is None else self.having(wish)
-        return among.cheapest(limits, (share(limits),), first=True) is not None
+        return self.having(wish, whole=True).cheapest(limits, (share(limits),), first=True) is not None
 
-    def having(self, wish: Wish | None) -> Bounded:
-        """The sets with an optimisation, or those without; all of them where nothing is wished."""
-        if wish not in self._found:
-            products = (
-                shrunk if number is None else shrunk.with_places(number, places)
-                for field, shrunk in zip(self.fields, self._shrunk, strict=True)
-                for number, places in [self.on_card.restricted(field.of, wish)]
-                if len(places)
-            )
-            self._found[wish] = Bounded(Field(each, self.sums, self.on_card.scale) for each in products)
-        return self._found[wish]
+    def having(self, wish: Wish | None, *, whole: bool = False) -> Bounded:
+        """The sets with an optimisation, or those without; all of them where nothing is wished.
+
+        Args:
+            whole: with all places, where it is not worth while to look which are beaten.
+        """
+        if (wish, whole) not in self._found:
+            stack, scale = self.on_card.stack(wish), self.on_card.scale
+            if stack is None:
+                self._found[wish, whole] = Bounded(NOTHING, lambda number: self._field(self.on_card.products[number]))
+            else:
+                products = stack.products
+                self._found[wish, whole] = Bounded(
+                    stack.least(self.sums[:, :, None], scale),
+                    lambda number: self._field(products[number] if whole else self._shrunk(products[number], wish)),
+                )
+        return self._found[wish, whole]
 
     def with_first_knobs(self, limits: Limits, key: Key, found: Sum) -> tuple[int, ...]:
         """The same set with the knobs it names first, of those that fit and cost no more by a key."""
@@ -157,8 +190,10 @@ class Level:
         rows[own] = np.arange(len(own))
         sums = self.sums[of.rows[own]]
         sums[:, ORDER] = [order[int(place)] for place in own]
-        field = Field(Product(of.branch, of.clock, places, rows), sums, self.on_card.scale)
-        best = Bounded([field]).cheapest(limits, (*key, KNOB_ORDER))
+        stack = Stack([Product(of.branch, of.clock, places, rows)])
+        scale = self.on_card.scale
+        same = Bounded(stack.least(sums[:, :, None], scale), lambda _: Field(stack.products[0], sums, scale))
+        best = same.cheapest(limits, (*key, KNOB_ORDER))
         assert best is not None
         return best.places
 

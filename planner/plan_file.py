@@ -107,8 +107,39 @@ def _impossible(plan: Plan) -> Iterator[tuple[str, str, str]]:
         yield "lora_rank", f"is {plan.lora_rank}, and the knob rank of lora is {rank}.", "Make them the same."
     if plan.tier is not None and not 1 <= plan.tier <= len(TIERS):
         yield "tier", f"is {plan.tier}; tiers go from 1 to {len(TIERS)}.", "null stands for a length of its own."
+    elif plan.tier is not None and plan.total_tokens != (total := TIERS[plan.tier - 1].total):
+        yield "total_tokens", f"is {plan.total_tokens:,}, and tier {plan.tier} has {total:,}.", ""
     if plan.time.limit_seconds <= 0:
         yield "time.limit_seconds", "leaves no time.", ""
+    yield from _sums(plan)
+
+
+def _sums(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Figures of one file that do not go together, whatever card, model and version they are from."""
+    gpu, host = plan.memory.gpu, plan.memory.host
+    peak, nearest = gpu.peak_bytes, "Plan again: a plan's figures are never written by hand."
+    totals = {phase: sum(terms.values()) for phase, terms in gpu.phases.items()}
+    highest = max(totals.values(), default=0)
+    if peak.expected != highest:
+        why = f"is {peak.expected:,}, and the terms of the highest phase are {highest:,} together."
+        yield "memory.gpu.peak_bytes.expected", why, nearest
+    elif totals and totals.get(gpu.peak_phase) != highest:
+        yield "memory.gpu.peak_phase", f"is {gpu.peak_phase}, which is not the highest.", nearest
+    if not peak.low <= peak.expected <= peak.high:
+        yield "memory.gpu.peak_bytes", "has a low above the expected, or an expected above the high.", nearest
+    if host.pinned_bytes > host.peak_bytes:
+        yield "memory.host.pinned_bytes", "is more than the peak that it is a part of.", nearest
+    over = [
+        name
+        for name, taken, there in (("gpu", peak.high, gpu.budget_bytes), ("host", host.peak_bytes, host.budget_bytes))
+        if taken > there
+    ]
+    late = plan.time.step_seconds.bound is not None and plan.time.step_seconds.bound > plan.time.limit_seconds
+    if plan.verdict == "fits" and (over or late):
+        what = f"memory.{over[0]} is beyond its budget" if over else "a step cannot be within time.limit_seconds"
+        yield "verdict", f"is fits, and {what}.", nearest
+    if plan.gpu.kind == "gpu" and gpu.budget_bytes > max(0, plan.gpu.visible_bytes - plan.gpu.context_bytes):
+        yield "memory.gpu.budget_bytes", "is more than the visible memory of the card less its context.", nearest
 
 
 def _knobs(place: str, choice: Choice, knobs: tuple[Knob, ...]) -> Iterator[tuple[str, str, str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from planner.calibration import calibration
-from planner.optimizations.base import Situation
+from planner.optimizations.base import Scalar, Situation
 from planner.units import format_bytes, format_count
 
 KERNELS_CHECKED = 524_288  # tokens; docs/decisions.md, attention kernels at length
@@ -34,3 +36,13 @@ def warnings_of(situation: Situation, total: int) -> list[str]:
     if rates:
         warnings.append(f"The model's own dropout ({', '.join(rates)}) is off while training, so recomputing is exact.")
     return warnings
+
+
+def knobs_without_effect(knobs: Mapping[str, Mapping[str, Scalar]], rejected: Mapping[str, Sequence[str]]) -> list[str]:
+    """One sentence for each optimisation that is off though a knob of it was set."""
+    return [
+        f"{' '.join(f'--set {owner}.{name}={value}' for name, value in values.items())} has no effect: {owner} is off "
+        f"({'; '.join(rejected[owner])}). --with {owner} would insist on it."
+        for owner, values in knobs.items()
+        if owner in rejected
+    ]

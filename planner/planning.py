@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from planner import __version__
 from planner.calibration import calibration
 from planner.errors import PlanError, raise_all
 from planner.evaluate import Limits
-from planner.explanations import reasons_for_choices, reasons_for_rejections, suggestions
+from planner.explanations import reasons_for_choices, reasons_for_rejections
 from planner.hardware import HardwareProfile, load_profile
 from planner.ledger import PASSES, Device, Phase
 from planner.lengths import NO_TIER_RANK, wanted
@@ -38,10 +39,11 @@ from planner.plan import (
     Train,
 )
 from planner.plan_time import Prices, plan_time
-from planner.plan_warnings import warnings_of
+from planner.plan_warnings import knobs_without_effect, warnings_of
 from planner.settings import check_sets, unknown_names
 from planner.solver import COARSEST, Objective, Search, Wanted, search, space_of
 from planner.space import Space
+from planner.suggestions import Pins, suggestions
 from planner.tiers import TIERS
 from planner.units import GIB, format_bytes, format_count, format_seconds
 
@@ -236,6 +238,7 @@ def _write(solved: Solved) -> Plan:
     executor = _executor(best.configuration.settings["executor"])
     train, source = _train(request, f"runs/{_slug(model.id)}-{want.total}", executor), _source(request.model, model)
     prices = Prices(request.price_per_hour, request.power_price_per_kwh)
+    pins = Pins(request.required, request.excluded, request.knobs)
     time, warnings = plan_time(found, request.max_step_seconds, train, source, prices)
     return Plan(
         verdict="fits" if fits else "does-not-fit",
@@ -262,8 +265,8 @@ def _write(solved: Solved) -> Plan:
         memory=Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits), disk=_disk_memory(found)),
         time=time,
         train=train,
-        nearest=[] if fits else suggestions(found, limits, request.required, request.excluded),
-        warnings=[*warnings_of(situation, want.total), *warnings],
+        nearest=[] if fits else suggestions(found, limits, pins, partial(_replanned, solved, want)),
+        warnings=[*warnings_of(situation, want.total), *knobs_without_effect(request.knobs, rejected), *warnings],
         not_modelled=list(NOT_MODELLED),
         provenance=Provenance(
             tierplan=__version__,
@@ -277,6 +280,14 @@ def _write(solved: Solved) -> Plan:
 
 def _executor(name: str) -> Literal["resident", "streamed"]:
     return "streamed" if name == "streamed" else "resident"
+
+
+def _replanned(made: Solved, want: Wanted, pins: Pins) -> Search:
+    """The same length on the same card with other pins."""
+    knobs = {**pins.knobs, "lora": {**pins.knobs.get("lora", {}), "rank": want.rank}}
+    length = replace(made.request, tier=None, total_tokens=want.total, target=want.target)
+    request = replace(length, required=pins.required, excluded=pins.excluded, knobs=knobs)
+    return solved_for(request, made.situation.gpu, made.situation.model, below=False).found
 
 
 def _gpu_facts(gpu: HardwareProfile) -> Gpu:

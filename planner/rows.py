@@ -23,7 +23,6 @@ class Rows:
         self._model = model
         self._places: dict[tuple[object, ...], int] = {}
         self._rows: list[tuple[Term | Formula, Mapping[str, int]]] = []
-        self._kept: dict[tuple[object, ...], Values] = {}
 
     def size(self, term: Term, letters: Mapping[str, int]) -> int:
         """The row of a term's bytes."""
@@ -42,16 +41,10 @@ class Rows:
 
     def at(self, candidates: Candidates, workspace: int) -> Values:
         """Every row at every candidate."""
-        key = (candidates.key, workspace, len(self._rows))
-        if key not in self._kept:
-            self._kept[key] = self._evaluated(candidates, workspace)
-        return self._kept[key]
-
-    def _evaluated(self, at: Candidates, workspace: int) -> Values:
-        run = {"B": at.batch, "Z": workspace, **adapter_letters(self._model, at.rank)}
-        tokens = {"S": at.total, "T": at.target}
+        run = {"B": candidates.batch, "Z": workspace, **adapter_letters(self._model, candidates.rank)}
+        tokens = {"S": candidates.total, "T": candidates.target}
         wide = {name: size.astype(np.float64) for name, size in tokens.items()}
-        values = np.empty((len(self._rows), len(at.total)))
+        values = np.empty((len(self._rows), len(candidates.total)))
         spaces: dict[int, tuple[Letters, Letters]] = {}
         for place, (row, letters) in enumerate(self._rows):
             if id(letters) not in spaces:

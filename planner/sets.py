@@ -25,6 +25,16 @@ def always_on(situation: Situation, allowed: Sequence[str], required: Sequence[s
     return frozenset({*required, *(name for name in free if _undisputed(name, allowed, required, situation))})
 
 
+def valid_sets(situation: Situation, required: Sequence[str], excluded: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Every valid set, one by one; what the search finds without (``planner.branches``) is held against it."""
+    allowed = usable(situation, excluded)
+    certain = always_on(situation, allowed, required)
+    for extra in subsets([name for name in allowed if name not in certain]):
+        ids = tuple(sorted({*certain, *extra}))
+        if trains(ids) and not problems(ids, situation):
+            yield ids
+
+
 def subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Every subset, the smallest first."""
     return chain.from_iterable(combinations(names, size) for size in range(len(names) + 1))

@@ -28,9 +28,13 @@ def parse_settings(assignments: Sequence[str]) -> Pinned:
     knobs: dict[str, dict[str, Scalar]] = {}
     train: dict[str, Scalar] = {}
     errors: list[PlanError] = []
-    for assignment in assignments:
+    seen: dict[tuple[str, str], str] = {}
+    for assignment in dict.fromkeys(assignments):
         try:
             owner, name, text = _split(assignment)
+            if (before := seen.setdefault((owner, name), assignment)) != assignment:
+                asked = f"--set {before} --set {assignment}"
+                raise PlanError(asked, f"gives {owner}.{name} two values.", "Keep one of them.")
             if owner == "train":
                 train[name] = _train_value(assignment, name, text)
             else:
@@ -64,6 +68,9 @@ def _knob_value(assignment: str, owner: str, name: str, text: str) -> Scalar:
         raise PlanError(asked, f"{owner} has no knob '{name}'.", did_you_mean(name, knobs) or has)
     knob = knobs[name]
     if knob.low is None:
+        if knob.names and text not in knob.names:
+            there_are = f"There are {', '.join(knob.names)}."
+            raise PlanError(asked, f"is no {name}.", did_you_mean(text, knob.names) or there_are)
         return text
     value = _count(asked, text)
     if not knob.low <= value <= (knob.high or value):
@@ -72,10 +79,11 @@ def _knob_value(assignment: str, owner: str, name: str, text: str) -> Scalar:
 
 
 def _count(asked: str, text: str) -> int:
+    """A whole number; a negative one is one too, whatever bounds say of it."""
     try:
-        return parse_count(text)
+        return -parse_count(text[1:]) if text.startswith("-") else parse_count(text)
     except PlanError as error:
-        raise PlanError(asked, f"'{text}' is not a whole number.") from error
+        raise PlanError(asked, f"'{text}' is not a whole number.", "Write one such as 4096 or 4K.") from error
 
 
 def _train_value(assignment: str, name: str, text: str) -> Scalar:
@@ -91,28 +99,26 @@ def _train_value(assignment: str, name: str, text: str) -> Scalar:
         return value
     kinds = _kinds(name)
     try:
-        value = _read(text, kinds)
+        value = _read(asked, text, kinds)
+    except PlanError:
+        raise
     except ValueError as error:
-        raise PlanError(asked, f"'{text}' is not {_kind_in_words(kinds)}.") from error
+        raise PlanError(asked, f"'{text}' is not {'true or false' if bool in kinds else 'a number'}.") from error
     try:
         Train.model_validate({name: value})
     except ValidationError as error:
         message = error.errors()[0]["msg"]
-        raise PlanError(asked, message[0].lower() + message[1:] + ".") from error
+        raise PlanError(asked, message.replace("Input should be", "must be", 1) + ".") from error
     return value
 
 
-def _read(text: str, kinds: tuple[object, ...]) -> Scalar:
+def _read(asked: str, text: str, kinds: tuple[object, ...]) -> Scalar:
     """A text as what it is to be; ``ValueError`` where it is not."""
     if bool in kinds:
         if text.lower() not in ("true", "false"):
             raise ValueError(text)
         return text.lower() == "true"
-    return parse_count(text) if int in kinds else float(text) if float in kinds else text
-
-
-def _kind_in_words(kinds: tuple[object, ...]) -> str:
-    return "true or false" if bool in kinds else "a whole number" if int in kinds else "a number"
+    return _count(asked, text) if int in kinds else float(text) if float in kinds else text
 
 
 def _train_list() -> str:
@@ -159,7 +165,9 @@ def check_sets(
         errors += _clashes(required)
     for owner, values in knobs.items():
         if owner in excluded:
-            errors.append(PlanError(f"--set {owner}.…", f"{owner} is switched off by --without.", "Drop one of them."))
+            asked = " ".join(f"--set {owner}.{name}={value}" for name, value in values.items())
+            why = f"{owner} is switched off by --without."
+            errors.append(PlanError(f"{asked} --without {owner}", why, "Drop one of them."))
         errors += [
             error
             for knob in known[owner].knobs

@@ -76,7 +76,7 @@ def longest(
         grid = grid_between(low, high, 65 if on_card.space.table.patterns <= MANY else 9)
         targets = grid if target is None else np.minimum(grid, target)
         at = Candidates(grid, targets, np.full_like(grid, rank), batch)
-        last = on_card.last_fitting(at, limits)
+        last = on_card.last_of_growing(at, limits)
         if last is None:
             return best
         best = int(grid[last])
@@ -141,7 +141,7 @@ class Search:
 
     def best_at(self, index: int) -> Outcome:
         """What would be chosen at one wanted length: the best that fits, or what comes nearest."""
-        return _chosen(self.on_card, self.candidates, index, self.objective, self.situation, self.limits)
+        return chosen(self.on_card, self.candidates, index, self.objective, self.situation, self.limits)
 
     @cached_property
     def longest_with_target(self) -> int | None:
@@ -168,10 +168,14 @@ class Search:
         found = self.on_card.at(self.candidates, self.index).having(wish).cheapest(limits, (of,))
         return None if found is None else found.weights
 
+    def exists(self, name: str, on: bool) -> bool:
+        """Whether there is any valid set with an optimisation, or without."""
+        return self.on_card.stack((name, on)) is not None
+
     def best_among(self, objective: Objective, name: str, on: bool) -> Best | None:
         """The best with an optimisation, or without, that fits the wanted length; None where there is none."""
         level = self.on_card.at(self.candidates, self.index)
-        found = level.having((name, on)).cheapest(self.limits, KEYS[objective])
+        found = level.having((name, on)).cheapest(self.limits, KEYS[objective][:3])  # what it is told by
         if found is None:
             return None
         weights = found.weights
@@ -235,11 +239,11 @@ def search(
         space = space_of(situation, required, excluded, knobs)
     on_card = SpaceOnCard(space, situation.gpu, constants, limits.accumulation)
     index = on_card.last_fitting(candidates, limits) or 0
-    best = _chosen(on_card, candidates, index, objective, situation, limits)
+    best = chosen(on_card, candidates, index, objective, situation, limits)
     return Search(tuple(wanted), candidates, on_card, best, index, situation, constants, limits, objective)
 
 
-def _chosen(
+def chosen(
     on_card: SpaceOnCard, candidates: Candidates, index: int, objective: Objective, situation: Situation, limits: Limits
 ) -> Outcome:
     """The best of what fits, or where nothing does what comes nearest."""

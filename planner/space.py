@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 
 from planner.branches import Branch
 from planner.compose import Configuration, compose
@@ -14,6 +15,8 @@ from planner.optimizations.base import Scalar, Situation
 from planner.rows import Values
 from planner.sets import PinnedKnobs
 from planner.table import Table
+
+KEPT = 8  # sets of candidates that are kept: the wanted lengths, and where the search for the longest begins
 
 
 class Space:
@@ -34,6 +37,11 @@ class Space:
         """Every optimisation that is in any set."""
         leaves = {name for places in self.table.options for name in places.option.ids}
         return frozenset(leaves.union(name for branch in self.branches for name in branch.ids))
+
+    @property
+    def size(self) -> int:
+        """How many configurations there are."""
+        return sum(prod(sum(len(places.range) for places in group) for group in branch) for branch in self.table.groups)
 
     def is_leaf(self, name: str) -> bool:
         """Whether an optimisation is chosen in a group of a branch, and not by the branch itself."""
@@ -71,6 +79,8 @@ class Space:
             workspace: bytes of the cuBLAS workspace on this kind of card.
         """
         key = (candidates.key, workspace)
-        if key not in self._kept:
-            self._kept[key] = self.table.at(candidates, workspace)
-        return self._kept[key]
+        found = self._kept.pop(key) if key in self._kept else self.table.at(candidates, workspace)
+        self._kept[key] = found
+        if len(self._kept) > KEPT:  # the one that has not been asked for longest
+            self._kept.pop(next(iter(self._kept)))
+        return found

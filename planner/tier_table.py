@@ -9,12 +9,12 @@ from typing import Any
 from planner.calibration import Calibration
 from planner.errors import PlanError
 from planner.evaluate import Outcome
-from planner.explanations import Need, needed
 from planner.hardware import HardwareProfile
 from planner.lengths import check_length
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar
 from planner.planning import Request, Solved, solved
+from planner.suggestions import Need, needed
 from planner.tiers import TIERS
 from planner.timecost import update_bytes, update_seconds
 from planner.units import format_bytes, format_seconds

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 import planner.planning
-from planner.cli import main
+from planner.cli import cli, main
+from planner.cli_request import plan_for
 from planner.plan import Plan
 from planner.planning import Request
 
@@ -51,3 +54,20 @@ def answered(capsys: Capture, *arguments: str) -> Any:
     """The JSON that a command prints."""
     assert main(arguments) == 0
     return json.loads(capsys.readouterr().out)
+
+
+@cache
+def planned(words: str) -> Plan:
+    """The plan of a command line; of an option or a knob given twice the last counts."""
+    last: dict[str, tuple[str, str]] = {}
+    for option, value in pairs_of(words):
+        several = {"--set": value.partition("=")[0], "--with": value, "--without": value}
+        last[f"{option} {several.get(option, '')}"] = (option, value)
+    arguments = [word for pair in last.values() for word in pair]
+    return plan_for(cli.make_context("plan", arguments, resilient_parsing=True).params)
+
+
+def pairs_of(words: str) -> Iterator[tuple[str, str]]:
+    """Options with their values."""
+    split = shlex.split(words)
+    return zip(split[::2], split[1::2], strict=True)

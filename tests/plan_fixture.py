@@ -126,9 +126,12 @@ def too_long_plan() -> Plan:
     made = document()
     gpu = made["memory"]["gpu"]
     high = gpu["budget_bytes"] + 900 * MIB
-    memory = made["memory"] | {
-        "gpu": gpu | {"peak_bytes": {"low": 2000 * MIB, "expected": high - 300 * MIB, "high": high}}
-    }
+    more = high - 300 * MIB - gpu["peak_bytes"]["expected"]
+    highest = gpu["phases"][gpu["peak_phase"]]
+    larger = highest | {"activations/mlp": highest.get("activations/mlp", 0) + more}
+    peak = {"low": 2000 * MIB, "expected": high - 300 * MIB, "high": high}
+    phases = gpu["phases"] | {gpu["peak_phase"]: larger}
+    memory = made["memory"] | {"gpu": gpu | {"peak_bytes": peak, "phases": phases}}
     return example_plan(
         verdict="does-not-fit",
         summary="tier 3 needs 0.88 GiB more than the card has.",

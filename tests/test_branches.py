@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from test_solver import Asked, Weighed, asked_at_random, asked_of, card, everything, key, weigh
 
 from planner.branches import branches
-from planner.compose import problems
+from planner.calibration import calibration
 from planner.evaluate import Limits
 from planner.fronts import BLOCK, nondominated
 from planner.hardware import list_profiles
@@ -19,11 +20,13 @@ from planner.matrix import kind_of_card
 from planner.model import load_model
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import EVERY, REGISTRY, Chosen, Evidence, Needs, Optimization, Situation
-from planner.sets import always_on, has_pinned, subsets, trains, usable
+from planner.planning import Request, make_plan
+from planner.sets import has_pinned, valid_sets
 from planner.solver import Search, Wanted, space_of
 from planner.space import Space
+from planner.timecost import CLOCK, step_time
 from planner.units import GIB
-from reports.performance.synthetic import Kind, registered
+from reports.performance.synthetic import Kind, mixed, registered
 
 
 def all_ids(space: Space) -> set[tuple[str, ...]]:
@@ -37,16 +40,12 @@ def all_ids(space: Space) -> set[tuple[str, ...]]:
     return found
 
 
-def valid_sets(asked: Asked) -> set[tuple[str, ...]]:
-    """Every valid set that trains something and has what is pinned, with what is free always on."""
-    situation = asked.situation
-    allowed = usable(situation, asked.excluded)
-    certain = always_on(situation, allowed, asked.required)
-    sets = (tuple(sorted({*certain, *more})) for more in subsets([name for name in allowed if name not in certain]))
+def expected(asked: Asked) -> set[tuple[str, ...]]:
+    """Every valid set that has what is pinned, one by one."""
     return {
         ids
-        for ids in sets
-        if trains(ids) and not problems(ids, situation) and has_pinned(ids, asked.knobs or {}, situation)
+        for ids in valid_sets(asked.situation, asked.required, asked.excluded)
+        if has_pinned(ids, asked.knobs or {}, asked.situation)
     }
 
 
@@ -54,7 +53,7 @@ def valid_sets(asked: Asked) -> set[tuple[str, ...]]:
 def test_the_branches_hold_every_valid_set_and_no_other(seed: int) -> None:
     asked = asked_at_random(seed)
     found = branches(asked.situation, asked.required, asked.excluded, asked.knobs or {})
-    assert all_ids(Space(found, asked.situation)) == valid_sets(asked)
+    assert all_ids(Space(found, asked.situation)) == expected(asked)
 
 
 def best_of(search: Search, names: Sequence[str]) -> dict[tuple[str, bool], Any]:
@@ -148,6 +147,42 @@ def test_random_subsets_of_up_to_twelve_are_chosen_as_counting_everything_choose
         same_as_counting(Asked(asked.situation, limits, lengths, excluded=excluded))
 
 
+def test_thirty_more_are_places_and_not_branches_and_each_has_its_reason() -> None:
+    before = len(space_of(asked_of(card("rtx2060s"), "phi-2").situation).branches)
+    with registered(mixed(30)) as names:
+        plan = make_plan(Request(tier=4))
+        space = space_of(Situation(card("rtx2060s"), load_model("phi-2"), 32 * GIB))
+        assert len(space.branches) == before and space.size > 10**13 and space.table.many < 10**4
+        assert {*names} <= {each.id for each in (*plan.choices, *plan.rejected)}
+        saving = [name for name in names if "better" in name]
+        assert {*saving} <= {choice.id for choice in plan.choices}, "what costs nothing is on"
+        assert not {name for name in names if "neutral" in name or "hub" in name} & {each.id for each in plan.choices}
+
+
+class Noted(dict[str, Any]):
+    """Letters or settings that note which of them are asked for."""
+
+    def __init__(self, values: Mapping[str, Any], kind: str, asked: set[str]) -> None:
+        super().__init__(values)
+        self.kind, self.asked = kind, asked
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(f"{self.kind} {name}")
+        return super().__getitem__(name)
+
+
+def test_what_the_clock_goes_by_is_what_is_said_and_whoever_sets_it_is_a_hub() -> None:
+    asked: set[str] = set()
+    situation = Situation(card("rtx2060s"), load_model("phi-2"), 2**35)
+    one = space_of(situation).branches[-1].trunk
+    noted = replace(one, letters=Noted(one.letters, "letter", asked), settings=Noted(one.settings, "setting", asked))
+    step_time(noted, dict.fromkeys(one.ledger.work, 1.0), situation.gpu, calibration())
+    assert asked == CLOCK
+    setters = {name for name, each in all_optimizations().items() if each.claims & CLOCK}
+    assert setters >= {"exact_attention", "gradient_checkpointing", "mixed_precision"}
+    assert not any(space_of(situation).is_leaf(name) for name in setters)
+
+
 @pytest.mark.parametrize("seed", range(0, 24, 2))
 def test_a_random_subset_of_optimisations_is_explained_as_counting_everything_does(seed: int) -> None:
     asked = asked_at_random(seed)
@@ -184,7 +219,7 @@ def test_who_is_asked_for_in_a_set_is_no_leaf(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(REGISTRY, "asking", Asking)
     space = space_of(situation)
     assert not space.is_leaf("adamw_8bit")
-    assert all_ids(space) == valid_sets(Asked(situation, Limits(0, 0, 1.0)))
+    assert all_ids(space) == {*valid_sets(situation, (), ())}
     assert any("asking" in ids for ids in all_ids(space))
     assert not any({"asking", "adamw_8bit"} <= {*ids} for ids in all_ids(space))
 

@@ -189,6 +189,23 @@ def test_every_mistake_is_told_at_once(capsys: Capture, tmp_path: Path) -> None:
         ("--gpu rtx2060s --context 12X", "ends in 'x'"),
         ("--gpu rtx2060s --context ''", "--context : is empty."),
         ("--gpu rtx2060s --data a --set train.data=b", "name two places"),
+        ("--gpu rtx2060s --gpu rtx4090", "--gpu rtx2060s --gpu rtx4090: takes one value. Keep one of them."),
+        ("--gpu rtx2060s --tier 3 --tier 4", "--tier 3 --tier 4: takes one value"),
+        ("--gpu rtx2060s --out a --out b", "--out a --out b: takes one value"),
+        ("check a.yaml --gpu rtx2060s --gpu rtx4090", "takes one value"),
+        ("matrix --host-ram 8GiB --host-ram 9GiB", "--host-ram 8GiB --host-ram 9GiB: takes one value"),
+        ("--gpu rtx2060s --set lora.rank=4 --set lora.rank=8", "gives lora.rank two values"),
+        ("--gpu rtx2060s --set train.lr=1 --set train.lr=2", "gives train.lr two values"),
+        ("--gpu rtx2060s --set exact_attention.kernel=flsh", "is no kernel. Did you mean flash?"),
+        ("--gpu rtx2060s --set exact_attention.kernel=flash", "is not to be had on NVIDIA GeForce RTX 2060 SUPER."),
+        ("--gpu rtx2060s --set lora.alpha=-1", "must be from 0 to 65,536"),
+        ("--gpu rtx2060s --set train.seed=-3", "must be greater than or equal to 0"),
+        ("--gpu rtx2060s --set train.lr=-1", "must be greater than 0"),
+        ("--gpu rtx2060s --set lora.rank=4.5", "'4.5' is not a whole number"),
+        (
+            "--gpu rtx2060s --set chunked_loss.rows=9 --without chunked_loss",
+            "--set chunked_loss.rows=9 --without chunked_loss: chunked_loss is switched off",
+        ),
         ("--tier 3 --json", "plan --tier: names no card. Add --gpu ID"),
         ("--gpu rtx4090 gpus", "options come after it"),
         ("--plan a.yaml --gpu x --tier 2", "a plan file is complete already. Drop --tier"),
@@ -205,6 +222,22 @@ def test_every_mistake_is_told_at_once(capsys: Capture, tmp_path: Path) -> None:
 )
 def test_a_mistake_is_explained(capsys: Capture, arguments: str, told: str) -> None:
     assert told in "\n".join(mistakes(capsys, *shlex.split(arguments)))
+
+
+def test_the_same_value_given_twice_is_no_mistake_and_several_are_told_together(capsys: Capture) -> None:
+    again = ["--gpu", "rtx2060s", "--gpu", "rtx2060s", "--tier", "1", "--set", "lora.rank=4", "--set", "lora.rank=4"]
+    assert main([*again, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["lora_rank"] == 4
+    told = mistakes(capsys, *["--gpu", "a", "--gpu", "b", "--tier", "3", "--tier", "4", "--set", "lora.rnk=3"])
+    assert len([line for line in told if "takes one value" in line]) == 2
+    assert any("Did you mean rank?" in line for line in told)
+
+
+def test_a_knob_of_what_is_off_is_warned_of(capsys: Capture) -> None:
+    words = "--gpu cpu --model smollm2-135m --context 512 --set mixed_precision.dtype=float16 --json"
+    assert main(words.split()) == 0
+    (line,) = [line for line in json.loads(capsys.readouterr().out)["warnings"] if line.startswith("--set")]
+    assert line.startswith("--set mixed_precision.dtype=float16 has no effect: mixed_precision is off (")
 
 
 def test_a_mistake_of_ours_is_no_traceback_and_no_verdict(monkeypatch: Patch, capsys: Capture) -> None:

@@ -14,6 +14,7 @@ from plan_fixture import example_plan, too_long_plan
 
 import planner.machine
 import planner.planning
+from planner.calibration import calibration
 from planner.cli import main
 from planner.cli_output import write_plan
 from planner.errors import PlanError
@@ -125,13 +126,49 @@ def test_a_plan_made_with_other_facts_is_run_as_it_stands_with_a_word(
     older = changed(
         plan,
         memory=plan.memory.model_copy(update={"gpu": gpu}),
-        provenance=plan.provenance.model_copy(update={"calibration_sha256": "0" * 64}),
+        provenance=plan.provenance.model_copy(update={"profile_sha256": "0" * 64}),
     )
     place = tmp_path / "plan.yaml"
     write_plan(older, place)
     assert main(["--plan", str(place), "--execute"]) == 0
     assert run == [older]
-    assert "the calibration changed; planned again today it still fits" in capsys.readouterr().err
+    assert "the card's profile changed; planned again today it still fits" in capsys.readouterr().err
+
+
+def edited(plan: Plan, *, raised: int = 0, budget: int = 0, high: int = 0, hashed: str = "") -> Plan:
+    """The plan with a term, the budget or the bound changed by hand so that its sums are right, and a hash as well."""
+    gpu, peak = plan.memory.gpu, plan.memory.gpu.peak_bytes
+    phases = {phase: dict(terms) for phase, terms in gpu.phases.items()}
+    phases[gpu.peak_phase]["activations/mlp"] += raised
+    expected = peak.expected + raised
+    bound = expected + calibration().reserve_bytes(expected, "gpu") if raised else peak.high + high
+    memory = gpu.model_copy(
+        update={
+            "phases": phases,
+            "budget_bytes": gpu.budget_bytes + budget,
+            "peak_bytes": peak.model_copy(update={"expected": expected, "high": bound}),
+        }
+    )
+    provenance = plan.provenance.model_copy(update={hashed: "0" * 64} if hashed else {})
+    return changed(plan, memory=plan.memory.model_copy(update={"gpu": memory}), provenance=provenance)
+
+
+@pytest.mark.parametrize("hashed", ["", "profile_sha256", "calibration_sha256"])
+@pytest.mark.parametrize("how", [{"raised": -(2**20)}, {"budget": -(2**20)}, {"high": 2**20}])
+def test_a_figure_changed_with_a_hash_that_has_no_part_in_it_is_noticed(
+    hashed: str, how: dict[str, int], tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    trainer_that(monkeypatch, lambda plan: 0)
+    plan = make_plan(Request(tier=1, train={"data": str(tmp_path)}))
+    place = tmp_path / "plan.yaml"
+    write_plan(edited(plan, hashed=hashed, **how), place)
+    explains = {"budget": "profile_sha256", "high": "calibration_sha256"}
+    if explains.get(next(iter(how))) == hashed:  # that much can have followed from it
+        assert main(["--plan", str(place), "--execute"]) == 0
+        return
+    told = mistakes(capsys, "--plan", str(place), "--execute")
+    assert "its figures are not those of its settings: memory.gpu." in told[0]
+    assert ("That is not for" in told[0]) is bool(hashed)
 
 
 def test_data_fills_a_plan_that_names_none_and_changes_no_other(

@@ -75,13 +75,13 @@ def test_a_fresh_plan_still_fits_and_nothing_differs(
 def test_a_plan_that_was_changed_by_hand_is_found_out(tmp_path: Path, capsys: Capture) -> None:
     place, plan = tmp_path / "plan.yaml", make_plan(Request(tier=1))
     high = plan.memory.gpu.peak_bytes.high
-    place.write_text(plan.to_yaml().replace(f"high: {high}", f"high: {high - 2**30}"))
+    place.write_text(plan.to_yaml().replace(f"high: {high}", f"high: {high + 2**20}"))
     assert main(["check", str(place)]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "the file itself was changed" in out and "memory.gpu.peak_bytes.high" in out
     assert main(["check", str(place), "--json"]) == 0
     differences = json.loads(capsys.readouterr().out)["differences"]
-    assert differences == [{"place": "memory.gpu.peak_bytes.high", "file": high - 2**30, "now": high}]
+    assert differences == [{"place": "memory.gpu.peak_bytes.high", "file": high + 2**20, "now": high}]
 
 
 def test_a_changed_calibration_is_named(tmp_path: Path, capsys: Capture) -> None:

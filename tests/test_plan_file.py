@@ -109,6 +109,16 @@ def test_files_that_are_no_plan(tmp_path: Path, text: str, told: str) -> None:
         (("choices", "lora", "knobs", "rang"), 3, "no knob 'rang'"),
         (("choices", "chunked_loss", "knobs"), {}, "is missing"),
         (("choices", "exact_attention", "knobs", "kernel"), 3, "not a name"),
+        (("memory", "gpu", "peak_bytes", "expected"), 10**9, "the terms of the highest phase are"),
+        (("memory", "gpu", "phases", "backward", "activations/mlp"), 10**10, "the terms of the highest phase are"),
+        (("memory", "gpu", "peak_phase"), "load", "is not the highest"),
+        (("memory", "gpu", "peak_bytes", "low"), 2**40, "a low above the expected"),
+        (("memory", "host", "pinned_bytes"), 2**40, "more than the peak"),
+        (("memory", "gpu", "budget_bytes"), 2**20, "memory.gpu is beyond its budget"),
+        (("memory", "gpu", "budget_bytes"), 2**40, "more than the visible memory"),
+        (("memory", "host", "budget_bytes"), 2**20, "memory.host is beyond its budget"),
+        (("time", "limit_seconds"), 1e-3, "cannot be within time.limit_seconds"),
+        (("tier",), 2, "tier 2 has 10,240"),
     ],
 )
 def test_what_no_plan_could_hold_is_refused(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +11,9 @@ from functools import cache
 from itertools import chain, combinations, pairwise, product
 
 import pytest
+from cli_fixture import planned
 
 from planner.calibration import calibration
-from planner.cli import cli
-from planner.cli_request import plan_for
 from planner.compose import Configuration, compose, problems
 from planner.errors import PlanError
 from planner.evaluate import Limits
@@ -26,11 +24,10 @@ from planner.model import load_model
 from planner.on_card import SpaceOnCard
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
-from planner.plan import Plan
 from planner.solver import Objective, Search, Wanted, longest, search
 from planner.space import Space
 from planner.timecost import step_time
-from planner.units import GIB, parse_bytes
+from planner.units import GIB
 
 MODELS = ("phi-2", "llama-3.2-1b", "qwen2.5-0.5b", "qwen3-1.7b", "smollm2-135m", "llama-3.1-8b", "mistral-7b-v0.3")
 CARDS = ("rtx2060s", "rtx3060-12gb", "rtx4090", "h200-sxm", "cpu", "unrated")
@@ -298,64 +295,6 @@ def test_the_longest_is_exact(name: str, model: str, host: int, seconds: float, 
 
     assert anything_fits(found)
     assert not any(anything_fits(found + more) for more in (STEP, 9 * STEP, 8 * found))
-
-
-@cache
-def planned(words: str) -> Plan:
-    """The plan of a command line; of an option given twice the last counts."""
-    return plan_for(cli.make_context("plan", shlex.split(words), resilient_parsing=True).params)
-
-
-REFUSED = (
-    "--gpu rtx2060s --context 4M",
-    "--gpu rtx2060s --tier 11",
-    "--gpu h200-sxm --model qwen3-1.7b --tier 8",
-    "--gpu rtx4090 --model llama-3.1-8b --context 1M",
-    "--gpu rtx2060s --context 24K --host-ram 2GiB",
-    "--gpu rtx3060-12gb --tier 4 --host-ram 3GiB",
-    "--gpu rtx2060s --context 8K --max-step-time 1s",
-    "--gpu rtx4090 --model llama-3.2-1b --tier 3 --max-step-time 2s --set train.accumulation=16",
-    "--gpu rtx4090 --model llama-3.2-1b --context 64K --max-step-time 5s --host-ram 2GiB",
-    "--gpu rtx2060s --context 16K --without gradient_checkpointing",
-    "--gpu rtx2060s --model llama-3.2-1b --context 128K --set train.target=100K --objective memory",
-    "--gpu rtx2060s --model llama-3.1-8b --max-step-time 0.1s",
-    "--gpu cpu --model smollm2-135m --context 512K --host-ram 2GiB",
-    "--gpu cpu --model llama-3.2-1b --tier 11 --host-ram 8GiB",
-)
-
-
-@pytest.mark.parametrize("words", REFUSED)
-def test_what_a_refused_plan_suggests_fits_as_it_is_written(words: str) -> None:
-    plan = planned(words)
-    assert plan.verdict == "does-not-fit" and plan.nearest
-    for line in plan.nearest:
-        suggested, told, _ = line.partition(" fits: ")
-        assert bool(told) is line.startswith("--")
-        # A length stands in the place of a tier, and says itself how much of it is trained.
-        kept = re.sub(r"--tier \S+|--set train.target=\S+", "", words) if "--context" in suggested else words
-        assert not told or planned(f"{kept} {suggested}").verdict == "fits", line
-
-
-def test_all_three_kinds_of_suggestion_are_among_the_refused() -> None:
-    lines = [line.split()[0] for words in REFUSED for line in planned(words).nearest]
-    assert {"--context", "--host-ram", "--max-step-time"} <= {*lines}
-
-
-@pytest.mark.parametrize("words", [words for words in REFUSED if "--gpu cpu" not in words])
-def test_what_more_memory_is_said_to_do_it_does(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (line,) = [line for line in planned(words).nearest if "more memory" in line] or [""]
-    if "would fit" in line:
-        more = int(1.01 * parse_bytes(line.partition(" more memory")[0].replace(",", "")))  # it is rounded for people
-        own = HardwareProfile.budget_bytes
-        monkeypatch.setattr(HardwareProfile, "budget_bytes", lambda card: (own(card) or 0) + more)
-        with_it = planned.__wrapped__(f"{words} {line.partition(', with ')[2]}")
-        assert with_it.verdict == "fits", f"{line}; with it: {with_it.nearest}"
-
-
-def test_the_target_that_is_asked_for_is_kept_where_no_tier_fits() -> None:
-    plan = planned("--gpu rtx2060s --model llama-3.1-8b --max-step-time 1s --set train.target=100")
-    assert plan.verdict == "fits" and plan.tier is None
-    assert plan.target == 100
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,7 @@ class Knob:
         letter: the letter it gives a value to in formulas, or "" for a choice by name.
         choices: what the solver may choose from, best first, given the situation.
         low, high: bounds of what a user may set (numbers), or None where only ``choices`` will do.
+        names: of a choice by name, all there are on any card.
     """
 
     name: str
@@ -159,6 +160,7 @@ class Knob:
     letter: str = ""
     low: int | None = None
     high: int | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

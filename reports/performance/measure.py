@@ -19,21 +19,26 @@ from typing import Any
 import numpy as np
 
 from planner import __version__
-from planner.matrix import all_cards, all_models, matrix
+from planner.matrix import MatrixRow, all_cards, all_models, matrix
 from planner.planning import Request, make_plan, solved
-from reports.performance.synthetic import Kind, registered
+from reports.performance.synthetic import Kind, mixed, registered
 
 RECORD = Path(__file__).with_name("record.json")
 ROOT = RECORD.resolve().parents[2]
 CARD, TIMES = "rtx2060s", 7
 MODELS = ("phi-2", "llama-3.1-8b", "qwen3-8b", "smollm2-135m", "llama-3.1-70b")
 GROWTH: dict[Kind, tuple[int, ...]] = {
-    "neutral": (5, 10, 20, 30),
-    "better": (5, 10, 20, 30),
-    "trade": (2, 4, 6, 8),
-    "bound": (2, 4, 6, 8),
-    "hub": (2, 4, 6),
+    "neutral": (10, 20, 30),
+    "better": (10, 20, 30),
+    "trade": (4, 8, 16, 30),
+    "host": (4, 8, 16),
+    "bound": (4, 8, 16),
+    "hub": (10, 30),
+    "letter": (4, 8),
+    "dial": (4, 8),
+    "executor": (1, 2),
 }
+MIXED = (5, 10, 15, 20, 25, 30)
 
 
 def timed(work: Callable[[], object], times: int = TIMES) -> dict[str, float]:
@@ -59,27 +64,33 @@ def processor_seconds() -> float:
 
 
 def start_up() -> None:
-    """The whole process of the reference card."""
+    """The whole process of the reference card, its modules compiled as they are after the first start."""
     command = [sys.executable, "-m", "planner", "--gpu", CARD]
-    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True, env=kept)
+
+
+def started() -> dict[str, float]:
+    """Several starts, after one that compiles what is not compiled yet."""
+    start_up()
+    return timed(start_up)
 
 
 def growth() -> list[dict[str, Any]]:
     """Plans of the reference card with made-up optimisations beside those that exist."""
-    rows = [{"kind": "none", "added": 0, "configurations": _size(), **timed(lambda: make_plan(Request(CARD)))}]
-    for kind, counts in GROWTH.items():
-        for count in counts:
-            with registered([kind] * count):
-                times = 3 if count <= 10 else 2
-                row = {"kind": kind, "added": count, "configurations": _size()}
-                rows.append(row | timed(lambda: make_plan(Request(CARD)), times))
-                print(rows[-1], file=sys.stderr)
+    rows = [{"kind": "none", "added": 0, **_size(), **timed(lambda: make_plan(Request(CARD)))}]
+    several = [(kind, [kind] * count) for kind, counts in GROWTH.items() for count in counts]
+    for kind, kinds in [*several, *(("mixed", mixed(count)) for count in MIXED)]:
+        with registered(kinds):
+            rows.append({"kind": kind, "added": len(kinds), **_size(), **timed(lambda: make_plan(Request(CARD)), 3)})
+            print(rows[-1], file=sys.stderr)
     return rows
 
 
-def _size() -> int:
-    """Configurations that are weighed in the first search."""
-    return len(solved(Request(CARD)).found.weighed.high)
+def _size() -> dict[str, int]:
+    """How many configurations there are, and how many places they are combined of."""
+    space = solved(Request(CARD)).found.space
+    return {"configurations": space.size, "places": space.table.many}
 
 
 def processor() -> str:
@@ -99,17 +110,13 @@ def measured() -> dict[str, Any]:
     found: dict[str, Any] = {
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {"tierplan": __version__, "python": platform.python_version(), "numpy": np.__version__},
-        "start_up": timed(start_up),
+        "start_up": started(),
         "solve": {model: timed(lambda model=model: make_plan(Request(CARD, model))) for model in MODELS},  # type: ignore[misc]
         "growth": growth(),
     }
-    rows = len(matrix(cards, models, Request()))
-    found["matrix"] = {
-        "cards": len(cards),
-        "models": len(models),
-        "rows": rows,
-        **timed(lambda: matrix(cards, models, Request()), 1),
-    }
+    rows: list[MatrixRow] = []
+    took = timed(lambda: rows.extend(matrix(cards, models, Request())), 1)
+    found["matrix"] = {"cards": len(cards), "models": len(models), "rows": len(rows), **took}
     return found | {"load": {"before": round(before[0], 2), "after": round(os.getloadavg()[0], 2)}}
 
 

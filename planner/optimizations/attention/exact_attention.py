@@ -105,7 +105,7 @@ class ExactAttention(Optimization):
         | {"letter e", "setting attention"}
     )
     requires = (_HasKernel(),)
-    knobs = (Knob("kernel", "cudnn, flash, efficient or cpu", kernels),)
+    knobs = (Knob("kernel", "cudnn, flash, efficient or cpu", kernels, names=("cudnn", "flash", "efficient", "cpu")),)
     evidence = (
         Evidence(
             "exact attention in linear memory",

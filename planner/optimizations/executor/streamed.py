@@ -144,8 +144,13 @@ class Streamed(Optimization):
         Knob(
             "heads", "query heads whose attention is computed at once", lambda _: HEADS, letter="H_g", low=1, high=1024
         ),
-        Knob("staging", "host or card: where query, key, value and gradients wait", lambda _: ("host", "card")),
-        Knob("kernel", "cudnn, flash or efficient", _kernels),
+        Knob(
+            "staging",
+            "host or card: where what lies between passes waits",
+            lambda _: ("host", "card"),
+            names=("host", "card"),
+        ),
+        Knob("kernel", "cudnn, flash or efficient", _kernels, names=("cudnn", "flash", "efficient")),
     )
     evidence = (
         Evidence("loss and gradients equal stock to 1e-10 in float64", "tests/streamed/test_gradients.py"),

@@ -75,7 +75,7 @@ class MixedPrecision(Optimization):
         Needs("adapters/weights", "the float32 adapters are what keeps small updates from being lost"),
         _HasDtype(),
     )
-    knobs = (Knob("dtype", "bfloat16, or float16 with a loss scaler", _dtypes),)
+    knobs = (Knob("dtype", "bfloat16, or float16 with a loss scaler", _dtypes, names=("bfloat16", "float16")),)
     evidence = (
         Evidence("float16 with loss scaling", "Micikevicius et al. 2017, arXiv 1710.03740"),
         Evidence("Phi-2's attention overflows in float16", "https://huggingface.co/microsoft/phi-2, known issues"),
