@@ -27,8 +27,8 @@ def warnings_of(situation: Situation, total: int) -> list[str]:
         )
     if model.experts:
         warnings.append(
-            f"Adapters and NF4 reach the linears of attention alone: the {model.experts} experts of a layer of {model.id} "
-            "are no linears, so they stay as they are, in 16 or 32 bits."
+            f"Adapters and NF4 reach the linears of attention alone: the experts of {model.id}, {model.experts} in a "
+            "layer, are no linears, so they stay as they are, in 16 or 32 bits."
         )
     if total > KERNELS_CHECKED:
         warnings.append(

@@ -117,12 +117,11 @@ def card_for(model: str, card: str) -> str:
     return card if able(card, model, {"lora", "mixed_precision"}) else "rtx4090"
 
 
-CARDS = dict(zip(MODELS, cycle(("rtx4090", "h200-sxm", "rtx2060s")), strict=False))
-SINGLES = [
-    (model, card_for(model, card), ids)
-    for model, card in CARDS.items()
-    for ids in singles(model, card_for(model, card))
-]
+CARDS = {
+    model: card_for(model, card)
+    for model, card in zip(MODELS, cycle(("rtx4090", "h200-sxm", "rtx2060s")), strict=False)
+}
+SINGLES = [(model, card, ids) for model, card in CARDS.items() for ids in singles(model, card)]
 
 
 @pytest.mark.parametrize(

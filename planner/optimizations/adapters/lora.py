@@ -44,7 +44,8 @@ class _Experts:
         """Names the capability."""
         if not situation.model.experts or situation.gpu.kind == "cpu":
             return ()
-        return Capability((8, 0), "torch computes experts by grouped products").reasons(situation)
+        why = "experts are computed by grouped products"
+        return tuple(f"{why}: {reason}" for reason in Capability((8, 0), why).reasons(situation))
 
 
 class Lora(Optimization):
