@@ -58,3 +58,15 @@ def mlp_tensors(activation: str, *, gated: bool, fused: bool = False) -> tuple[i
     """
     function = ACTIVATIONS[activation]
     return function.saved + (3 if gated else 1), max(function.alive, (4 if fused else 3) if gated else 2)
+
+
+def expert_tensors(activation: str, *, clamped: bool) -> tuple[int, int]:
+    """Tensors of width F that one row of an expert saves, and that live at once without autograd.
+
+    Gate and up projection are one tensor, saved whole, and the activation function's output; the product is the input
+    of a frozen weight, which saves none. GPT-OSS clamps both and has a gate of its own, six tensors in all.
+    """
+    if clamped:
+        return 6, 9
+    function = ACTIVATIONS[activation]
+    return function.saved + 2, max(function.alive + 2, 4)

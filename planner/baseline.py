@@ -47,6 +47,7 @@ from planner.baseline_formulas import (
     workspace,
 )
 from planner.baseline_work import WORK
+from planner.expert_formulas import experts, routers, saved_outputs, saved_routing
 from planner.ledger import ALWAYS, Basis, Device, Formula, Ledger, Phase, Term
 
 EVALUATION = frozenset({Phase.EVALUATE, Phase.EVALUATE_LOSS})
@@ -65,6 +66,8 @@ PER_LAYER: tuple[Term, ...] = (
     _saved("activations/hidden", norm_outputs, bits_of_activation, "norm outputs, the inputs of adapters"),
     _saved("activations/adapters", adapter_inner, bits_of_activation, "inner activations of adapters"),
     _saved("activations/mlp", mlp_saved, bits_of_activation, "gate, up, activation and product in the MLP"),
+    _saved("activations/experts", saved_outputs, bits_of_activation, "what each expert gives for each of its tokens"),
+    _saved("activations/routing", saved_routing, one_byte, "which experts a token takes, and with what weight"),
     _saved("attention/qkv", attention_inputs_expanded, bits_of_activation, "query, key and value after rotation"),
     _saved("attention/output", attention_output, bits_of_activation, "output of attention"),
     _saved("attention/scores", eager_scores, scores_bits, "what attention saves beside its inputs and output"),
@@ -82,6 +85,8 @@ FIXED: tuple[Term, ...] = (
     ),
     Term("weights/embedding", embedding, bits_of_weight, ALWAYS, "token embedding", SHAPES, basis=Basis.EXACT),
     Term("weights/positions", positions, bits_of_weight, ALWAYS, "learned positions", SHAPES, basis=Basis.EXACT),
+    Term("weights/experts", experts, bits_of_weight, ALWAYS, "experts inside the layers", SHAPES, basis=Basis.EXACT),
+    Term("weights/routers", routers, bits_of_weight, ALWAYS, "routers, biases of experts", SHAPES, basis=Basis.EXACT),
     Term("weights/head", head, bits_of_weight, ALWAYS, "output head, where not tied", SHAPES, basis=Basis.EXACT),
     Term(
         "weights/norms",

@@ -6,6 +6,7 @@ Each states what autograd keeps for one layer as transformers 5.17 to 5.23 compu
 
 from __future__ import annotations
 
+from planner.expert_formulas import height, over_saved_backward, over_saved_forward
 from planner.symbols import Letters, Number, greatest, least
 
 
@@ -168,7 +169,7 @@ def eager_backward_bytes(x: Letters) -> Number:
     """
     working = (1 - x.p) * backward_bytes(x) + x.p * layer_backward_bytes(x)
     norms = x.i * x.D * (x.Q * 32 + (1 - x.Q) * x.a) + (x.m - 1) * x.D * x.a
-    gone = tokens(x) * (x.f * x.F * x.a + norms + (x.K // x.H) * x.v * x.a) // 8 + working
+    gone = tokens(x) * ((x.f * x.F + x.d * x.D) * x.a + norms + (x.K // x.H) * x.v * x.a) // 8 + working
     wide = (1 - x.u) * (64 - 16 * x.h + x.a) + x.u * 3 * x.a
     return greatest(wide * scores(x) // 8 - gone, 0)
 
@@ -178,9 +179,10 @@ def eager_forward_bytes(x: Letters) -> Number:
 
     With every layer's tensors saved, what there is beside the softmax and its 16-bit copy, while what is saved after it
     is still to come: the masked scores in float16, in bfloat16 a float32 copy before there is any 16-bit one. It counts
-    as far as it stands above the end of the pass. With layers recomputed, as without autograd.
+    as far as it stands above the end of the pass. With layers recomputed, as without autograd. GPT-OSS puts a sink
+    beside the scores, which makes one tensor more.
     """
-    beside = (1 - x.u) * (32 - 16 * x.h) + x.u * x.a
+    beside = (1 - x.u) * (32 - 16 * x.h) + x.u * x.a * (1 + x.b)
     saved = (beside * scores(x) - x.f * x.F * tokens(x) * x.a) // 8 - forward_bytes(x)
     return (1 - x.p) * greatest(saved, 0) + x.p * eager_alone_bytes(x)
 
@@ -189,11 +191,12 @@ def eager_alone_bytes(x: Letters) -> Number:
     """Bytes alive while the softmax of a layer is computed without autograd, above the height of its MLP.
 
     Masked scores, their float32 copy and the softmax, or in float32 two of the three; float16 needs no such copy, but
-    the 16-bit one of the softmax while the scores are still there. Query, key, value and what was repeated of them.
+    the 16-bit one of the softmax while the scores are still there. Query, key, value and what was repeated of them. A
+    layer holds what attention gave beside its output, the softmax, until it is through with its MLP.
     """
     heads = (3 * x.H + 2 * x.K * (1 - least(x.r, 1))) * x.E  # nothing turns them where positions are learned
-    alive = (1 - x.u) * (96 - x.a - 16 * x.h) + x.u * 2 * x.a
-    return greatest(alive * scores(x) + (heads - x.g * x.F) * tokens(x) * x.a, 0) // 8
+    alive = (1 - x.u) * (96 - x.a - 16 * x.h) + x.u * (2 + x.b) * x.a
+    return greatest(alive * scores(x) + (heads - height(x)) * tokens(x) * x.a, x.a * scores(x)) // 8
 
 
 def incoming_gradient(x: Letters) -> Number:
@@ -202,12 +205,18 @@ def incoming_gradient(x: Letters) -> Number:
 
 
 def mlp_gradients(x: Letters) -> Number:
-    """Gradients alive at the height of a layer's backward pass, in the MLP; elements of the compute dtype.
+    """Gradients alive at the height of a layer's backward pass, in MLP or experts; elements of the compute dtype.
 
     The input of the last MLP linear gets its gradient from the base weight and from the adapter; their sum makes
     a third tensor of width F, while the linear's saved input is already gone: two more than what is saved.
     """
-    return 2 * tokens(x) * x.F
+    taken = least(x.d, 1)
+    return tokens(x) * ((1 - taken) * 2 * x.F + taken * over_saved_backward(x))
+
+
+def experts_again(x: Letters) -> Number:
+    """Elements at the height of the experts where the backward pass recomputes them; in 16 bits their input as well."""
+    return tokens(x) * least(x.d, 1) * (over_saved_forward(x) + x.D * (1 - x.a // 32))
 
 
 def layer_backward_bytes(x: Letters) -> Number:
@@ -216,8 +225,9 @@ def layer_backward_bytes(x: Letters) -> Number:
     The MLP's gradients; where a norm comes after the MLP, what it saved is gone by then, and its own gradient may
     stand higher: five float32 tensors of width D beside its saved copy.
     """
-    normed = least(x.n - x.m, 1)
-    return greatest(mlp_gradients(x) * x.a // 8 - normed * 4 * tokens(x) * (x.D + 1), normed * 20 * tokens(x) * x.D)
+    normed = least(x.z, 1)
+    mlp = greatest(mlp_gradients(x), x.p * experts_again(x)) * x.a // 8
+    return greatest(mlp - normed * 4 * tokens(x) * (x.D + 1), normed * 20 * tokens(x) * x.D)
 
 
 def backward_bytes(x: Letters) -> Number:
@@ -231,11 +241,11 @@ def backward_bytes(x: Letters) -> Number:
 
 
 def forward_working(x: Letters) -> Number:
-    """Tensors alive at the height of one layer run without autograd: ``g`` of width F, and two of width D.
+    """Tensors alive at the height of one layer run without autograd: those of the MLP, and two of width D.
 
     Where positions are learned, embedded tokens and positions stay beside their sum as long as the layers run.
     """
-    return tokens(x) * (x.g * x.F + 2 * x.D * (1 + least(x.r, 1)))
+    return tokens(x) * (height(x) + 2 * x.D * (1 + least(x.r, 1)))
 
 
 def evaluation_working(x: Letters) -> Number:
@@ -247,9 +257,10 @@ def forward_bytes(x: Letters) -> Number:
     """Bytes alive at the end of the forward pass beyond what is saved.
 
     Four float32 tensors of width D where the final norm is an RMSNorm; else the last residual sums, five tensors
-    of width D in the compute dtype.
+    of width D in the compute dtype; or the experts of the last layer, and four such tensors.
     """
-    return tokens(x) * x.D * (16 * x.Q + 5 * (1 - x.Q) * (x.a // 8))
+    last = tokens(x) * least(x.d, 1) * (over_saved_forward(x) + 4 * x.D) * x.a // 8
+    return greatest(tokens(x) * x.D * (16 * x.Q + 5 * (1 - x.Q) * (x.a // 8)), last)
 
 
 def final_hidden(x: Letters) -> Number:
@@ -286,7 +297,7 @@ def loading_in_host(x: Letters) -> Number:
     transformers dequantises tensor by tensor on the CPU; the embedding is the largest. Safetensors go straight to
     the card. Approximate: 729 MiB for SmolLM2-135M in float32 and 473 in bfloat16, where 670 and 453 were seen.
     """
-    weights = linear_weights(x) + embedding(x) + head(x) + norms_and_biases(x)
+    weights = linear_weights(x) + embedding(x) + head(x) + norms_and_biases(x)  # no GGUF file has experts here
     return x.W * (weights * x.w // 8) + x.G * 8 * embedding(x)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.ledger import Phase, Resource, Work
-from planner.symbols import Letters, Number, least
+from planner.symbols import Letters, Number, greatest, least
 
 
 def tokens(x: Letters) -> Number:
@@ -11,9 +11,14 @@ def tokens(x: Letters) -> Number:
     return x.B * x.S
 
 
+def active_weights(x: Letters) -> Number:
+    """Weights of one layer that a token meets: linears, the scores of all experts, and the experts that it takes."""
+    return x.P + x.X * x.D + 3 * x.d * x.D * x.F
+
+
 def linear_forward_flops(x: Letters) -> Number:
-    """Two FLOPs for each weight, adapters included, and each token."""
-    return 2 * tokens(x) * x.L * (x.P + x.R * x.U)
+    """Two FLOPs for each weight that a token meets, adapters included, and each token."""
+    return 2 * tokens(x) * x.L * (active_weights(x) + x.R * x.U)
 
 
 def linear_backward_flops(x: Letters) -> Number:
@@ -21,7 +26,7 @@ def linear_backward_flops(x: Letters) -> Number:
 
     Approximate: counts the gradient of the first layer's input, which nobody needs and autograd leaves out.
     """
-    return 2 * tokens(x) * x.L * (x.P + 2 * x.R * x.U)
+    return 2 * tokens(x) * x.L * (active_weights(x) + 2 * x.R * x.U)
 
 
 def pairs_twice(x: Letters) -> Number:
@@ -51,9 +56,10 @@ def elementwise_forward_bytes(x: Letters) -> Number:
     """Bytes that norms, rotary embedding, activation functions and sums move in one forward pass.
 
     Approximate: counted for a gated layer with F = 4 D, 55 bytes for each element of width F in 16 bits, and
-    taken as proportional to F elsewhere; the share of the bandwidth in ``calibration.yaml`` is fitted on top.
+    taken as proportional to F elsewhere, and to the experts that a token takes; the share of the bandwidth in
+    ``calibration.yaml`` is fitted on top.
     """
-    return 55 * tokens(x) * x.L * x.F * x.a // 16
+    return 55 * tokens(x) * x.L * x.F * greatest(x.d, 1) * x.a // 16
 
 
 def elementwise_backward_bytes(x: Letters) -> Number:

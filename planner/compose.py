@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from planner.activations import mlp_tensors
+from planner.activations import expert_tensors, mlp_tensors
 from planner.adapter_matrices import adapter_letters
 from planner.baseline import baseline
 from planner.ledger import ATTRIBUTES, Ledger
@@ -24,7 +24,11 @@ from planner.symbols import Letters, Number
 
 def model_letters(model: ModelShape) -> dict[str, int]:
     """The letters a model gives values to."""
-    saved, alive = mlp_tensors(model.activation, gated=model.gated_mlp, fused=model.fused_gate_up)
+    if model.experts:
+        saved, alive = expert_tensors(model.activation, clamped=model.clamped_experts)
+        saved, alive = saved * model.experts_per_token, alive * model.experts_per_token
+    else:
+        saved, alive = mlp_tensors(model.activation, gated=model.gated_mlp, fused=model.fused_gate_up)
     return {
         "L": model.layers,
         "D": model.width,
@@ -40,7 +44,13 @@ def model_letters(model: ModelShape) -> dict[str, int]:
         "M": model.largest_linear,
         "J": len(model.linears),
         "n": model.norms_per_layer,
-        "m": model.norms_per_layer - model.output_norms_per_layer,
+        "m": model.norms_per_layer - model.output_norms_per_layer - int(model.experts > 0),
+        "z": model.output_norms_per_layer,
+        "X": model.experts,
+        "d": model.experts_per_token,
+        "j": model.router_parameters_per_layer + model.expert_bias_parameters_per_layer,
+        "b": int(model.clamped_experts),
+        "y": int(model.wide_expert_weights),
         "i": 0 if model.parallel_block else model.norms_per_layer - 1,
         "k": 1 + int(0 < model.sliding_layers < model.layers),
         "r": model.native_context if model.learned_positions else 0,

@@ -23,6 +23,8 @@ class Family:
         fused_gate_up: the first linear of the MLP gives gate and up projection in one.
         conv1d: what stands here as linears are Conv1D modules.
         absent_mlp_ratio: width of the MLP over that of the model, if absent or null; None: the field has to be there.
+        clamped_experts: gate and up projection of experts are clamped, and the experts taken alone share the softmax.
+        wide_expert_weights: what experts give is weighted in float32.
         expert_biases: router and experts have biases; ``expert_width``: field with the width of one expert.
         biased: linears that always have a bias.
         bias_switches: config field to the linears that get a bias from it; ``absent_bias``: its value if absent.
@@ -65,6 +67,8 @@ class Family:
     conv1d: bool = False
     absent_mlp_ratio: int | None = None
     expert_biases: bool = False
+    clamped_experts: bool = False
+    wide_expert_weights: bool = False
     expert_width: str = "intermediate_size"
     biased: frozenset[str] = frozenset()
     bias_switches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -224,6 +228,7 @@ FAMILIES: dict[str, Family] = {
             names=_EXPERT_NAMES,
             mlp=(),
             expert_biases=True,
+            clamped_experts=True,
             bias_switches=_ATTENTION_BIAS,
             absent_bias=True,
             absent_kv_heads=8,
@@ -266,6 +271,7 @@ FAMILIES: dict[str, Family] = {
             "MixtralForCausalLM",
             names=_EXPERT_NAMES,
             mlp=(),
+            wide_expert_weights=True,
             absent_kv_heads=8,
             null_kv_heads=False,
             null_head_size=True,
@@ -376,8 +382,8 @@ FAMILIES: dict[str, Family] = {
 # Families whose saved tensors planner/baseline.py has formulas for. Of others only shape and counts are known.
 # fmt: off
 MEMORY_DERIVED: frozenset[str] = frozenset({
-    "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3",
-    "smollm3", "starcoder2",
+    "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss", "granite", "llama", "mistral", "mixtral", "phi", "phi3",
+    "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
 })
 # fmt: on
 

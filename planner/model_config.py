@@ -132,6 +132,8 @@ def read_shape(config: Mapping[str, Any], where: str, id: str, hub_id: str | Non
         experts=experts,
         experts_per_token=experts_per_token,
         expert_biases=family.expert_biases,
+        clamped_experts=family.clamped_experts,
+        wide_expert_weights=family.wide_expert_weights,
         parallel_block=parallel,
         tied_head=tied_head,
         head_bias=family.head_bias,

@@ -50,6 +50,8 @@ class ModelShape:
         gated_mlp: the MLP has a gate beside its up projection; so has every expert.
         experts: experts of each layer, 0 where the MLP is a plain one; ``experts_per_token``: how many a token takes.
         expert_biases: router and experts have biases.
+        clamped_experts: gate and up projection of experts are clamped, and the experts taken alone share the softmax.
+        wide_expert_weights: what experts give is weighted in float32.
         parallel_block: attention and MLP both read the layer's input, and their outputs are added to it: through one
             norm (``norms_per_layer`` 1, Phi) or each through its own (2, GPT-NeoX).
         tied_head: the output head is the embedding matrix and has no weight of its own.
@@ -104,6 +106,8 @@ class ModelShape:
     experts: int
     experts_per_token: int
     expert_biases: bool
+    clamped_experts: bool
+    wide_expert_weights: bool
     parallel_block: bool
     tied_head: bool
     head_bias: bool
@@ -142,13 +146,6 @@ class ModelShape:
     def not_planned(self) -> tuple[str, ...]:
         """Why a run of this model cannot be planned yet, one reason each; empty where it can."""
         reasons = []
-        if self.experts:
-            reasons.append(
-                f"it is a mixture of {self.experts} experts: their weights are in no linear, so neither adapters nor "
-                "NF4 reach them, and which tokens each of them takes is known only while it runs"
-            )
-        if self.attention_sinks:
-            reasons.append("its attention has a learned sink in every head, which PyTorch's exact attention cannot do")
         if self.model_type not in MEMORY_DERIVED:
             reasons.append(f"the memory of this family ({self.model_type}) is not derived yet")
         return tuple(reasons)
@@ -188,8 +185,12 @@ class ModelShape:
     @property
     def expert_parameters_per_layer(self) -> int:
         """Elements of all experts of one layer, in no nn.Linear: gate, up and down projection, and their biases."""
-        biases = 2 * self.mlp_width + self.width if self.expert_biases else 0
-        return self.experts * (3 * self.width * self.mlp_width + biases)
+        return self.experts * 3 * self.width * self.mlp_width + self.expert_bias_parameters_per_layer
+
+    @property
+    def expert_bias_parameters_per_layer(self) -> int:
+        """Elements of the biases of all experts of one layer; they count with the experts."""
+        return self.experts * (2 * self.mlp_width + self.width) if self.expert_biases else 0
 
     @property
     def router_parameters_per_layer(self) -> int:

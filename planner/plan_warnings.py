@@ -27,6 +27,11 @@ def warnings_of(situation: Situation, total: int) -> list[str]:
             f"{model.id} was made for {format_count(model.native_context)} tokens. Longer sequences train without "
             "error, but positions beyond are new to it: context trained is not context used."
         )
+    if model.experts:
+        warnings.append(
+            f"Adapters and NF4 reach the linears of attention alone: the experts of {model.id}, {model.experts} in a "
+            "layer, are no linears, so they stay as they are, in 16 or 32 bits."
+        )
     if total > KERNELS_CHECKED:
         warnings.append(
             f"Exact attention kernels were checked against float64 up to {format_count(KERNELS_CHECKED)} tokens; "

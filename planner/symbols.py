@@ -71,6 +71,12 @@ LETTERS: tuple[Letter, ...] = (
     Letter("q", "1 where query and key have a norm of their own", "flag", least=0),
     Letter("f", "tensors of width F that the MLP of a layer saves for its backward pass", "tensors"),
     Letter("g", "tensors of width F alive at once while the MLP runs without autograd", "tensors"),
+    Letter("X", "experts in one layer", "experts", least=0),
+    Letter("d", "experts that a token takes, 0 where the MLP is a plain one", "experts", least=0),
+    Letter("j", "elements of a layer's router and of its experts' biases", "elements", least=0),
+    Letter("b", "1 where experts have biases, and only those taken have a part in the softmax", "flag", least=0),
+    Letter("y", "1 where the weights of a token's experts are float32", "flag", least=0),
+    Letter("z", "norms of a layer that norm what attention and MLP give", "norms", least=0),
     Letter("Y", "1 where the output head has a weight of its own, 0 where it is the embedding", "flag", least=0),
     Letter("G", "1 where the weights are read from a GGUF file", "flag", least=0),
     Letter(

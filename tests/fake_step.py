@@ -150,8 +150,24 @@ class _Softmax(torch.autograd.Function):
         return wide.to(ctx.dtype), None
 
 
+class _Grouped(torch.autograd.Function):
+    """Grouped products as torch has them for a card; its own stand-in for fake tensors takes bfloat16 alone."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return rows.new_empty(len(rows), weight.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return gradients[0].new_empty(len(gradients[0]), weight.shape[-2]), None
+
+
 def _softmax_of_card(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    assert dim == -1 and dtype in (torch.float32, None)
+    if scores.dim() < 4:  # a router's
+        return torch.softmax(scores, dim, dtype)
+    assert dim == -1 and dtype in (torch.float32, scores.dtype, None)
     return _Softmax.apply(scores, dtype or scores.dtype)
 
 
@@ -176,6 +192,7 @@ def _nothing_real() -> Iterator[None]:
         "trainer.random_weights.quantised": lambda linear, four_bit, dtype, _: _FourBitLinear(linear, four_bit, dtype),
         "bitsandbytes.optim.optimizer.Optimizer8bit.fill_qmap": _make_tables,
         "torch.nn.functional.softmax": _softmax_of_card,
+        "torch.nn.functional.grouped_mm": lambda rows, weight, offs: _Grouped.apply(rows, weight),
         # Fake tensors look like tracing to transformers, which would then build masks for packed rows.
         "transformers.masking_utils.find_packed_sequence_indices": lambda *_: None,
     }

@@ -118,3 +118,21 @@ def test_gemma_3_on_turing_has_four_bit_weights_in_float32() -> None:
     turing = Situation(load_profile("rtx2060s"), load_model("gemma-3-1b"), 2**35)
     ids = ["lora", "nf4_weights", "exact_attention", "gradient_checkpointing"]
     assert not problems(ids, turing) and compose(ids, {}, turing).settings["dtype"] == "fp32"
+
+
+# Experts
+
+
+def test_experts_need_a_card_with_grouped_products() -> None:
+    model = load_model("qwen3-30b-a3b")
+    (reason,) = problems(["lora"], Situation(load_profile("rtx2060s"), model, 2**35))["lora"]
+    assert "8.0" in reason and "7.5" in reason
+    for card in (load_profile("rtx4090"), cpu_profile()):
+        assert not problems(["lora"], Situation(card, model, 2**35))
+    assert not problems(["lora"], Situation(load_profile("rtx2060s"), load_model("phi-2"), 2**35))
+
+
+def test_sinks_go_by_kernels_whose_sum_is_known() -> None:
+    (kernel,) = by_id("exact_attention").knobs
+    sinks = replace(load_model("gpt-oss-20b"), sliding_window=None, sliding_layers=0)
+    assert kernel.choices(Situation(load_profile("h200-sxm"), sinks, 2**35)) == ("flash", "efficient")

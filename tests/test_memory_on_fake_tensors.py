@@ -37,6 +37,9 @@ MODELS = (
     "pythia-1b",
     "gemma-2-2b",
     "gpt2",
+    "qwen3-30b-a3b",
+    "mixtral-8x7b",
+    "gpt-oss-20b",
 )
 LINEAR = ("exact_attention", "blockwise_attention")
 """What keeps attention from storing its scores."""
@@ -53,6 +56,7 @@ def shortened(model: str, layers: int, folder: Path) -> Path:
     for name in ("layer_types", "no_rope_layers"):
         if config.get(name):
             config[name] = config[name][-layers:]
+    config.pop("quantization_config", None)  # GPT-OSS is published in four bits, and planned from 16-bit weights
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
@@ -108,11 +112,16 @@ def singles(model: str, card: str) -> list[set[str]]:
     return [ids for ids in sets if able(card, model, ids)]
 
 
-SINGLES = [
-    (model, card, ids)
+def card_for(model: str, card: str) -> str:
+    """The card, or one with bfloat16 and grouped products where the model needs them."""
+    return card if able(card, model, {"lora", "mixed_precision"}) else "rtx4090"
+
+
+CARDS = {
+    model: card_for(model, card)
     for model, card in zip(MODELS, cycle(("rtx4090", "h200-sxm", "rtx2060s")), strict=False)
-    for ids in singles(model, card if not model.startswith("gemma") else "rtx4090")
-]
+}
+SINGLES = [(model, card, ids) for model, card in CARDS.items() for ids in singles(model, card)]
 
 
 @pytest.mark.parametrize(

@@ -84,25 +84,11 @@ class TestFamilies:
 
 
 class TestNotPlanned:
-    def test_plain_decoders_have_nothing_in_the_way(self) -> None:
-        for family in MEMORY_DERIVED & {"llama", "mistral", "phi", "qwen2", "qwen3"}:
-            heads = {"num_key_value_heads": 2}
-            assert shape_of(LLAMA | heads | {"model_type": family}).not_planned == ()
+    def test_every_family_that_is_known_can_be_planned(self) -> None:
+        for family in FAMILIES:
+            changes = {"model_type": family, "num_key_value_heads": 2, "rotary_pct": 0.5}
+            assert shape_of(LLAMA | EXPERTS | changes).not_planned == ()
 
-    def test_every_family_without_formulas_says_so(self) -> None:
-        assert set(FAMILIES) >= MEMORY_DERIVED
-        for family in set(FAMILIES) - MEMORY_DERIVED:
-            reasons = shape_of(LLAMA | EXPERTS | {"model_type": family, "rotary_pct": 0.5}).not_planned
-            assert reasons[-1] == f"the memory of this family ({family}) is not derived yet"
-
-    @pytest.mark.parametrize(
-        ("family", "said"),
-        [
-            ("mixtral", "mixture of 8 experts"),
-            ("qwen3_moe", "mixture of 8 experts"),
-            ("gpt_oss", "learned sink in every head"),
-        ],
-    )
-    def test_what_is_in_the_way(self, family: str, said: str) -> None:
-        reasons = shape_of(LLAMA | EXPERTS | {"model_type": family}).not_planned
-        assert any(said in reason for reason in reasons)
+    def test_a_family_without_formulas_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("planner.model_shape.MEMORY_DERIVED", MEMORY_DERIVED - {"llama"})
+        assert shape_of(LLAMA).not_planned == ("the memory of this family (llama) is not derived yet",)

@@ -1,13 +1,15 @@
 """A training step gives the loss and gradients of stock transformers and PEFT, to the last digits of float64.
 
-transformers' norms, its written-out softmax and its loss compute in float32 whatever they are given, which would hide
-what is compared here. So in these tests both sides get norms that stay in float64, and the stock side a softmax that
-does and the cross-entropy of its float64 logits.
+transformers' norms and routers, its written-out softmax and its loss compute in float32 whatever they are given, which
+would hide what is compared here. So in these tests both sides get norms and routers that stay in float64, and the stock
+side a softmax that does and the cross-entropy of its float64 logits. torch's grouped products have no float64, so here
+they are the loop that transformers has for such types; the stock side goes from expert to expert.
 """
 
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,9 +17,9 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 from trainer_tiny import CONFIGS, VOCAB, save_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from planner.model import load_model as plan_shape
 from trainer.adapters import make_lean
@@ -25,14 +27,19 @@ from trainer.attention import register
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
 from trainer.data import NOT_TRAINED, Batch, Row, collate
 from trainer.host_store import HostStore
-from trainer.layers import layers_of
+from trainer.layers import is_linear, layers_of
 from trainer.loading import find_source, load_config, load_model
 from trainer.step import make_loss, nothing
 
 CPU = torch.device("cpu")
 LAYERS = 3
-WRITTEN_OUT = {"gemma2": "blocks"}
+WRITTEN_OUT = {"gemma2": "blocks", "gpt_oss": "cpu"}
 """Families whose attention transformers has in written-out form alone, and the kernel that is to be like it."""
+
+
+@pytest.fixture(autouse=True)
+def _grouped_products_of_any_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.integrations.moe._can_use_grouped_mm", lambda *_: False)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +61,15 @@ def _wide_norms(model: torch.nn.Module) -> None:
                 return weight * hidden * torch.rsqrt(spread + (module.eps if gemma else module.variance_epsilon))
 
             module.forward = forward
+        elif type(module).__name__ in ("MixtralTopKRouter", "Qwen3MoeTopKRouter"):
+
+            def route(hidden: Tensor, module: torch.nn.Module = module) -> tuple[Tensor, Tensor, Tensor]:
+                scores = linear(hidden.reshape(-1, module.hidden_dim), module.weight)
+                best, experts = torch.topk(scores.softmax(-1), module.top_k, dim=-1)
+                normed = getattr(module, "norm_topk_prob", True)
+                return scores, best / best.sum(-1, keepdim=True) if normed else best, experts
+
+            module.forward = route
 
 
 def _kernel(family: str) -> str:
@@ -68,8 +84,10 @@ def _wide_softmax(scores: Tensor, dim: int, dtype: torch.dtype | None = None) ->
     return torch.softmax(scores, dim)
 
 
-def _adapted(model: torch.nn.Module) -> PeftModel:
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+def _adapted(model: PreTrainedModel) -> PeftModel:
+    # By name: "all-linear" means the parameters of experts as well.
+    names = {path.rpartition(".")[2] for path, module in layers_of(model).named_modules() if is_linear(module)}
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=sorted(names), lora_dropout=0.0, task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         # PEFT asks for an attribute that transformers has renamed.
         warnings.simplefilter("ignore", FutureWarning)
@@ -85,12 +103,17 @@ def _gradients(model: PeftModel) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
 
 
-def _stock(folder: Path, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """What plain transformers and PEFT give, with transformers' own default attention."""
+@cache
+def _stock(folder: Path, *lengths: int, trained: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """What plain transformers and PEFT give for a batch, with transformers' own default attention."""
+    batch = _batch(*lengths, trained=trained)
     config = AutoConfig.from_pretrained(folder)
     dropouts = {name: 0.0 for name in config.to_dict() if name.endswith(("dropout", "pdrop"))}
     attention = _stock_attention(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation=attention, **dropouts)
+    dropouts |= {"router_jitter_noise": 0.0} if "router_jitter_noise" in config.to_dict() else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float64, attn_implementation=attention, experts_implementation="eager", **dropouts
+    )
     _wide_norms(model)
     adapted = _adapted(model)
     with patch("torch.nn.functional.softmax", _wide_softmax):
@@ -146,9 +169,9 @@ def _batch(*lengths: int, trained: int | None = None) -> Batch:
 def test_step_equals_stock_step(
     folders: dict[str, Path], family: str, lengths: tuple[int, ...], checkpointed: bool, rows: int
 ) -> None:
-    batch, store = _batch(*lengths), DeviceStore() if checkpointed else None
-    ours = _ours(folders[family], batch, kernel=_kernel(family), store=store, rows=rows)
-    _assert_same(ours, _stock(folders[family], batch))
+    store = DeviceStore() if checkpointed else None
+    ours = _ours(folders[family], _batch(*lengths), kernel=_kernel(family), store=store, rows=rows)
+    _assert_same(ours, _stock(folders[family], *lengths))
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -156,14 +179,14 @@ def test_only_the_target_is_trained(folders: dict[str, Path], family: str) -> No
     batch = _batch(23, 9, trained=5)
     assert batch.trained == 10
     ours = _ours(folders[family], batch, kernel=_kernel(family), store=DeviceStore(), rows=4)
-    _assert_same(ours, _stock(folders[family], batch))
+    _assert_same(ours, _stock(folders[family], 23, 9, trained=5))
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_layer_inputs_in_host_memory_change_nothing(folders: dict[str, Path], family: str) -> None:
     store, batch = HostStore(LAYERS, (2, 32, 64), torch.float64, CPU), _batch(31, 19)
     ours = _ours(folders[family], batch, kernel=_kernel(family), store=store, rows=8)
-    _assert_same(ours, _stock(folders[family], batch))
+    _assert_same(ours, _stock(folders[family], 31, 19))
     store.close()
 
 

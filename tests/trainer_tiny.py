@@ -13,15 +13,18 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     PhiConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
     Starcoder2Config,
 )
@@ -79,6 +82,21 @@ CONFIGS = {
         scale_attn_by_inverse_layer_idx=True,
     ),
     "gpt_neox": lambda: GPTNeoXConfig(**_SIZES, hidden_dropout=0.1, attention_dropout=0.1),
+    "gpt_oss": lambda: GptOssConfig(
+        **_SIZES,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=8,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "mixtral": lambda: MixtralConfig(
+        **_SIZES, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=0.1
+    ),
+    "qwen3_moe": lambda: Qwen3MoeConfig(
+        **_SIZES, num_key_value_heads=2, head_dim=16, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=48
+    ),
 }
 """By family: grouped, single and full key/value heads, tied and untied output heads, some with short windows."""
 
@@ -96,6 +114,9 @@ ARCHITECTURES = {
     "starcoder2": "Starcoder2ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
     "gpt_neox": "GPTNeoXForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 
 TEXT = """def add(first, second):

@@ -31,8 +31,10 @@ def activation_field(config: PretrainedConfig) -> str:
 
 
 def mlp_width(config: PretrainedConfig) -> int:
-    """The width of the MLP, also where it is left to follow from that of the model."""
+    """The width of the MLP or of one expert, also where it is left to follow from that of the model."""
     family = FAMILIES[config.model_type]
+    if not family.mlp:
+        return int(getattr(config, family.expert_width))
     names = family.names.get("intermediate_size", ("intermediate_size",))
     given = [width for name in names if (width := getattr(config, name, None))]
     return int(given[0]) if given else (family.absent_mlp_ratio or 0) * int(config.hidden_size)

@@ -38,6 +38,9 @@ from trainer.random_weights import random_model
 RANDOM = "random:"
 """Before a folder with a config.json: weights of that shape made by chance, to measure with."""
 
+EXPERTS = "grouped_mm"
+"""How transformers computes experts: a row for each that a token takes, so memory knows nothing of the routing."""
+
 _DROPOUT = re.compile(r"dropout|pdrop$")
 _LOADING = (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError, RuntimeError)
 
@@ -110,7 +113,7 @@ def tokenise_bytes(texts: Sequence[str]) -> list[list[int]]:
 
 
 def load_config(source: Source) -> PretrainedConfig:
-    """The model's config, without cache and with every dropout at zero.
+    """The model's config, without cache, with every dropout at zero, and experts computed in one named way.
 
     Recomputing a layer has to give the same values, and dropout would not.
 
@@ -138,6 +141,9 @@ def load_config(source: Source) -> PretrainedConfig:
         if _DROPOUT.search(name) and isinstance(value, int | float):
             setattr(config, name, 0.0)
     config.use_cache = False
+    if getattr(config, "num_experts_per_tok", None):
+        config._experts_implementation = EXPERTS
+        config.router_jitter_noise = 0.0  # Mixtral's own kind of dropout
     return config
 
 

@@ -1,7 +1,8 @@
 """Train low-rank adapters beside frozen weights, on every linear of every layer (LoRA).
 
 Each adapted linear gets two small matrices, inputs × R and R × outputs, held in float32 with their gradients and
-optimiser states. Gradients keep their buffers from step to step: allocated once, they never fragment.
+optimiser states. Gradients keep their buffers from step to step: allocated once, they never fragment. Experts are no
+linears in transformers: what a mixture of experts gets are adapters on attention.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from planner import merging
 from planner.adapter_matrices import adapter_letters
 from planner.ledger import ALWAYS, Basis, Device, Ledger, Phase, Term
-from planner.optimizations.base import Evidence, Knob, Knobs, Optimization, Situation
+from planner.optimizations.base import Capability, Evidence, Knob, Knobs, Optimization, Situation
 from planner.session import Session
 from planner.symbols import Letters, Number
 
@@ -36,6 +37,19 @@ def step_counters(x: Letters) -> Number:
     return 2 * x.L * x.I
 
 
+class _Experts:
+    """Needs a card with grouped products, where a model has experts."""
+
+    text = "where a model has experts, compute capability ≥ 8.0 or the CPU: torch's grouped products have no other"
+
+    def reasons(self, situation: Situation) -> tuple[str, ...]:
+        """Names the capability."""
+        if not situation.model.experts or situation.gpu.kind == "cpu":
+            return ()
+        why = "experts are computed by grouped products"
+        return tuple(f"{why}: {reason}" for reason in Capability((8, 0), why).reasons(situation))
+
+
 class Lora(Optimization):
     """LoRA adapters on every linear of every layer: what is trained, its gradients and its optimiser states."""
 
@@ -46,7 +60,8 @@ class Lora(Optimization):
         | {"adapters/saving", "adapters/file"}
         | {term.name for term in merging.TERMS}
     )
-    claims = frozenset({"letter R", "letter s", "letter b"})
+    claims = frozenset({"letter R", "letter M_s", "letter M_b"})
+    requires = (_Experts(),)
     knobs = (
         Knob("rank", "rank of the adapters", lambda situation: RANKS, letter="R", low=1, high=1024),
         Knob(

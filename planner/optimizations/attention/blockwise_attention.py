@@ -7,6 +7,7 @@ kernel; time is that of stored scores, since every step between the products goe
 
 from __future__ import annotations
 
+from planner.expert_formulas import height
 from planner.ledger import Ledger, Phase, Term
 from planner.optimizations.attention.exact_attention import EAGER, float32, grouped_inputs, log_sum_exp, nothing
 from planner.optimizations.base import Evidence, Knobs, Optimization, Situation
@@ -31,7 +32,7 @@ def forward_bytes(x: Letters) -> Number:
 
 
 def _mlp(x: Letters) -> Number:
-    return x.B * x.S * (x.g * x.F - (x.H + 2 * x.K) * x.E) * x.a // 8
+    return x.B * x.S * (height(x) - (x.H + 2 * x.K) * x.E) * x.a // 8
 
 
 def backward_bytes(x: Letters) -> Number:

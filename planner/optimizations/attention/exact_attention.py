@@ -3,7 +3,8 @@
 cuDNN's and the flash kernel need compute capability 8.0 and 16-bit numbers; the memory-efficient kernel runs from
 5.0 on and is the one for Turing. Scores of all pairs of tokens are replaced by one float32 per query. Rows are
 causal from their first token, so no mask is needed. Where layers have a window, a token's scores are computed for the
-keys in it alone.
+keys in it alone; where heads have a learned sink, it is added to the sum of each row, and the output shrinks by as
+much.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def nothing(x: Letters) -> Number:
 
 # The largest head of each kernel, forward and backward; the memory-efficient kernel takes any.
 LARGEST_HEAD = {"cudnn": 128, "flash": 256}
-# Kernels whose operators take a window, or in the case of the CPU's rows with a mask of their own.
-WITH_WINDOW = frozenset({"flash", "efficient", "cpu"})
+# Kernels whose operators take a window (the CPU's takes rows with a mask) and whose log-sum-exp takes in a sink.
+OWN_OPERATORS = frozenset({"flash", "efficient", "cpu"})
 
 EAGER = ("attention/mask", "attention/eager", "attention/eager_forward", "attention/eager_evaluation")
 
@@ -60,7 +61,7 @@ def kernels(situation: Situation) -> tuple[Scalar, ...]:
     if situation.gpu.kind == "cpu":
         return ("cpu",)
     capability, head = situation.gpu.compute_capability or (0, 0), situation.model.head_size
-    window = situation.model.sliding_window is not None
+    own = situation.model.sliding_window is not None or situation.model.attention_sinks
     if capability < (5, 0):
         return ()
     half = not situation.chosen or "mixed_precision" in situation.chosen  # the others take 16-bit numbers only
@@ -70,7 +71,7 @@ def kernels(situation: Situation) -> tuple[Scalar, ...]:
     return tuple(
         name
         for name in order
-        if name == "efficient" or (able and head <= LARGEST_HEAD[name] and (name in WITH_WINDOW or not window))
+        if name == "efficient" or (able and head <= LARGEST_HEAD[name] and (name in OWN_OPERATORS or not own))
     )
 
 

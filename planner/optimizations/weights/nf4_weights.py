@@ -2,7 +2,8 @@
 
 A block of 64 weights shares one scale; the scales themselves are held in eight bits, 256 of them sharing one
 float32. Each use dequantises one matrix into a passing buffer, in 16 bits or, where a card or a model has no 16-bit
-compute, in 32. Costs: the weights are rounded once, and every pass reads four bits and writes sixteen or more.
+compute, in 32. Experts are no linears and stay as they are. Costs: the weights are rounded once, and every pass reads
+four bits and writes sixteen or more.
 """
 
 from __future__ import annotations
