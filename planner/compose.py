@@ -226,7 +226,7 @@ def _claimed_letters(situation: Situation) -> dict[str, int]:
     gguf = int(situation.model.quantized == "gguf")
     staged = gguf * int(situation.gpu.kind == "gpu")
     baseline_values = {"a": 32, "w": 32, "h": 0, "e": 1, "A": situation.model.layers, "p": 0}
-    return baseline_values | STREAMING | {"G": gguf, "W": staged, "X": int(situation.merge)}
+    return baseline_values | STREAMING | {"G": gguf, "W": staged, "W_m": int(situation.merge)}
 
 
 def _changed(before: Ledger, after: Ledger) -> set[str]:

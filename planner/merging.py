@@ -25,23 +25,23 @@ def sixteen(x: Letters) -> Number:
 
 def merged_weights(x: Letters) -> Number:
     """Every weight of the model, its norms and biases too; a tied head is written once."""
-    return x.X * (linear_weights(x) + embedding(x) + head(x) + norms_and_biases(x))
+    return x.W_m * (linear_weights(x) + embedding(x) + head(x) + norms_and_biases(x))
 
 
 def merged_rows(x: Letters) -> Number:
     """Bytes of some rows: in float32, with the adapters' product added in place, and rounded to 16 bits."""
-    return x.X * 6 * least(x.M, BLOCK)
+    return x.W_m * 6 * least(x.M, BLOCK)
 
 
 def merged_file(x: Letters) -> Number:
     """Elements of the file that is being written: the model, if it is less; a tensor, if it is more."""
     largest = greatest(x.V * x.D, x.M)
-    return least(merged_weights(x), x.X * greatest(FILE // 2, largest))
+    return least(merged_weights(x), x.W_m * greatest(FILE // 2, largest))
 
 
 def dequantised_to_merge(x: Letters) -> Number:
     """Bytes of the largest matrix, dequantised to 16 bits as in training."""
-    return x.X * 2 * x.M
+    return x.W_m * 2 * x.M
 
 
 TERMS: tuple[Term, ...] = (
