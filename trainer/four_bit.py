@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
+
+
+Place = tuple[Any, str]
+"""An object, and by what name it holds a tensor."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ def quantised(linear: nn.Linear, four_bit: FourBit, dtype: torch.dtype, device: 
         device="meta",
     )
     made.weight = Params4bit(
-        linear.weight.data,
+        linear.weight.data.to(device, dtype),
         requires_grad=False,
         compress_statistics=four_bit.double_quantization,
         quant_type="nf4",
@@ -51,15 +55,23 @@ def quantised(linear: nn.Linear, four_bit: FourBit, dtype: torch.dtype, device: 
     return made.to(device)  # quantises on the way
 
 
-def quantise_linears(model: PreTrainedModel, four_bit: FourBit, dtype: torch.dtype, device: torch.device) -> None:
-    """Quantise every linear of the layers, one after the other, each on the device."""
-    layers = model.get_decoder().layers
-    for path, module in list(layers.named_modules()):
+def quantise_linears(layer: nn.Module, four_bit: FourBit, dtype: torch.dtype, device: torch.device) -> None:
+    """Quantise every linear of a layer, one after the other, each on the device."""
+    for path, module in list(layer.named_modules()):
         if isinstance(module, nn.Linear):
-            layers.set_submodule(path, quantised(module, four_bit, dtype, device))
-    mark_as_four_bit(model)
+            layer.set_submodule(path, quantised(module, four_bit, dtype, device))
 
 
 def mark_as_four_bit(model: Any) -> None:
     """Say it where PEFT looks for it, so that it puts the adapters for four-bit linears on."""
     model.is_loaded_in_4bit = True
+
+
+def constants_of(parameter: Tensor) -> list[Place]:
+    """Scales and tables that bitsandbytes keeps beside a four-bit weight; none beside another."""
+    found: list[Place] = []
+    state: Any = getattr(parameter, "quant_state", None)
+    while state is not None:
+        found += [(state, name) for name in ("absmax", "code", "offset") if getattr(state, name) is not None]
+        state = state.state2
+    return found

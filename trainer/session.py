@@ -27,6 +27,7 @@ from trainer.loading import RANDOM, add_adapters, find_source, load_config, load
 from trainer.step import Loss, make_loss
 from trainer.streamed import split
 from trainer.streamed.build import Streaming, build_streamed
+from trainer.streamed.weights import StreamedWeights, Weights
 
 STOCK_ATTENTION = "eager"
 """What transformers does when nothing else is asked for: every score of every head written out."""
@@ -89,6 +90,7 @@ class ResidentSession:
         self._checkpointing = self._offloading = False
         self._fused_activation = False
         self._streaming: dict[str, Any] = {}
+        self._streaming_weights = False
         self._loss_rows: int | None = None
         self._optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
 
@@ -159,6 +161,11 @@ class ResidentSession:
         """See the protocol."""
         self.attend_with(kernel)
         self._stream("stream_layers", kernel=kernel, chunk=chunk, heads=heads, staging=staging)
+
+    def stream_weights(self) -> None:
+        """See the protocol."""
+        self._once("stream_weights")
+        self._streaming_weights = True
 
     def space_checkpoints(self, *, every: int) -> None:
         """See the protocol."""

@@ -16,6 +16,7 @@ from trainer.streamed.layer import Arrays, Layers, Sizes
 from trainer.streamed.loss import StreamedLoss
 from trainer.streamed.split import Split
 from trainer.streamed.transfers import Transfers
+from trainer.streamed.weights import Weights
 
 Form = Literal["exact", "int8", "nf4"]
 
@@ -41,14 +42,6 @@ class Streaming:
     keep_outputs: bool = False
 
 
-@dataclass(frozen=True)
-class Streamed:
-    """The loss, and the host memory that it works with."""
-
-    loss: StreamedLoss
-    host: Arena
-
-
 def codec_of(form: Form, dtype: torch.dtype) -> Codec:
     """The codec of a form."""
     if form == "exact":
@@ -57,12 +50,22 @@ def codec_of(form: Form, dtype: torch.dtype) -> Codec:
 
 
 def build_streamed(
-    model: PreTrainedModel, streaming: Streaming, *, tokens: int, dtype: torch.dtype, device: torch.device, rows: int
-) -> Streamed:
+    model: PreTrainedModel,
+    streaming: Streaming,
+    host: Arena,
+    weights: Weights,
+    *,
+    tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    rows: int,
+) -> StreamedLoss:
     """The streamed executor of a model whose adapters are on.
 
     Args:
         model: loaded with ``attn_implementation=split.register()``.
+        host: takes what is as long as the sequence; it is closed if that fails.
+        weights: of the layers.
         tokens: of the largest micro-batch, all its rows together.
         rows: rows of logits computed at a time.
 
@@ -81,7 +84,6 @@ def build_streamed(
         group=min(streaming.heads, heads),
         dtype=dtype,
     )
-    host = Arena(torch.device("cpu"), away=True, pinned=device.type == "cuda")
     between = host if streaming.staging == "host" else Arena(device, away=False, pinned=False)
     try:
         layers = Layers(
@@ -100,8 +102,9 @@ def build_streamed(
             ),
             sizes,
             keep_outputs=streaming.keep_outputs,
+            weights=weights,
         )
     except BaseException:
         host.close()
         raise
-    return Streamed(StreamedLoss(layers, Head.of(model), rows), host)
+    return StreamedLoss(layers, Head.of(model), rows)

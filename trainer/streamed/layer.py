@@ -25,6 +25,7 @@ from trainer.streamed.row import Group, Row, head_groups
 from trainer.streamed.split import Split
 from trainer.streamed.tiles import Span, attend, attend_backward
 from trainer.streamed.transfers import Transfers
+from trainer.streamed.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Layers:
     Args:
         split: the decoder; ``kernel``: for attention; ``checkpoints``: inputs of the layers.
         keep_outputs: attended values of every layer are kept, so that the backward pass need not compute them again.
+        weights: told which layers come, and of each when it begins.
     """
 
     def __init__(
@@ -93,10 +95,11 @@ class Layers:
         sizes: Sizes,
         *,
         keep_outputs: bool,
+        weights: Weights | None = None,
     ) -> None:
         self.split, self.kernel, self.transfers = split, kernel, transfers
         self.arrays, self.checkpoints, self.sizes = arrays, checkpoints, sizes
-        self.keep_outputs = keep_outputs
+        self.keep_outputs, self.weights = keep_outputs, weights or Weights()
         self._groups = head_groups(sizes.heads, sizes.key_heads, sizes.group)
         self._row: Row | None = None
         self._asked: dict[int, tuple[float, int | None]] = {}  # scale and window of each layer
@@ -139,6 +142,7 @@ class Layers:
     @torch.no_grad()
     def forward(self, index: int, *, into_stream: bool) -> None:
         """From the layer's input to the next one's, or into the stream."""
+        self.weights.enter(index)
         self.project(index)
         self.attend(index)
         self._finish(index, into_stream=into_stream)
@@ -197,6 +201,7 @@ class Layers:
         Args:
             factor: what the stream is multiplied with first; None: it is the gradient already.
         """
+        self.weights.enter(index)
         self.project(index)
         if not self.keep_outputs:
             self.attend(index)

@@ -59,6 +59,7 @@ class StreamedLoss:
         layers.begin(Row.of(batch, layers.sizes.chunk))
         backward = torch.is_grad_enabled()
         layers.phases(mark, Phase.FORWARD if backward else Phase.EVALUATE, Phase.ATTENTION)
+        layers.weights.follow(range(count))
         with torch.no_grad():
             layers.embed()
             for index in range(count):
@@ -110,11 +111,11 @@ class StreamedLoss:
 
     def _backward(self, factor: Tensor) -> None:
         layers, count = self.layers, self.layers.checkpoints.layers
-        last = layers.checkpoints.span_of(count - 1)
-        for index in reversed(range(count)):
-            span = layers.checkpoints.span_of(index)
-            if index == span[-1] and span != last:  # what the forward pass left there is a later span's
-                for inner in span[:-1]:
-                    layers.forward(inner, into_stream=False)
-            layers.backward(index, factor if index == count - 1 else None)
-            self.tell("backward", count - index, count)
+        order = layers.checkpoints.backward_order()
+        layers.weights.follow([index for index, _ in order])
+        for index, again in order:
+            if again:
+                layers.forward(index, into_stream=False)
+            else:
+                layers.backward(index, factor if index == count - 1 else None)
+                self.tell("backward", count - index, count)
