@@ -37,6 +37,7 @@ from planner.baseline_formulas import (
     norm_outputs,
     norms_and_biases,
     one_byte,
+    positions,
     rotary_frequencies,
     rotary_tables,
     scores_bits,
@@ -80,6 +81,7 @@ FIXED: tuple[Term, ...] = (
         basis=Basis.EXACT,
     ),
     Term("weights/embedding", embedding, bits_of_weight, ALWAYS, "token embedding", SHAPES, basis=Basis.EXACT),
+    Term("weights/positions", positions, bits_of_weight, ALWAYS, "learned positions", SHAPES, basis=Basis.EXACT),
     Term("weights/head", head, bits_of_weight, ALWAYS, "output head, where not tied", SHAPES, basis=Basis.EXACT),
     Term(
         "weights/norms",

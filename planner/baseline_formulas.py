@@ -49,6 +49,11 @@ def embedding(x: Letters) -> Number:
     return x.V * x.D
 
 
+def positions(x: Letters) -> Number:
+    """One learned row of width D for each position."""
+    return x.r * x.D
+
+
 def head(x: Letters) -> Number:
     """The output head, where it is not the embedding itself."""
     return x.Y * x.V * x.D
@@ -136,8 +141,11 @@ def eager_scores(x: Letters) -> Number:
 
 
 def scores_bits(x: Letters) -> Number:
-    """Softmax in float32 plus its copy in the compute dtype, which in float32 is the same tensor."""
-    return 64 - x.a
+    """Softmax in float32 plus its copy in the compute dtype, which in float32 is the same tensor; a cap's tanh.
+
+    Where the softmax is computed in the compute dtype, it is that alone.
+    """
+    return (1 - x.u) * (64 - x.a) + x.u * x.a + x.c * x.a
 
 
 def scores(x: Letters) -> Number:
@@ -154,23 +162,27 @@ def eager_backward_bytes(x: Letters) -> Number:
     """Bytes alive while a layer's softmax is differentiated, as far as they stand above its MLP's height.
 
     Beside the saved float32 softmax: its gradient, their product, the gradient of the scores in float32 (in float16
-    where they are) and, in 16 bits, nothing of the saved copy any more. The layer's MLP is done by then, and so are
+    where they are) and, in 16 bits, nothing of the saved copy any more; all three in the compute dtype where the
+    softmax is. The layer's MLP is done by then, and so are
     the norms behind attention: what they saved is gone, and value with what it kept alive.
     """
-    working = (1 - x.p) * backward_bytes(x) + x.p * mlp_gradients(x) * x.a // 8
+    working = (1 - x.p) * backward_bytes(x) + x.p * layer_backward_bytes(x)
     norms = x.i * x.D * (x.Q * 32 + (1 - x.Q) * x.a) + (x.m - 1) * x.D * x.a
     gone = tokens(x) * (x.f * x.F * x.a + norms + (x.K // x.H) * x.v * x.a) // 8 + working
-    return greatest((64 - 16 * x.h + x.a) * scores(x) // 8 - gone, 0)
+    wide = (1 - x.u) * (64 - 16 * x.h + x.a) + x.u * 3 * x.a
+    return greatest(wide * scores(x) // 8 - gone, 0)
 
 
 def eager_forward_bytes(x: Letters) -> Number:
     """Bytes alive while the last layer's softmax is computed, above the height of its MLP.
 
-    With every layer's tensors saved, the masked scores and, but for float16, their float32 copy, while what is saved
-    beside the softmax is still to come; with layers recomputed, as without autograd.
+    With every layer's tensors saved, what there is beside the softmax and its 16-bit copy, while what is saved after it
+    is still to come: the masked scores in float16, in bfloat16 a float32 copy before there is any 16-bit one. It counts
+    as far as it stands above the end of the pass. With layers recomputed, as without autograd.
     """
-    saved = (1 - x.h) * 32 * scores(x) - x.f * x.F * tokens(x) * x.a
-    return (1 - x.p) * greatest(saved, 0) // 8 + x.p * eager_alone_bytes(x)
+    beside = (1 - x.u) * (32 - 16 * x.h) + x.u * x.a
+    saved = (beside * scores(x) - x.f * x.F * tokens(x) * x.a) // 8 - forward_bytes(x)
+    return (1 - x.p) * greatest(saved, 0) + x.p * eager_alone_bytes(x)
 
 
 def eager_alone_bytes(x: Letters) -> Number:
@@ -179,8 +191,9 @@ def eager_alone_bytes(x: Letters) -> Number:
     Masked scores, their float32 copy and the softmax, or in float32 two of the three; float16 needs no such copy, but
     the 16-bit one of the softmax while the scores are still there. Query, key, value and what was repeated of them.
     """
-    heads = (3 * x.H + 2 * x.K) * x.E
-    return greatest((96 - x.a - 16 * x.h) * scores(x) + (heads - x.g * x.F) * tokens(x) * x.a, 0) // 8
+    heads = (3 * x.H + 2 * x.K * (1 - least(x.r, 1))) * x.E  # nothing turns them where positions are learned
+    alive = (1 - x.u) * (96 - x.a - 16 * x.h) + x.u * 2 * x.a
+    return greatest(alive * scores(x) + (heads - x.g * x.F) * tokens(x) * x.a, 0) // 8
 
 
 def incoming_gradient(x: Letters) -> Number:
@@ -197,19 +210,32 @@ def mlp_gradients(x: Letters) -> Number:
     return 2 * tokens(x) * x.F
 
 
-def backward_bytes(x: Letters) -> Number:
-    """Bytes alive at the height of the backward pass beyond what is saved and the incoming gradient.
+def layer_backward_bytes(x: Letters) -> Number:
+    """Bytes alive at the height of one layer's backward pass beyond what is saved and the incoming gradient.
 
-    With every layer's tensors saved there are two candidates: the MLP of the last layer, and before it the final
-    RMSNorm, whose gradient takes six float32 tensors of width D, its saved copy among them.
+    The MLP's gradients; where a norm comes after the MLP, what it saved is gone by then, and its own gradient may
+    stand higher: five float32 tensors of width D beside its saved copy.
+    """
+    normed = least(x.n - x.m, 1)
+    return greatest(mlp_gradients(x) * x.a // 8 - normed * 4 * tokens(x) * (x.D + 1), normed * 20 * tokens(x) * x.D)
+
+
+def backward_bytes(x: Letters) -> Number:
+    """The same with every layer's tensors saved.
+
+    There is one more candidate, before the last layer: the final RMSNorm, whose gradient takes six float32 tensors of
+    width D, its saved copy among them.
     """
     final_norm = x.Q * tokens(x) * x.D * (24 - x.a // 8)
-    return greatest(mlp_gradients(x) * x.a // 8, final_norm)
+    return greatest(layer_backward_bytes(x), final_norm)
 
 
 def forward_working(x: Letters) -> Number:
-    """Tensors alive at the height of one layer run without autograd: ``g`` of width F, and two of width D."""
-    return tokens(x) * (x.g * x.F + 2 * x.D)
+    """Tensors alive at the height of one layer run without autograd: ``g`` of width F, and two of width D.
+
+    Where positions are learned, embedded tokens and positions stay beside their sum as long as the layers run.
+    """
+    return tokens(x) * (x.g * x.F + 2 * x.D * (1 + least(x.r, 1)))
 
 
 def evaluation_working(x: Letters) -> Number:
@@ -248,9 +274,10 @@ def stock_logits_bits(x: Letters) -> Number:
     """Logits, their float32 copy, log-softmax and its gradient: three float32 tensors beside none or one 16-bit.
 
     The float32 copy, the log-softmax and the gradient live at once; the 16-bit logits are gone by then. In
-    float32 the copy is the logits, and shifted labels avoid a second one.
+    float32 the copy is the logits, and shifted labels avoid a second one. Where logits are capped, tanh saves what it
+    gives.
     """
-    return 96
+    return 96 + x.t * x.a
 
 
 def loading_in_host(x: Letters) -> Number:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.ledger import Phase, Resource, Work
-from planner.symbols import Letters, Number
+from planner.symbols import Letters, Number, least
 
 
 def tokens(x: Letters) -> Number:
@@ -24,17 +24,27 @@ def linear_backward_flops(x: Letters) -> Number:
     return 2 * tokens(x) * x.L * (x.P + 2 * x.R * x.U)
 
 
+def pairs_twice(x: Letters) -> Number:
+    """Twice the pairs of a token with itself and those before it that it sees, each pair once, over all layers.
+
+    S (S + 1) / 2 in a layer. Where a window is shorter than that, tokens beyond it see as many as it is long; stored
+    scores are computed for all pairs whatever the window is.
+    """
+    banded, seen = x.l * (1 - x.e), least(x.s, x.S)
+    return (x.L - banded) * x.S * (x.S + 1) + banded * seen * (2 * x.S + 1 - seen)
+
+
 def attention_forward_flops(x: Letters) -> Number:
-    """Two products over the S (S + 1) / 2 pairs of a token with itself and those before it, each pair once.
+    """Two products over the pairs that are seen.
 
     Kernels compute whole tiles on the diagonal and eager attention every pair: their rates count these pairs alone.
     """
-    return 2 * x.B * x.S * (x.S + 1) * x.L * x.H * x.E
+    return 2 * x.B * x.H * x.E * pairs_twice(x)
 
 
 def attention_backward_flops(x: Letters) -> Number:
     """Five products over the same pairs, one of them the scores again."""
-    return 5 * x.B * x.S * (x.S + 1) * x.L * x.H * x.E
+    return 5 * x.B * x.H * x.E * pairs_twice(x)
 
 
 def elementwise_forward_bytes(x: Letters) -> Number:

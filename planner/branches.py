@@ -1,50 +1,45 @@
-"""The valid sets as a tree: a trunk for each set of hubs, and on it groups of leaves that add up.
+"""The valid sets as a tree: a trunk for each set of hubs, and on it groups of choices that add up.
 
-A *hub* gives a letter or a setting its value, or makes what hubs need: formulas everywhere change with it, so sets of
-hubs are gone through one by one. A *leaf* changes terms and work by name and nothing else. Beside given hubs, leaves
-that touch nothing in common cannot see each other, so what each of them changes is added, whatever the others do:
-bytes in a phase, FLOPs of a piece of work. Each group of leaves is then looked at once, and not once for each choice
-of all others. That nobody sees more than it says is watched: the letters that formulas read, and the names that
+A *hub* decides what formulas everywhere give: rates that all work goes by, or what others need. Sets of hubs are gone
+through one by one. Beside given hubs, choices that touch nothing in common cannot see each other, so what each of them
+changes is added, whatever the others do: bytes in a phase, FLOPs of a piece of work. A choice is an optimisation that
+is on or off (a *leaf*) or the value of a knob (a *dial*). Choices that touch the same terms, or of which one sets a
+letter that a formula of the other reads, form a group, and each group is looked at once.
+
+That nobody sees more than it says is watched: the letters that formulas read (``planner.groups``), and the names that
 requirements and knobs ask for in the set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import prod
 
-from planner.compose import Configuration, compose, problems
-from planner.ledger import Formula, Ledger, Term, Work
+from planner.compose import Configuration, Standing, compose
+from planner.groups import Dial, Option, dials_of, options, ties_between
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import EVERY, Chosen, Needs, Situation
-from planner.sets import PinnedKnobs, always_on, configurations, has_pinned, subsets, trains, usable
-from planner.symbols import letters_of
+from planner.sets import PinnedKnobs, always_on, has_pinned, subsets, trains, usable
+from planner.timecost import CLOCK
 
-
-@dataclass(frozen=True)
-class Option:
-    """Leaves of one group that are on together, and what they change on their trunk.
-
-    ``gone`` and ``come`` are terms before and after; ``work`` is what the pieces of work become.
-    """
-
-    ids: tuple[str, ...]
-    gone: tuple[Term, ...] = ()
-    come: tuple[Term, ...] = ()
-    work: Mapping[str, Work] = field(default_factory=dict)
+MOST_LEAVES, MOST_OPTIONS = 6, 4096  # of one group; beyond, the leaf with most ties becomes a hub
+Ties = frozenset[frozenset[str]]
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One set of hubs with each combination of its knobs' values, and the groups of leaves it can bear."""
+    """One set of hubs with the first value of every knob, and the groups of choices on it."""
 
-    trunk: tuple[Configuration, ...]
+    trunk: Configuration
+    dials: tuple[Dial, ...]  # of the trunk
     groups: tuple[tuple[Option, ...], ...]  # of each group the first option is none of its leaves
 
     @property
     def ids(self) -> tuple[str, ...]:
         """The hubs, and what is always on."""
-        return self.trunk[0].ids
+        return self.trunk.ids
 
 
 def branches(
@@ -53,23 +48,32 @@ def branches(
     """Every valid set that trains something, holds what is required and lacks what is excluded."""
     allowed = usable(situation, excluded)
     certain = always_on(situation, allowed, required)
-    hubs = {*certain, *(name for name in allowed if _sets_letters(name))}
+    hubs = _with_what_they_need({*certain, *(name for name in allowed if _is_hub(name))}, allowed)
+    ties = _ties([name for name in allowed if name not in hubs])
     while True:
-        hubs = _with_what_they_need(hubs, allowed)
+        leaves = [name for name in allowed if name not in hubs]
+        if (crowded := _crowded(leaves, ties, situation)) is not None:
+            hubs = _with_what_they_need({*hubs, crowded}, allowed)
+            continue
         asked: set[str] = set()
         watched = replace(situation, chosen=Chosen((), asked))
-        found = list(_branches(watched, certain, hubs, allowed, knobs))
+        found: list[Branch] = []
+        more: Ties = frozenset()
+        for branch in _branches(watched, certain, hubs, allowed, ties, knobs):
+            more = ties_between(branch.groups)
+            if more:
+                break
+            found.append(branch)
         # Whom a hub or another group asked for is no leaf: once more, with these among the hubs.
         seen = {*allowed} if EVERY in asked else asked & {*allowed}
-        if seen <= hubs and None not in found:
-            return tuple(branch for branch in found if branch is not None)
-        hubs |= seen if not seen <= hubs else {*allowed}
+        if seen <= hubs and not more:
+            return tuple(found)
+        hubs, ties = _with_what_they_need(hubs | seen, allowed), ties | more
 
 
-def _sets_letters(name: str) -> bool:
+def _is_hub(name: str) -> bool:
     each = all_optimizations()[name]
-    lettered = any(knob.letter for knob in each.knobs)
-    return lettered or "adapters/weights" in each.makes or any("/" not in claim for claim in each.claims)
+    return bool("adapters/weights" in each.makes or each.claims & CLOCK)
 
 
 def _changes(name: str) -> set[str]:
@@ -84,6 +88,17 @@ def _touches(name: str) -> set[str]:
     return _changes(name) | {requirement.term for requirement in requires if isinstance(requirement, Needs)}
 
 
+def _ties(names: Sequence[str]) -> Ties:
+    """Pairs of which one changes what the other touches, or which claim the same."""
+    known = all_optimizations()
+    changes, touches = ({name: look(name) for name in names} for look in (_changes, _touches))
+    return frozenset(
+        frozenset({one, other})
+        for one, other in combinations(names, 2)
+        if changes[one] & touches[other] or touches[one] & changes[other] or known[one].claims & known[other].claims
+    )
+
+
 def _with_what_they_need(hubs: Iterable[str], allowed: Sequence[str]) -> set[str]:
     """The hubs, and every leaf that makes what one of them touches, over and over."""
     known, together = all_optimizations(), {*hubs}
@@ -95,64 +110,43 @@ def _with_what_they_need(hubs: Iterable[str], allowed: Sequence[str]) -> set[str
         together |= more
 
 
+def _crowded(leaves: Sequence[str], ties: Ties, situation: Situation) -> str | None:
+    """The leaf with most ties of a group that is too large to be gone through; None where there is no such group."""
+    for group in _groups(leaves, ties):
+        dials = [dial for name in group for dial in dials_of((name,), {}, situation)]
+        many = prod(len(dial.values) for dial in dials)
+        if len(group) > MOST_LEAVES or (len(group) > 1 and many << len(group) > MOST_OPTIONS):
+            return max(group, key=lambda name: sum(name in tie for tie in ties))
+    return None
+
+
 def _branches(
-    situation: Situation, certain: frozenset[str], hubs: set[str], allowed: Sequence[str], knobs: PinnedKnobs
-) -> Iterator[Branch | None]:
-    """One for each valid set of hubs; None where a leaf reads a letter that a knob of the trunk varies."""
-    groups = _groups([name for name in allowed if name not in hubs])
+    situation: Situation,
+    certain: frozenset[str],
+    hubs: set[str],
+    allowed: Sequence[str],
+    ties: Ties,
+    knobs: PinnedKnobs,
+) -> Iterator[Branch]:
+    """One for each valid set of hubs."""
+    leaves, nothing = [name for name in allowed if name not in hubs], Standing.of_nothing()
     for extra in subsets([name for name in allowed if name in hubs and name not in certain]):
         ids = tuple(sorted({*certain, *extra}))
-        if not trains(ids) or problems(ids, situation):
+        if not trains(ids) or not nothing.bears(ids, situation) or not has_pinned(ids, knobs, situation):
             continue
-        trunk = tuple(configurations(ids, knobs, situation))
-        if not trunk:
-            continue
-        varied = {letter for one in trunk for letter, value in one.letters.items() if value != trunk[0].letters[letter]}
-        options = tuple(tuple(_options(group, trunk[0], situation, knobs)) for group in groups)
-        read = (each for group in options for option in group for each in _formulas(option))
-        if any(varied & {*letters_of(formula)} for formula in read):
-            yield None
-        else:
-            yield Branch(trunk, tuple(group for group in options if len(group) > 1))
+        standing = nothing.with_more(ids)
+        trunk, dials = compose(ids, knobs, situation), dials_of(ids, knobs, situation)
+        groups = (
+            tuple(options(group, trunk, dials, standing, situation, knobs))
+            for group in _groups([*leaves, *(dial.name for dial in dials)], ties)
+        )
+        yield Branch(trunk, dials, tuple(group for group in groups if len(group) > 1 or group[0].dials))
 
 
-def _groups(leaves: Sequence[str]) -> list[list[str]]:
-    """Leaves of which one changes what another touches, directly or through others."""
+def _groups(names: Sequence[str], ties: Ties) -> list[list[str]]:
+    """Names that are tied to each other, directly or through others."""
     groups: list[list[str]] = []
-    for name in leaves:
-        near = [group for group in groups if any(_meet(name, other) for other in group)]
+    for name in names:
+        near = [group for group in groups if any(frozenset({name, other}) in ties for other in group)]
         groups = [*(group for group in groups if group not in near), sorted([name, *(n for g in near for n in g)])]
     return groups
-
-
-def _meet(one: str, other: str) -> bool:
-    return bool(_changes(one) & _touches(other) or _touches(one) & _changes(other))
-
-
-def _options(group: Sequence[str], trunk: Configuration, situation: Situation, knobs: PinnedKnobs) -> Iterator[Option]:
-    yield Option(())
-    for ids in subsets(group):
-        together = (*trunk.ids, *ids)
-        if not ids or problems(together, situation) or not has_pinned(together, knobs, situation):
-            continue
-        pinned = {name: {**trunk.knobs.get(name, {}), **knobs.get(name, {})} for name in together}
-        after = compose(together, pinned, situation, onto=trunk)
-        assert (after.letters, after.settings) == (trunk.letters, trunk.settings), f"{ids} set what they do not claim"
-        yield _difference(ids, trunk.ledger, after.ledger)
-
-
-def _difference(ids: tuple[str, ...], before: Ledger, after: Ledger) -> Option:
-    changed = [name for name, term in after.terms.items() if before.terms.get(name) is not term]
-    return Option(
-        ids,
-        tuple(before.terms[name] for name in changed if name in before.terms),
-        tuple(after.terms[name] for name in changed),
-        {name: work for name, work in after.work.items() if before.work.get(name) is not work},
-    )
-
-
-def _formulas(option: Option) -> Iterator[Formula]:
-    for term in (*option.gone, *option.come):
-        yield from (term.count, term.bits)
-    for work in option.work.values():
-        yield work.amount

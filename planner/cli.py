@@ -17,6 +17,7 @@ from planner import __version__
 from planner.cli_check import check, planned_again
 from planner.cli_lists import explain, gpus, models, optimizations, schema
 from planner.cli_measure import measure
+from planner.cli_merge import merge
 from planner.cli_output import check_target, console, print_json, write_plan
 from planner.cli_request import (
     OPTIONS,
@@ -110,6 +111,7 @@ cli.add_command(optimizations)
 cli.add_command(explain)
 cli.add_command(check)
 cli.add_command(measure)
+cli.add_command(merge)
 cli.add_command(schema)
 cli.add_command(tiers)
 cli.add_command(matrix)

@@ -8,17 +8,18 @@ piece of work; what a rewrite changes without having claimed it is an error of o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from planner.activations import mlp_tensors
+from planner.adapter_matrices import adapter_letters
 from planner.baseline import baseline
 from planner.ledger import ATTRIBUTES, Ledger
 from planner.model import ModelShape
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Knobs, Needs, Optimization, Scalar, Situation
-from planner.symbols import Letters
+from planner.symbols import Letters, Number
 
 
 def model_letters(model: ModelShape) -> dict[str, int]:
@@ -42,7 +43,14 @@ def model_letters(model: ModelShape) -> dict[str, int]:
         "m": model.norms_per_layer - model.output_norms_per_layer,
         "i": 0 if model.parallel_block else model.norms_per_layer - 1,
         "k": 1 + int(0 < model.sliding_layers < model.layers),
-        "v": int(model.fused_qkv) * (model.heads + model.kv_heads) * model.head_size,
+        "r": model.native_context if model.learned_positions else 0,
+        "u": int(model.narrow_softmax),
+        "l": model.sliding_layers,
+        "c": int(model.attention_softcap is not None),
+        "t": int(model.final_softcap is not None),
+        "s": model.sliding_window or model.native_context,
+        # Where nothing turns them, query and key are no tensors of their own.
+        "v": int(model.fused_qkv and not model.learned_positions) * (model.heads + model.kv_heads) * model.head_size,
         "Q": int(model.norm == "rmsnorm"),
         "q": int(model.qk_norm),
         "f": saved,
@@ -65,10 +73,14 @@ class Configuration:
     ledger: Ledger
     letters: Mapping[str, int]
     settings: Mapping[str, str]
+    model: ModelShape
 
-    def at(self, *, batch: object, total: object, target: object, workspace: int) -> Letters:
-        """All letters for a run; numbers or numpy arrays of them."""
-        return Letters(**{**self.letters, "B": batch, "S": total, "T": target, "Z": workspace})
+    def at(
+        self, *, batch: object, total: object, target: object, workspace: int, rank: Number | None = None
+    ) -> Letters:
+        """All letters for a run, numbers or numpy arrays of them; the rank is its own, where one is given."""
+        ranked = {} if rank is None else adapter_letters(self.model, rank)
+        return Letters(**{**self.letters, **ranked, "B": batch, "S": total, "T": target, "Z": workspace})
 
 
 def problems(ids: Iterable[str], situation: Situation) -> dict[str, tuple[str, ...]]:
@@ -105,6 +117,42 @@ def problems(ids: Iterable[str], situation: Situation) -> dict[str, tuple[str, .
     return {name: tuple(dict.fromkeys(reasons)) for name, reasons in found.items() if reasons}
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What a valid set claims, makes and has, so that it is seen at a glance what can be put on top of it.
+
+    It asks nothing again of those that are in the set: who asks for another by name is known (``planner.branches``).
+    """
+
+    ids: tuple[str, ...]
+    taken: frozenset[str]  # claims, and names that are made
+    existing: frozenset[str]
+
+    @classmethod
+    def of_nothing(cls) -> Standing:
+        """Where nothing is on."""
+        return cls((), frozenset(), frozenset({*_nothing_on().terms, *_nothing_on().work}))
+
+    def with_more(self, ids: Iterable[str]) -> Standing:
+        """The set with more on top, which it bears."""
+        known, more = all_optimizations(), tuple(ids)
+        return Standing(
+            (*self.ids, *more),
+            self.taken.union(*(known[name].claims | known[name].makes for name in more)),
+            self.existing.union(*(known[name].makes | known[name].adds for name in more)),
+        )
+
+    def bears(self, ids: Sequence[str], situation: Situation) -> bool:
+        """Whether the set is valid with these on top; as ``problems`` says it, without the reasons."""
+        chosen, after = [all_optimizations()[name] for name in ids], self.with_more(ids)
+        if len(after.taken) < len(self.taken) + sum(len(each.claims) + len(each.makes) for each in chosen):
+            return False
+        needed = {term for each in chosen for claim in each.claims if (term := _term(claim))}
+        needed |= {need.term for each in chosen for need in each.requires if isinstance(need, Needs)}
+        inside = situation.choosing(after.ids)
+        return needed <= after.existing and not any(each.reasons(inside) for each in chosen)
+
+
 def _makers(term: str, known: Mapping[str, Optimization]) -> str:
     makers = [name for name, candidate in known.items() if term in candidate.makes]
     return f"{' or '.join(makers)} does" if makers else "no optimisation does"
@@ -133,9 +181,8 @@ def compose(
     situation = situation.choosing(names)
     if onto is None:
         letters = model_letters(situation.model) | _claimed_letters(situation)
-        onto = Configuration(
-            (), {}, _nothing_on(), letters, {"dtype": "fp32", "attention": "eager", "executor": "resident"}
-        )
+        settings = {"dtype": "fp32", "attention": "eager", "executor": "resident"}
+        onto = Configuration((), {}, _nothing_on(), letters, settings, situation.model)
     ledger, letters = onto.ledger, dict(onto.letters)
     settings, complete = dict(onto.settings), dict(onto.knobs)
     made = {*ledger.terms, *ledger.work}
@@ -154,20 +201,22 @@ def compose(
         letters |= ready.letters(situation, values)
         settings |= ready.settings(situation, values)
         complete[ready.id] = values
+    ordered = tuple(sorted(names))
     return Configuration(
-        tuple(sorted(names)), {name: complete[name] for name in sorted(names)}, ledger, letters, settings
+        ordered, {name: complete[name] for name in ordered}, ledger, letters, settings, situation.model
     )
 
 
 # What streaming goes by where nothing streams: the whole sequence and all heads at once, every layer input as it is.
-STREAMING = {"c": 2**40, "d": 2**20, "X": 0, "s": 1, "b": 0, "u": 0}
+STREAMING = {"S_c": 2**40, "H_g": 2**20, "j_h": 0, "L_s": 1, "b_c": 0, "k_a": 0}
 
 
 def _claimed_letters(situation: Situation) -> dict[str, int]:
-    """The letters that optimisations claim, before any does; and how weights come in from a GGUF file."""
+    """The letters that optimisations claim, before any does; how weights come in from a GGUF file; whether to merge."""
     gguf = int(situation.model.quantized == "gguf")
     staged = gguf * int(situation.gpu.kind == "gpu")
-    return {"a": 32, "w": 32, "h": 0, "e": 1, "A": situation.model.layers, "p": 0, "G": gguf, "W": staged} | STREAMING
+    baseline_values = {"a": 32, "w": 32, "h": 0, "e": 1, "A": situation.model.layers, "p": 0}
+    return baseline_values | STREAMING | {"G": gguf, "W": staged, "X": int(situation.merge)}
 
 
 def _changed(before: Ledger, after: Ledger) -> set[str]:

@@ -87,9 +87,9 @@ class Evaluator:
     def letters(self, configuration: Configuration) -> Letters:
         """All letters at the candidates; the rank is the candidate's own."""
         at = self.candidates
-        letters = configuration.at(batch=at.batch, total=at.total, target=at.target, workspace=self.workspace)
-        letters.R = at.rank
-        return letters
+        return configuration.at(
+            batch=at.batch, total=at.total, target=at.target, workspace=self.workspace, rank=at.rank
+        )
 
     def __call__(self, configuration: Configuration) -> Outcome:
         """Bytes and seconds of one configuration at all candidates."""
@@ -135,8 +135,8 @@ def size_of(term: Term, letters: Letters, wide: Letters) -> Array:
 
 @cache
 def letters_read(*formulas: Formula) -> tuple[str, ...]:
-    """The letters that any of the formulas reads, save the rank, which is the candidate's own."""
-    return tuple(sorted({name for formula in formulas for name in letters_of(formula)} - {"R"}))
+    """The letters that any of the formulas reads, save the rank and what follows, which are the candidate's own."""
+    return tuple(sorted({name for formula in formulas for name in letters_of(formula)} - {"R", "M_s", "M_b"}))
 
 
 def masks(terms: Iterable[Term]) -> tuple[Array, ...]:

@@ -72,7 +72,7 @@ def planned_run(plan: Plan, gpu: str = "") -> Run:
     else:
         card = detect_local() if gpu == "local" else load_profile(gpu or plan.gpu.id)
     shape = load_model(plan.model.source.removeprefix("random:"))
-    situation = Situation(card, shape, plan.memory.host.budget_bytes)
+    situation = Situation(card, shape, plan.memory.host.budget_bytes, merge=plan.train.merge)
     knobs = {
         choice.id: {name: value for name, value in choice.knobs.items() if value is not None} for choice in plan.choices
     }
@@ -122,8 +122,8 @@ def _at(plan: Plan, situation: Situation, configuration: Configuration) -> Run:
         total=plan.total_tokens,
         target=plan.target,
         workspace=calibration().workspace_bytes(card.compute_capability if card.kind == "gpu" else None),
+        rank=plan.lora_rank,
     )
-    letters.R = plan.lora_rank
     for letter in LETTERS:  # letters of optimisations that are off, for formulas that are shown all the same
         if not hasattr(letters, letter.symbol):
             setattr(letters, letter.symbol, letter.least)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.evaluate import Limits, Outcome
 from planner.optimizations import all_optimizations
 from planner.solver import Objective, Search
 from planner.units import format_bytes, format_count, format_seconds
+from planner.weighing import CARD_BYTES, HOST_BYTES, SECONDS, Weights
 
 
 def reasons_for_choices(found: Search, limits: Limits, objective: Objective, required: Sequence[str]) -> dict[str, str]:
@@ -20,21 +21,21 @@ def _why_on(name: str, found: Search, limits: Limits, objective: Objective, requ
     if name in required:
         return "asked for by --with"
     best, index = found.best, found.index
-    without = found.among(name, False)
-    if not len(without.rows) and all_optimizations()[name].free:
-        return _why_free(found.without(name), best, limits, index)
-    if not len(without.rows):
+    on_card, in_host = (found.least(measure, wish=(name, False)) for measure in (CARD_BYTES, HOST_BYTES))
+    if on_card is None or in_host is None:
+        if all_optimizations()[name].free:
+            return _why_free(found.without(name), best, limits, index)
         return "nothing would be trained without it"
     other = found.best_among(objective, name, False)
     if other is None:
-        if (reached := without.reached(index)) is not None:
+        if (reached := found.reached(name, False)) is not None:
             want = found.wanted[reached]
             return f"without it tier {want.tier} ({format_count(want.total)} tokens) is the longest that fits"
-        return _missing(without.least_high(index), without.least_host(index), limits)
-    time, faster = float(other.time.rank[index]), float(best.time.rank[index])
-    if time > 1.005 * faster:
-        return f"fastest: without it a step takes {time / faster:.2f} times as long"
-    saved = int(other.high[index]) - int(best.high[index])
+        return _missing(int(on_card.high), int(in_host.host), limits)
+    faster = float(best.time.rank[index])
+    if other.seconds > 1.005 * faster:
+        return f"fastest: without it a step takes {other.seconds / faster:.2f} times as long"
+    saved = other.high - int(best.high[index])
     if saved > 0:
         return f"costs no time and saves {format_bytes(saved)}"
     return "changes the result less than what would stand in its place"
@@ -83,12 +84,12 @@ def _why_off(name: str, found: Search, limits: Limits, objective: Objective) -> 
     if other is None:
         return "does not fit with it"
     parts = []
-    time, chosen = float(other.time.rank[index]), float(best.time.rank[index])
-    if time > 1.005 * chosen:
-        parts.append(f"a step would take {time / chosen:.2f} times as long")
+    chosen = float(best.time.rank[index])
+    if other.seconds > 1.005 * chosen:
+        parts.append(f"a step would take {other.seconds / chosen:.2f} times as long")
     if not optimization.exact:
         parts.append(optimization.effect)
-    saved = int(best.high[index]) - int(other.high[index])
+    saved = int(best.high[index]) - other.high
     if saved > 0:
         parts.append(f"it would save {format_bytes(saved)}")
     return "not needed: " + "; ".join(parts) if parts else "not needed: the plan fits as it is, and it brings nothing"
@@ -108,7 +109,7 @@ def suggestions(found: Search, limits: Limits, required: Sequence[str], excluded
         lines.append(
             f"--context {found.longest_all_trained} {rank}fits: the longest at rank {want.rank}, every token trained"
         )
-    lines += _more(found, limits, found.index)
+    lines += _more(found, limits)
     if required or excluded:
         lines.append("without the --with and --without given, more sets are free to choose from")
     return lines
@@ -126,37 +127,38 @@ class Need:
     seconds: float
     shared: bool = False
 
-    @property
-    def short_of(self) -> tuple[str, ...]:
-        return tuple(name for name in ("card", "host", "seconds") if getattr(self, name) > 0)
+    @classmethod
+    def of(cls, card: int, host: int, seconds: float, *, shared: bool) -> Need:
+        """From what is taken beyond each limit; less than nothing where there is room."""
+        if shared:  # one memory holds everything, the process itself included
+            return cls(max(0, host), 0, max(0.0, seconds), shared=True)
+        return cls(max(0, card), max(0, host), max(0.0, seconds))
 
 
-def _more(found: Search, limits: Limits, index: int) -> list[str]:
+def _more(found: Search, limits: Limits) -> list[str]:
     """For each limit what it alone would have to be; where no one limit is enough, the least change of several."""
-    needs = [needed(outcome, limits, index, shared=found.situation.gpu.kind == "cpu") for outcome in found.leading]
-    alone = {
-        name: min(
-            (need for need in needs if need.short_of == (name,)), key=lambda need: getattr(need, name), default=None
-        )
-        for name in ("host", "seconds", "card")
-    }
-    if lines := [_told(need, limits) for need in alone.values() if need is not None]:
-        return lines
+    shared = found.situation.gpu.kind == "cpu"
+    memory = {"gpu_bytes": 2**62, "host_bytes": 2**62}
+    alone = (
+        (HOST_BYTES, {} if shared else {"host_bytes": 2**62}),
+        (SECONDS, {"step_seconds": float("inf")}),
+        (HOST_BYTES if shared else CARD_BYTES, memory if shared else {"gpu_bytes": 2**62}),
+    )
+    within = (found.least(key, replace(limits, **freed)) for key, freed in alone if freed)
+    needs = [_beyond(weights, limits, shared=shared) for weights in within if weights is not None]
+    return [_told(need, limits) for need in needs or [needed(found.best, limits, found.index, shared=shared)]]
 
-    def excess(need: Need) -> float:
-        shares = (need.card / max(1, limits.gpu_bytes), need.host / max(1, limits.host_bytes))
-        return max(*shares, need.seconds / limits.step_seconds)
 
-    return [_told(min(needs, key=excess), limits)]
+def _beyond(weights: Weights, limits: Limits, *, shared: bool) -> Need:
+    late = float(weights.seconds) - limits.step_seconds if weights.known else 0.0
+    return Need.of(int(weights.high) - limits.gpu_bytes, int(weights.host) - limits.host_bytes, late, shared=shared)
 
 
 def needed(outcome: Outcome, limits: Limits, index: int, *, shared: bool) -> Need:
     """What an outcome needs beyond the limits; ``shared``: card and host are one memory."""
     card, host = int(outcome.high[index]) - limits.gpu_bytes, int(outcome.host[index]) - limits.host_bytes
     slow = 0.0 if outcome.time.estimate is None else float(outcome.time.estimate[index]) - limits.step_seconds
-    if shared:  # one memory holds everything, the process itself included
-        return Need(max(0, host), 0, max(0.0, slow), shared=True)
-    return Need(max(0, card), max(0, host), max(0.0, slow))
+    return Need.of(card, host, slow, shared=shared)
 
 
 def _told(need: Need, limits: Limits) -> str:

@@ -48,6 +48,7 @@ class Family:
         absent_window: the window if absent; None: there is none then.
         window_pattern: if absent, every so many-th layer sees everything and the others slide.
         absent_dropout: every dropout rate if absent.
+        narrow_softmax: the attention that transformers writes out has its softmax in the dtype of the scores.
         attention_softcap, final_softcap: field with the cap by tanh of scores or logits, and its value if absent.
         root_embedding: embeddings are multiplied by the root of the width.
         multipliers: embeddings, residuals and logits are scaled by the numbers in Granite's fields.
@@ -101,6 +102,7 @@ class Family:
     absent_dropout: float = 0.0
     attention_softcap: tuple[str, float | None] | None = None
     final_softcap: tuple[str, float | None] | None = None
+    narrow_softmax: bool = False
     attention_sinks: bool = False
     root_embedding: bool = False
     multipliers: bool = False
@@ -190,6 +192,7 @@ FAMILIES: dict[str, Family] = {
             grouped_heads=False,
             fixed_head_size=True,
             learned_positions=True,
+            narrow_softmax=True,
             residual_dropout="resid_pdrop",
             embedding_dropout="embd_pdrop",
             absent_dropout=0.1,
@@ -231,6 +234,7 @@ FAMILIES: dict[str, Family] = {
             half_tables=True,
             window="by pattern",
             absent_window=128,
+            narrow_softmax=True,
             attention_sinks=True,
             absent_context=131072,
         ),
@@ -370,9 +374,12 @@ FAMILIES: dict[str, Family] = {
 }
 
 # Families whose saved tensors planner/baseline.py has formulas for. Of others only shape and counts are known.
-MEMORY_DERIVED: frozenset[str] = frozenset(
-    {"gemma3_text", "gpt_neox", "granite", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2"}
-)
+# fmt: off
+MEMORY_DERIVED: frozenset[str] = frozenset({
+    "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3",
+    "smollm3", "starcoder2",
+})
+# fmt: on
 
 ABSENT_FULL_LAYERS = 28  # max_window_layers: the layers below it see everything
 

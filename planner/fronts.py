@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 Points = np.ndarray[Any, np.dtype[np.float64]]
-FEW = 12  # rows that are all compared with each other at once
+BLOCK = 256  # rows that are compared with each other at once
 
 
 def nondominated(points: Points) -> Any:
@@ -15,21 +15,25 @@ def nondominated(points: Points) -> Any:
 
     Of equal rows the first is kept.
     """
-    count = len(points)
-    if count > FEW:  # columns that are alike, as those of phases are, say the same once
+    if len(points) > 1:  # columns that are alike, as those of phases are, say the same once
         points = points[:, (points != points[0]).any(axis=0)]
         columns = {column.tobytes(): place for place, column in enumerate(np.ascontiguousarray(points.T))}
         points = points[:, sorted(columns.values())]
-    if count <= FEW:
-        beats = (points[:, None] <= points[None]).all(axis=2)
-        first = np.tri(count, k=-1, dtype=bool).T  # of equals the first
-        return np.flatnonzero(~(beats & (first | ~beats.T)).any(axis=0))
     # Sums are added in the same order, and rounding keeps order: who beats a row has no larger sum. Of equal sums the
-    # columns decide, one after the other, and of equal rows the place.
-    left = np.lexsort((*points.T[::-1], points.sum(axis=1)))
-    kept = []
-    while len(left):
-        best, left = left[0], left[1:]
-        kept.append(best)
-        left = left[~(points[best] <= points[left]).all(axis=1)]
-    return np.sort(np.array(kept))
+    # columns decide, one after the other, and of equal rows the place; so who beats a row stands before it.
+    order = np.lexsort((*points.T[::-1], points.sum(axis=1)))
+    kept = np.zeros(0, dtype=np.int64)
+    for start in range(0, len(order), BLOCK):
+        block = order[start : start + BLOCK]
+        block = block[~_no_more(points[kept], points[block]).any(axis=0)]
+        beaten = np.triu(_no_more(points[block], points[block]), k=1).any(axis=0)
+        kept = np.concatenate([kept, block[~beaten]])
+    return np.sort(kept)
+
+
+def _no_more(one: Points, other: Points) -> Any:
+    """Whether each row of one is at most equal to each row of the other in every column."""
+    found = np.ones((len(one), len(other)), dtype=bool)
+    for column in range(one.shape[1]):
+        found &= one[:, column, None] <= other[None, :, column]
+    return found

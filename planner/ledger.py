@@ -17,7 +17,7 @@ Formula = Callable[[Letters], Number]
 
 
 class Phase(StrEnum):
-    """The moments of a run that have a peak of their own, in order; merging is not modelled.
+    """The moments of a run that have a peak of their own, in order.
 
     Attention is a moment of its own where layers run in passes; elsewhere it is a part of forward and backward.
     """
@@ -32,6 +32,7 @@ class Phase(StrEnum):
     EVALUATE = "evaluate"
     EVALUATE_LOSS = "evaluate_loss"
     SAVE = "save"
+    MERGE = "merge"
 
 
 class Device(StrEnum):
@@ -106,6 +107,7 @@ class Resource(StrEnum):
     ATTENTION = "attention"  # FLOPs of the attention kernel
     MEMORY = "memory"  # bytes through the device's own memory
     LINK = "link"  # bytes between device and host, one way
+    PREFETCH = "prefetch"  # bytes to the device that whatever else goes on in a pass can hide
 
 
 @dataclass(frozen=True)

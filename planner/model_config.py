@@ -148,6 +148,7 @@ def read_shape(config: Mapping[str, Any], where: str, id: str, hub_id: str | Non
         attention_dropout=attention,
         attention_softcap=attention_softcap,
         final_softcap=final_softcap,
+        narrow_softmax=family.narrow_softmax,
         attention_sinks=family.attention_sinks,
         embedding_scale=width**0.5 if family.root_embedding else embedding_scale,
         residual_multiplier=residual_multiplier,

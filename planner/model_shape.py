@@ -63,6 +63,8 @@ class ModelShape:
             ``attention_dropout``: on the attention weights.
         attention_softcap: scores are capped by tanh at this value before the softmax; None: they are not.
         final_softcap: logits are capped by tanh at this value; None: they are not.
+        narrow_softmax: the attention that transformers writes out has its softmax in the dtype of the scores, where
+            others have it in float32.
         attention_sinks: each head has a learned score that takes part in the softmax and stands for no key.
         embedding_scale: factor on the embeddings; None where there is no such step.
         residual_multiplier: factor on what attention and MLP give, before it is added; ``logits_divisor``: divisor of
@@ -118,6 +120,7 @@ class ModelShape:
     attention_dropout: float
     attention_softcap: float | None
     final_softcap: float | None
+    narrow_softmax: bool
     attention_sinks: bool
     embedding_scale: float | None
     residual_multiplier: float | None
@@ -144,26 +147,16 @@ class ModelShape:
                 f"it is a mixture of {self.experts} experts: their weights are in no linear, so neither adapters nor "
                 "NF4 reach them, and which tokens each of them takes is known only while it runs"
             )
-        if self.attention_softcap is not None:
-            reasons.append(
-                f"its attention scores are soft-capped at {self.attention_softcap:g}, which PyTorch's exact attention "
-                "cannot do"
-            )
-        if self.final_softcap is not None:
-            reasons.append(
-                f"its logits are soft-capped at {self.final_softcap:g}, which the trainer's losses leave out"
-            )
         if self.attention_sinks:
             reasons.append("its attention has a learned sink in every head, which PyTorch's exact attention cannot do")
-        if self.learned_positions:
-            reasons.append(
-                f"it has a learned row for each of {self.native_context:,} positions, and none for longer sequences"
-            )
-        if self.conv1d:
-            reasons.append("its linears are Conv1D modules, which the trainer's adapters and NF4 do not take")
         if self.model_type not in MEMORY_DERIVED:
             reasons.append(f"the memory of this family ({self.model_type}) is not derived yet")
         return tuple(reasons)
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The longest sequence there are positions for; None where there is no end to them."""
+        return self.native_context if self.learned_positions else None
 
     @property
     def parameters(self) -> int:

@@ -1,7 +1,8 @@
 """What a longer sequence costs: the settings that no others beat in length, time for a token and host memory at once.
 
 Each set of optimisations, with each value of its knobs, stands at the longest sequence that it can train. A setting
-is left out where another trains as long a sequence or longer, in no more time for a token, with no more host memory.
+is left out where another trains that sequence or a longer one, in no more time for a token, with no more host memory.
+Whoever takes no less of anything, whatever the length, is not even looked at.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from planner.bounds import Product
 from planner.calibration import calibration
+from planner.compose import Configuration
 from planner.errors import PlanError
-from planner.evaluate import Array, Candidates
+from planner.evaluate import Array, Candidates, Evaluator
 from planner.fronts import nondominated
+from planner.lengths import NO_TIER_RANK
 from planner.optimizations.base import Scalar
-from planner.planning import NO_TIER_RANK, Request, Solved, solved
-from planner.solver import COARSEST, FINEST, grid_between, weigh
-from planner.space import Weighed
+from planner.planning import Request, Solved, solved
+from planner.rows import Values
+from planner.solver import COARSEST, FINEST, LONGEST, grid_between
 from planner.tier_table import knobs_of, seconds_at
-
-LONGEST = 2**24  # tokens; nothing longer is looked at
+from planner.weighing import LINK, Weights
 
 
 @dataclass(frozen=True)
@@ -67,72 +70,118 @@ def pareto(request: Request) -> Pareto:
         raise PlanError("plan pareto", "finds lengths, so it takes none.", "`plan --context TOKENS` plans one.")
     made = solved(request, below=False)
     rank = int(request.knobs.get("lora", {}).get("rank", NO_TIER_RANK))
-    longest = longest_of_each(made, rank)
+    settings = Settings(made, rank)
+    longest = settings.longest()
     lengths = np.unique(longest[longest > 0])
-    settings = (
-        made.situation.gpu.id,
-        made.situation.model.id,
-        rank,
-        request.target,
-        len(longest),
-        int((longest > 0).sum()),
-    )
+    told = (made.situation.gpu.id, made.situation.model.id, rank, request.target)
     if not len(lengths):
-        return Pareto(*settings, ())
-    weighed = _weigh(made, lengths, rank)
-    rows = np.flatnonzero(longest > 0)
-    at = np.searchsorted(lengths, longest[rows])
-    tokens = float(made.found.candidates.batch * made.limits.accumulation) * longest[rows]
-    time = weighed.estimate[rows, at] / tokens
+        return Pareto(*told, len(longest), 0, ())
+    weights = settings.weigh(lengths)
+    tokens = float(made.found.candidates.batch * made.limits.accumulation) * lengths
     # Where a rate is unknown so is the time, and only settings whose time is unknown too are compared.
-    unknown = np.isnan(time)
-    columns = [-longest[rows], np.where(unknown, 0, time), weighed.host[rows, at], unknown, ~unknown]
-    points = np.column_stack([column.astype(np.float64) for column in columns])
-    front = [int(place) for place in nondominated(points)]
+    unknown = np.logical_not(np.broadcast_to(weights.known, weights.high.shape))
+    columns = (-lengths, np.where(unknown, 0, weights.seconds / tokens), weights.host, unknown, ~unknown)
+    points = np.stack([np.broadcast_to(column, weights.high.shape).astype(np.float64) for column in columns], axis=2)
+    row, at = np.nonzero(weights.fits(made.limits))
+    front = np.array([row, at]).T[nondominated(points[row, at])]
     found = [
-        _point(made, weighed, int(rows[place]), int(at[place]), int(longest[rows[place]]), rank, float(tokens[place]))
-        for place in front
+        _point(made, settings, int(row), int(lengths[at]), rank) for row, at in front if longest[row] == lengths[at]
     ]
-    return Pareto(*settings, tuple(sorted(found, key=lambda point: (-point.total_tokens, point.host_bytes))))
+    order = sorted(found, key=lambda point: (-point.total_tokens, point.host_bytes))
+    return Pareto(*told, len(longest), int((longest > 0).sum()), tuple(order))
 
 
-def _point(made: Solved, weighed: Weighed, row: int, index: int, total: int, rank: int, tokens: float) -> ParetoPoint:
-    outcome = weighed.outcome(row)
-    seconds = seconds_at(outcome, index, rank, made.situation.gpu, made.found.constants)
+def _point(made: Solved, settings: Settings, row: int, total: int, rank: int) -> ParetoPoint:
+    evaluate = Evaluator(settings.candidates(np.array([total])), made.situation, calibration(), made.limits)
+    outcome = evaluate(settings.configuration(row))
+    seconds = seconds_at(outcome, 0, rank, made.situation.gpu, made.found.constants)
+    tokens = made.found.candidates.batch * made.limits.accumulation * total
     return ParetoPoint(
         total,
         seconds,
         None if seconds is None else float(f"{seconds / tokens:.6g}"),
-        int(outcome.host[index]),
-        int(outcome.high[index]),
+        int(outcome.host[0]),
+        int(outcome.high[0]),
         outcome.ids,
         knobs_of(outcome, rank),
     )
 
 
-def longest_of_each(made: Solved, rank: int) -> Array:
-    """The longest sequence of every configuration of the space, 0 where it can train none.
+class Settings:
+    """The sets with values of their knobs that no other beats in every respect at every length of a coarse grid."""
 
-    As in ``planner.solver.longest`` the answer is bracketed on a grid that is refined, here for all that share one.
-    """
-    low, high = max(COARSEST, made.request.target or 0), LONGEST
-    everyone = np.arange(len(_weigh(made, np.array([low]), rank).high))
-    longest = np.zeros(len(everyone), dtype=np.int64)
-    waiting = [(low, high, everyone)]
-    while waiting:
-        low, high, rows = waiting.pop()
-        grid = grid_between(low, high)
-        fits = _weigh(made, grid, rank).fits[rows]
-        last = fits.shape[1] - 1 - np.argmax(fits[:, ::-1], axis=1)
-        able = fits.any(axis=1)
-        longest[rows[able]] = grid[last[able]]
-        for place in np.unique(last[able]):
-            if place < len(grid) - 1 and grid[place + 1] - grid[place] > FINEST:
-                waiting.append((int(grid[place]), int(grid[place + 1]), rows[able & (last == place)]))
-    return longest
+    def __init__(self, made: Solved, rank: int) -> None:
+        self.made, self.rank, self.on_card = made, rank, made.found.on_card
+        sums = self.on_card.sums(self.candidates(grid_between(self.shortest, self.most, 9)))
+        self.parts = [(each, _unbeaten(each, sums)) for each in self.on_card.products]
+
+    @property
+    def shortest(self) -> int:
+        """Tokens of the shortest sequence that is looked at."""
+        return min(max(COARSEST, self.made.request.target or 0), self.most)
+
+    @property
+    def most(self) -> int:
+        """Tokens of the longest sequence that is looked at."""
+        return self.made.situation.model.most_tokens or LONGEST
+
+    def candidates(self, lengths: Array) -> Candidates:
+        """Runs of these lengths."""
+        target = self.made.request.target
+        targets = lengths if target is None else np.minimum(lengths, target)
+        return Candidates(lengths, targets, np.full_like(lengths, self.rank), self.made.found.candidates.batch)
+
+    def configuration(self, row: int) -> Configuration:
+        """One of the settings."""
+        for of, taken in self.parts:
+            if row < len(taken):
+                return self.on_card.space.configuration(of.branch, taken[row])
+            row -= len(taken)
+        raise IndexError(row)
+
+    def weigh(self, lengths: Array) -> Weights:
+        """Every setting at every length."""
+        sums = self.on_card.sums(self.candidates(lengths))
+        found = []
+        for of, taken in self.parts:
+            together = np.zeros((len(taken), *sums.shape[1:]))
+            for places in taken.T:
+                together += sums[of.rows[places]]
+            found.append(self.on_card.scale.weigh(np.moveaxis(together, 1, 2), of.clock))
+        known = np.concatenate([np.full((len(each.high), 1), each.known) for each in found])
+        high, host, seconds, inexact, order = (
+            np.concatenate([getattr(each, name) for each in found])
+            for name in ("high", "host", "seconds", "inexact", "order")
+        )
+        return Weights(high, host, seconds, inexact, order, known)
+
+    def longest(self) -> Array:
+        """The longest sequence of every setting, 0 where it can train none.
+
+        As in ``planner.solver.longest`` the answer is bracketed on a grid that is refined, here for all that share one.
+        """
+        everyone = np.arange(sum(len(taken) for _, taken in self.parts))
+        longest = np.zeros(len(everyone), dtype=np.int64)
+        waiting = [(self.shortest, self.most, everyone)]
+        while waiting:
+            low, high, rows = waiting.pop()
+            grid = grid_between(low, high)
+            fits = self.weigh(grid).fits(self.made.limits)[rows]
+            last = fits.shape[1] - 1 - np.argmax(fits[:, ::-1], axis=1)
+            able = fits.any(axis=1)
+            longest[rows[able]] = grid[last[able]]
+            for place in np.unique(last[able]):
+                if place < len(grid) - 1 and grid[place + 1] - grid[place] > FINEST:
+                    waiting.append((int(grid[place]), int(grid[place + 1]), rows[able & (last == place)]))
+        return longest
 
 
-def _weigh(made: Solved, lengths: Array, rank: int) -> Weighed:
-    targets = lengths if made.request.target is None else np.minimum(lengths, made.request.target)
-    at = Candidates(lengths, targets, np.full_like(lengths, rank), made.found.candidates.batch)
-    return weigh(made.found.space, at, made.situation, made.limits, calibration(), every=True)
+def _unbeaten(of: Product, sums: Values) -> Array:
+    """Combinations of places that no other of the product beats in bytes and seconds at every length."""
+    together, taken = np.zeros((1, *sums.shape[1:])), np.zeros((1, 0), dtype=np.int64)
+    for group in of.groups:
+        together = (together[:, None] + sums[of.rows[group]]).reshape(-1, *sums.shape[1:])
+        taken = np.column_stack([np.repeat(taken, len(group), axis=0), np.tile(group, len(taken))])
+        left = nondominated(together[:, : LINK.stop].reshape(len(together), -1))
+        together, taken = together[left], taken[left]
+    return taken

@@ -43,9 +43,8 @@ class StepClock:
 
     def letters(self, batch: Any, total: Any, target: Any) -> Letters:
         """All letters at the chosen rank; numbers, or arrays of them."""
-        letters = self.configuration.at(batch=batch, total=total, target=target, workspace=0)
-        letters.R = self.found.wanted[self.found.index].rank
-        return letters
+        rank = self.found.wanted[self.found.index].rank
+        return self.configuration.at(batch=batch, total=total, target=target, workspace=0, rank=rank)
 
     def amounts(self, letters: Letters) -> dict[str, Any]:
         """FLOPs or bytes of every piece of work of a micro-batch."""

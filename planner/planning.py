@@ -17,7 +17,8 @@ from planner.errors import PlanError, raise_all
 from planner.evaluate import Limits
 from planner.explanations import reasons_for_choices, reasons_for_rejections, suggestions
 from planner.hardware import HardwareProfile, load_profile
-from planner.ledger import PASSES, Device
+from planner.ledger import PASSES, Device, Phase
+from planner.lengths import NO_TIER_RANK, wanted
 from planner.machine import cpu_profile, detect_local
 from planner.model import ModelShape, load_model, shipped_folder
 from planner.optimizations.base import Scalar, Situation
@@ -45,13 +46,11 @@ from planner.tiers import TIERS
 from planner.units import GIB, format_bytes, format_count, format_seconds
 
 NOT_MODELLED = (
-    "merging the adapter into the weights",
     "several cards",
     "what other programs take of the card while it trains",
 )
 HOST_BYTES = 32 * GIB  # of host RAM, unless the user says how much there is
 RANDOM = "random:"  # before a model: its shape with random weights, to measure with
-NO_TIER_RANK = 8  # rank where not even tier 1 fits, as long as the user sets none
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def solved_for(
 ) -> Solved:
     """The same for a card and a model that have been read, and for a space that may have been made before."""
     host_bytes = HOST_BYTES if request.host_bytes is None else request.host_bytes
-    situation = Situation(gpu, model, host_bytes)
+    situation = Situation(gpu, model, host_bytes, merge=bool(request.train.get("merge")))
     raise_all(check_sets(request.required, request.excluded, request.knobs, situation))
     if model.not_planned:
         raise PlanError(
@@ -149,11 +148,11 @@ def solved_for(
     limits = Limits(budget, host_bytes, request.max_step_seconds, int(request.train.get("accumulation", 1)))
     constants, space = calibration(), space_for(situation, request)
 
-    def find(wanted: list[Wanted]) -> Search:
+    def find(lengths: list[Wanted]) -> Search:
         batch = int(request.train.get("batch", 1))
-        return search(situation, limits, constants, wanted, objective=request.objective, batch=batch, space=space)
+        return search(situation, limits, constants, lengths, objective=request.objective, batch=batch, space=space)
 
-    found = find(_wanted(request))
+    found = find(wanted(request, model))
     open_length = request.tier is None and request.total_tokens is None
     if below and open_length and not found.best.fits[found.index]:
         found = _below_the_tiers(request, find) or found
@@ -220,19 +219,6 @@ def read_gpu(name: str) -> HardwareProfile:
 def read_model(name: str) -> ModelShape:
     """The model as ``--model`` names it."""
     return load_model(name.removeprefix(RANDOM))
-
-
-def _wanted(request: Request) -> list[Wanted]:
-    """The lengths to look at, the best last."""
-    rank = request.knobs.get("lora", {}).get("rank")
-    if request.total_tokens is not None:
-        total = request.total_tokens
-        return [Wanted(None, total, request.target or total, int(rank or NO_TIER_RANK))]
-    return [
-        Wanted(tier.number, tier.total, min(request.target or tier.target, tier.total), int(rank or tier.rank))
-        for tier in TIERS
-        if request.tier in (None, tier.number)
-    ]
 
 
 def _write(solved: Solved) -> Plan:
@@ -345,15 +331,21 @@ def _digest(value: Any) -> str:
 
 def _gpu_memory(found: Search, limits: Limits) -> GpuMemory:
     best, index = found.best, found.index
-    streamed = best.configuration.settings["executor"] == "streamed"
     by_phase = found.phases((Device.GPU,))
     totals = {phase: sum(terms.values()) for phase, terms in by_phase.items()}
     return GpuMemory(
         budget_bytes=limits.gpu_bytes,
         peak_bytes=Peak(low=int(best.low[index]), expected=int(best.expected[index]), high=int(best.high[index])),
         peak_phase=max(totals, key=lambda phase: totals[phase]).value,
-        phases={phase.value: terms for phase, terms in by_phase.items() if terms and (streamed or phase not in PASSES)},
+        phases={phase.value: terms for phase, terms in by_phase.items() if terms and _happens(phase, found)},
     )
+
+
+def _happens(phase: Phase, found: Search) -> bool:
+    """Whether a run has the phase: merging has to be asked for, and attention is one where layers run in passes."""
+    if phase in PASSES:
+        return found.best.configuration.settings["executor"] == "streamed"
+    return phase is not Phase.MERGE or found.situation.merge
 
 
 def _disk_memory(found: Search) -> DiskMemory:

@@ -26,6 +26,8 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "does-not-fit": ("DOES NOT FIT", "bold red"),
 }
 HEADINGS: Mapping[str, str] = {"optimizer": "optim.", "evaluate": "eval.", "evaluate_loss": "e.loss"}
+NARROW_HEADINGS: Mapping[str, str] = {**HEADINGS, "forward": "forw.", "backward": "backw."}
+MANY_PHASES = 9
 KV_CACHE = "kv cache"
 # Signs for low, expected, high, free and the end of the budget; the second row where output is not UTF-8.
 BLOCKS, LETTERS = "█▓░·│", "#+-.|"
@@ -118,7 +120,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     pinned = f", {format_bytes(host.pinned_bytes)} of it pinned" if host.pinned_bytes else ""
     yield "Host RAM", f"{format_bytes(host.peak_bytes)} of {_size(host.budget_bytes)}{pinned}"
     if plan.memory.disk.peak_bytes:
-        yield "Disk", f"{format_bytes(plan.memory.disk.peak_bytes)} for the adapter"
+        merged = ", and for the model that it is merged into" if plan.train.merge else ""
+        yield "Disk", f"{format_bytes(plan.memory.disk.peak_bytes)} for the adapter{merged}"
 
 
 def longest(plan: Plan) -> str:
@@ -170,9 +173,10 @@ def phase_table(plan: Plan) -> RenderableType:
     unit = _unit(plan)[1]
     grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
     grid.add_column("", no_wrap=True, overflow="ellipsis", ratio=1, max_width=28)
+    headings = HEADINGS if len(phases) < MANY_PHASES else NARROW_HEADINGS
     for phase in phases:
         high = phase == plan.memory.gpu.peak_phase
-        grid.add_column(HEADINGS.get(phase, phase), justify="right", no_wrap=True, style="bold" if high else "")
+        grid.add_column(headings.get(phase, phase), justify="right", no_wrap=True, style="bold" if high else "")
     sizes = plan.memory.gpu.phases
 
     def row(label: str, terms: Iterable[str], style: str) -> None:

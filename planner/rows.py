@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from planner.adapter_matrices import adapter_letters
 from planner.evaluate import Candidates, letters_read, size_of
 from planner.ledger import Formula, Term
+from planner.model import ModelShape
 from planner.symbols import Letters, letters_of
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
@@ -17,7 +19,8 @@ Values = np.ndarray[Any, np.dtype[np.float64]]
 class Rows:
     """The table. Bytes are whole numbers in float64, which holds them to the digit below 2^53."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: ModelShape) -> None:
+        self._model = model
         self._places: dict[tuple[object, ...], int] = {}
         self._rows: list[tuple[Term | Formula, Mapping[str, int]]] = []
         self._kept: dict[tuple[object, ...], Values] = {}
@@ -45,7 +48,7 @@ class Rows:
         return self._kept[key]
 
     def _evaluated(self, at: Candidates, workspace: int) -> Values:
-        run = {"B": at.batch, "Z": workspace, "R": at.rank}
+        run = {"B": at.batch, "Z": workspace, **adapter_letters(self._model, at.rank)}
         tokens = {"S": at.total, "T": at.target}
         wide = {name: size.astype(np.float64) for name, size in tokens.items()}
         values = np.empty((len(self._rows), len(at.total)))

@@ -1,12 +1,11 @@
-"""Which sets of optimisations there are to choose from, and with which values of their knobs."""
+"""Which optimisations there are to choose from, which of them are on in every set, and what pins leave of the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain, combinations
 
-from planner.compose import Configuration, compose, problems
+from planner.compose import problems
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
 
@@ -24,16 +23,6 @@ def always_on(situation: Situation, allowed: Sequence[str], required: Sequence[s
     known = all_optimizations()
     free = [name for name in allowed if known[name].is_free(situation)]
     return frozenset({*required, *(name for name in free if _undisputed(name, allowed, required, situation))})
-
-
-def valid_sets(situation: Situation, required: Sequence[str], excluded: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Every valid set that trains something, holds what is required and lacks what is excluded."""
-    allowed = usable(situation, excluded)
-    certain = always_on(situation, allowed, required)
-    for extra in subsets([name for name in allowed if name not in certain]):
-        ids = tuple(sorted({*certain, *extra}))
-        if trains(ids) and not problems(ids, situation):
-            yield ids
 
 
 def subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -66,30 +55,3 @@ def has_pinned(ids: Sequence[str], knobs: PinnedKnobs, situation: Situation) -> 
         if knob.name in knobs[name]
     )
     return all(knob.low is not None or value in knob.choices(inside) for knob, value in pinned)
-
-
-def configurations(ids: tuple[str, ...], knobs: PinnedKnobs, situation: Situation) -> Iterator[Configuration]:
-    """The configurations of a valid set: one for each combination of the knobs that bound memory at a price."""
-    if not has_pinned(ids, knobs, situation):
-        return
-    known, inside = all_optimizations(), situation.choosing(ids)
-    options: list[tuple[str, str, tuple[Scalar, ...]]] = [
-        (name, knob.name, knob.choices(inside))
-        for name in ids
-        for knob in known[name].knobs
-        if knob.letter and knob.letter != "R" and knob.name not in knobs.get(name, {})
-    ]
-    combos: list[dict[str, dict[str, Scalar]]] = [{}]
-    for name, knob_name, choices in options:
-        combos = [{**combo, name: {**combo.get(name, {}), knob_name: value}} for combo in combos for value in choices]
-    # A knob with a letter does no more than give the letter its value, so one composition serves all of them.
-    first = compose(ids, knobs, situation)
-    for combo in combos:
-        letters = {
-            knob.letter: int(values[knob.name])
-            for name, values in combo.items()
-            for knob in known[name].knobs
-            if knob.name in values
-        }
-        chosen = {name: {**first.knobs[name], **combo.get(name, {})} for name in first.ids}
-        yield replace(first, knobs=chosen, letters={**first.letters, **letters})

@@ -91,16 +91,28 @@ def _train_value(assignment: str, name: str, text: str) -> Scalar:
         return value
     kinds = _kinds(name)
     try:
-        value = parse_count(text) if int in kinds else float(text) if float in kinds else text
+        value = _read(text, kinds)
     except ValueError as error:
-        kind = "whole number" if int in kinds else "number"
-        raise PlanError(asked, f"'{text}' is not a {kind}.") from error
+        raise PlanError(asked, f"'{text}' is not {_kind_in_words(kinds)}.") from error
     try:
         Train.model_validate({name: value})
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise PlanError(asked, message[0].lower() + message[1:] + ".") from error
     return value
+
+
+def _read(text: str, kinds: tuple[object, ...]) -> Scalar:
+    """A text as what it is to be; ``ValueError`` where it is not."""
+    if bool in kinds:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    return parse_count(text) if int in kinds else float(text) if float in kinds else text
+
+
+def _kind_in_words(kinds: tuple[object, ...]) -> str:
+    return "true or false" if bool in kinds else "a whole number" if int in kinds else "a number"
 
 
 def _train_list() -> str:

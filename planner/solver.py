@@ -6,8 +6,8 @@ in every respect; so the search needs no heuristic, and can say of every loser w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -19,14 +19,18 @@ from planner.compose import compose, problems
 from planner.errors import PlanError, raise_all
 from planner.evaluate import Array, Candidates, Evaluator, Limits, Outcome
 from planner.ledger import Device, Phase
+from planner.on_card import SpaceOnCard, Wish
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
 from planner.sets import PinnedKnobs
-from planner.space import Space, Weighed
+from planner.space import Space
+from planner.weighing import CARD_BYTES, INEXACT_COUNT, SECONDS, TIME, Key, Measure, Weights, share
 
 Objective = Literal["context", "speed", "memory"]
-MANY = 1000  # configurations from which on it is quicker to look at fewer lengths more often
+MANY = 1000  # patterns of places from which on it is quicker to look at fewer lengths more often
+ENDLESS_LIMITS = Limits(2**62, 2**62, float("inf"))
 COARSEST, FINEST = 64, 64  # tokens: the least sequence that is looked at, and the step of the longest
+LONGEST = 2**24  # tokens; nothing longer is looked at
 
 
 def space_of(
@@ -47,54 +51,37 @@ def space_of(
     return space
 
 
-def _cost(ids: Iterable[str], time: float, memory: float, objective: Objective) -> tuple[float, ...]:
-    """What to choose by among configurations that fit, smallest first.
-
-    Time first (three digits of it), then how many optimisations change the result, then memory; for the objective
-    ``memory`` memory comes before all.
-    """
-    known = all_optimizations()
-    rounding, seconds = sum(not known[name].exact for name in ids), float(f"{time:.3g}")
-    return (memory, seconds, rounding) if objective == "memory" else (seconds, rounding, memory)
+# Where two are alike in all that is asked for, the one that takes less time after all.
+FASTEST: Key = (TIME, INEXACT_COUNT, CARD_BYTES, SECONDS)
+LEANEST: Key = (CARD_BYTES, TIME, INEXACT_COUNT, SECONDS)
+KEYS: Mapping[Objective, Key] = {"context": FASTEST, "speed": FASTEST, "memory": LEANEST}
+# What a knob may not cost if a value that is named earlier is to be taken.
+KNOBS: Mapping[Objective, Key] = {"context": FASTEST[:2], "speed": FASTEST[:2], "memory": LEANEST[:3]}
 
 
 def longest(
-    space: Space,
-    situation: Situation,
-    limits: Limits,
-    constants: Calibration,
-    *,
-    rank: int,
-    target: int | None,
-    batch: int = 1,
-    least: int = COARSEST,
-    among: Iterable[int] | None = None,
+    on_card: SpaceOnCard, limits: Limits, *, rank: int, target: int | None, batch: int = 1, least: int = COARSEST
 ) -> int | None:
-    """The longest sequence any configuration of the space can train; None where not even ``least`` tokens fit.
+    """The longest sequence any configuration can train; None where not even ``least`` tokens fit.
 
     Memory and time grow with the sequence, so the answer is bracketed on a grid that is refined around it.
 
     Args:
         target: trained tokens, or None where every token is trained.
-        among: the branches to look at; all, unless they are given.
     """
-    low, high = max(least, COARSEST), 2**24
-    remaining = tuple(range(len(space.branches)) if among is None else among)
+    low, high = max(least, COARSEST), on_card.space.situation.model.most_tokens or LONGEST
+    low = min(low, high)
     best: int | None = None
     while True:
-        grid = grid_between(low, high, 65 if space.size <= MANY else 9)
+        grid = grid_between(low, high, 65 if on_card.space.table.patterns <= MANY else 9)
         targets = grid if target is None else np.minimum(grid, target)
         at = Candidates(grid, targets, np.full_like(grid, rank), batch)
-        weighed = weigh(space, at, situation, limits, constants, among=remaining)
-        together = weighed.fits.any(axis=0)
-        if not together.any():
+        last = on_card.last_fitting(at, limits)
+        if last is None:
             return best
-        last = int(np.flatnonzero(together)[-1])
         best = int(grid[last])
         if last == len(grid) - 1 or grid[last + 1] - grid[last] <= FINEST:
             return best
-        # What does not fit here does not fit further on.
-        remaining = weighed.branches(last)
         low, high = best, int(grid[last + 1])
 
 
@@ -102,23 +89,6 @@ def grid_between(low: int, high: int, count: int = 65) -> Array:
     """At most so many lengths from one to the other, in steps of ``FINEST`` or of equal shares."""
     steps = np.geomspace(low, high, count).astype(np.int64) // FINEST * FINEST
     return np.array(sorted({int(total) for total in steps if total >= COARSEST} | {low}))
-
-
-def weigh(
-    space: Space,
-    candidates: Candidates,
-    situation: Situation,
-    limits: Limits,
-    constants: Calibration,
-    *,
-    wish: tuple[str, bool] | None = None,
-    among: tuple[int, ...] | None = None,
-    every: bool = False,
-) -> Weighed:
-    """The space at some candidates on the situation's card (see ``Space.at``)."""
-    gpu = situation.gpu
-    workspace = constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
-    return space.at(candidates, workspace, wish=wish, among=among, every=every).on(gpu, constants, limits)
 
 
 @dataclass(frozen=True)
@@ -132,24 +102,13 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some of the configurations that were weighed."""
+class Best:
+    """What is best of some sets at one length: bytes on the card and in the host, seconds of a step as it is ranked."""
 
-    weighed: Weighed
-    rows: Array
-
-    def least_high(self, index: int) -> int:
-        """The least of their bounds on the card, at a wanted length."""
-        return int(self.weighed.high[self.rows, index].min())
-
-    def least_host(self, index: int) -> int:
-        """The least that any of them takes of the host, at a wanted length."""
-        return int(self.weighed.host[self.rows, index].min())
-
-    def reached(self, below: int) -> int | None:
-        """The last wanted length below one at which any of them fits."""
-        fitting = np.flatnonzero(self.weighed.fits[self.rows, :below].any(axis=0))
-        return int(fitting[-1]) if len(fitting) else None
+    ids: tuple[str, ...]
+    high: int
+    host: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -161,29 +120,28 @@ class Search:
 
     wanted: tuple[Wanted, ...]
     candidates: Candidates
-    space: Space
-    weighed: Weighed
+    on_card: SpaceOnCard
     best: Outcome
     index: int
     situation: Situation
     constants: Calibration
     limits: Limits
     objective: Objective
-    _among: dict[tuple[str, bool], Part] = field(default_factory=dict, repr=False)
+
+    @property
+    def space(self) -> Space:
+        """Everything there was to choose from."""
+        return self.on_card.space
 
     @cached_property
     def outcomes(self) -> tuple[Outcome, ...]:
-        """Every valid set with every value of its knobs, at each wanted length."""
-        return tuple(self._weigh(every=True).outcomes())
-
-    @cached_property
-    def leading(self) -> tuple[Outcome, ...]:
-        """The same without those that another beats in every respect, at all wanted lengths."""
-        return tuple(self.weighed.outcomes())
+        """Every valid set with every value of its knobs, at each wanted length; their number doubles with each leaf."""
+        evaluate = Evaluator(self.candidates, self.situation, self.constants, self.limits)
+        return tuple(evaluate(configuration) for configuration in self.space.configurations())
 
     def best_at(self, index: int) -> Outcome:
         """What would be chosen at one wanted length: the best that fits, or what comes nearest."""
-        return self.weighed.outcome(_chosen(self.weighed, index, self.objective, self.limits))
+        return _chosen(self.on_card, self.candidates, index, self.objective, self.situation, self.limits)
 
     @cached_property
     def longest_with_target(self) -> int | None:
@@ -196,31 +154,34 @@ class Search:
         return self._longest(None)
 
     def _longest(self, target: int | None) -> int | None:
-        want, fitting = self.wanted[self.index], self.weighed.branches(self.index)
-        rest = (self.space, self.situation, self.limits, self.constants)
-        batch = self.candidates.batch
-        # What fits a longer sequence fits this one too; only where that finds nothing are all sets looked at.
-        found = None
-        if fitting:
-            found = longest(*rest, rank=want.rank, target=target, batch=batch, least=want.total, among=fitting)
-        return found or longest(*rest, rank=want.rank, target=target, batch=batch)
+        want, batch = self.wanted[self.index], self.candidates.batch
+        # What is wanted and fits is a shorter bracket; only where that finds nothing all lengths are looked at.
+        found = longest(self.on_card, self.limits, rank=want.rank, target=target, batch=batch, least=want.total)
+        return found or longest(self.on_card, self.limits, rank=want.rank, target=target, batch=batch)
 
-    def _weigh(self, wish: tuple[str, bool] | None = None, every: bool = False) -> Weighed:
-        return weigh(self.space, self.candidates, self.situation, self.limits, self.constants, wish=wish, every=every)
+    def least(self, of: Measure, limits: Limits = ENDLESS_LIMITS, wish: Wish | None = None) -> Weights | None:
+        """What takes least of something at the chosen length within limits; None where nothing is within them.
 
-    def among(self, name: str, on: bool) -> Part:
-        """The sets with an optimisation, or those without, that no other of them beats in every respect."""
-        if (name, on) not in self._among:
-            # Of sets of hubs none is left out, so they are among the leading ones; leaves may be missing there.
-            weighed = self._weigh((name, on)) if self.space.is_leaf(name) else self.weighed
-            self._among[name, on] = Part(weighed, weighed.having(name, on))
-        return self._among[name, on]
+        Args:
+            wish: only sets with an optimisation, or only those without.
+        """
+        found = self.on_card.at(self.candidates, self.index).having(wish).cheapest(limits, (of,))
+        return None if found is None else found.weights
 
-    def best_among(self, objective: Objective, name: str, on: bool) -> Outcome | None:
+    def best_among(self, objective: Objective, name: str, on: bool) -> Best | None:
         """The best with an optimisation, or without, that fits the wanted length; None where there is none."""
-        part = self.among(name, on)
-        fitting = part.rows[part.weighed.fits[part.rows, self.index]]
-        return part.weighed.outcome(_cheapest(part.weighed, fitting, self.index, objective)) if len(fitting) else None
+        level = self.on_card.at(self.candidates, self.index)
+        found = level.having((name, on)).cheapest(self.limits, KEYS[objective])
+        if found is None:
+            return None
+        weights = found.weights
+        return Best(
+            self.space.ids(found.branch, found.places), int(weights.high), int(weights.host), float(weights.seconds)
+        )
+
+    def reached(self, name: str, on: bool) -> int | None:
+        """The last wanted length below the chosen one that fits with an optimisation, or without."""
+        return self.on_card.last_fitting(self.candidates, self.limits, wish=(name, on), below=self.index)
 
     def phases(self, devices: Sequence[Device]) -> dict[Phase, dict[str, int]]:
         """Bytes of the chosen configuration: each term alive in each phase on the devices, none that is empty."""
@@ -272,47 +233,26 @@ def search(
     )
     if space is None:
         space = space_of(situation, required, excluded, knobs)
-    weighed = weigh(space, candidates, situation, limits, constants)
-    fitting = np.flatnonzero(weighed.fits.any(axis=0))
-    index = int(fitting[-1]) if len(fitting) else 0
-    best = weighed.outcome(_chosen(weighed, index, objective, limits))
-    return Search(tuple(wanted), candidates, space, weighed, best, index, situation, constants, limits, objective)
+    on_card = SpaceOnCard(space, situation.gpu, constants, limits.accumulation)
+    index = on_card.last_fitting(candidates, limits) or 0
+    best = _chosen(on_card, candidates, index, objective, situation, limits)
+    return Search(tuple(wanted), candidates, on_card, best, index, situation, constants, limits, objective)
 
 
-def _chosen(weighed: Weighed, index: int, objective: Objective, limits: Limits) -> int:
+def _chosen(
+    on_card: SpaceOnCard, candidates: Candidates, index: int, objective: Objective, situation: Situation, limits: Limits
+) -> Outcome:
     """The best of what fits, or where nothing does what comes nearest."""
-    return _best(weighed, index, objective) if weighed.fits[:, index].any() else _nearest(weighed, limits, index)
-
-
-def _best(weighed: Weighed, index: int, objective: Objective) -> int:
-    """The cheapest that fits, with the knobs it names first as long as they fit: knobs are ordered best first."""
-    rows = np.flatnonzero(weighed.fits[:, index])
-    best = _cheapest(weighed, rows, index, objective)
-    if objective == "memory":
-        return best
-    made = weighed.evaluated.made
-    branch, _, options = made[best]
-    return next(row for row in map(int, rows) if made[row][0] == branch and made[row][2] == options)
-
-
-def _cheapest(weighed: Weighed, rows: Array, index: int, objective: Objective) -> int:
-    """The first of those that cost least."""
-    time, memory = weighed.rank[rows, index], weighed.high[rows, index]
-    # Times that are alike in three digits differ by less than one in a hundred.
-    near = memory == memory.min() if objective == "memory" else time <= 1.011 * time.min()
-    return min(
-        map(int, rows[near]),
-        key=lambda row: _cost(
-            weighed.ids(row), float(weighed.rank[row, index]), float(weighed.high[row, index]), objective
-        ),
-    )
-
-
-def _nearest(weighed: Weighed, limits: Limits, index: int) -> int:
-    """What misses the limits by least, as the largest share of any of them."""
-    shares = [weighed.high[:, index] / max(1, limits.gpu_bytes), weighed.host[:, index] / max(1, limits.host_bytes)]
-    time = weighed.estimate[:, index] / limits.step_seconds
-    return int(np.argmin(np.maximum.reduce([*shares, np.where(np.isnan(time), 0, time)])))
+    level = on_card.at(candidates, index)
+    found = level.having(None).cheapest(limits, KEYS[objective])
+    if found is None:
+        found = level.having(None).cheapest(ENDLESS_LIMITS, (share(limits),))
+        assert found is not None
+        places = found.places
+    else:
+        places = level.with_first_knobs(limits, KNOBS[objective], found)
+    configuration = on_card.space.configuration(found.branch, places)
+    return Evaluator(candidates, situation, on_card.scale.constants, limits)(configuration)
 
 
 def _why_no_set(situation: Situation, required: Sequence[str], excluded: Sequence[str]) -> str:

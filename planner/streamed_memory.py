@@ -19,7 +19,7 @@ def tokens(x: Letters) -> Number:
 
 def chunk_tokens(x: Letters) -> Number:
     """Tokens of a chunk, never more than there are."""
-    return least(tokens(x), x.c)
+    return least(tokens(x), x.S_c)
 
 
 def more_chunks(x: Letters) -> Number:
@@ -41,7 +41,7 @@ class Chunk:
 
 def group_heads(x: Letters) -> Number:
     """Query heads of a group, never more than there are."""
-    return least(x.d, x.H)
+    return least(x.H_g, x.H)
 
 
 def group_key_heads(x: Letters) -> Number:
@@ -61,17 +61,17 @@ def projected_width(x: Letters) -> Number:
 
 def checkpoints(x: Letters) -> Number:
     """Groups of 64 elements: one hidden state of width D for each kept layer and token."""
-    return ceil_div(ceil_div(x.L, x.s) * tokens(x) * x.D, 64)
+    return ceil_div(ceil_div(x.L, x.L_s) * tokens(x) * x.D, 64)
 
 
 def inner_checkpoints(x: Letters) -> Number:
     """Inputs of the layers between two that are kept."""
-    return (least(x.s, x.L) - 1) * tokens(x) * x.D
+    return (least(x.L_s, x.L) - 1) * tokens(x) * x.D
 
 
 def rotary(x: Letters) -> Number:
     """Rotary tables of one chunk; of all chunks where what lies between the passes is on the card."""
-    return 2 * x.o * (x.X * chunk_tokens(x) + (1 - x.X) * tokens(x))
+    return 2 * x.o * (x.j_h * chunk_tokens(x) + (1 - x.j_h) * tokens(x))
 
 
 def row_ids(x: Letters) -> Number:
@@ -91,19 +91,19 @@ def log_sum_exp(x: Letters) -> Number:
 
 def input_loaded(x: Letters) -> Number:
     """Bytes of a chunk's checkpoint, and of the next one's; decoded besides, where it is coded."""
-    coded = least(x.b, 1)
-    stored = x.b + (1 - coded) * 64 * x.a
+    coded = least(x.b_c, 1)
+    stored = x.b_c + (1 - coded) * 64 * x.a
     return chunk_tokens(x) * x.D * (stored * (1 + more_chunks(x)) + coded * 64 * x.a) // 512
 
 
 def chunk_loaded(x: Letters) -> Number:
     """Bytes of a chunk's attended values and incoming gradient on the card, and of the next chunk's."""
-    return x.X * (1 + more_chunks(x)) * chunk_tokens(x) * (x.H * x.E + x.D) * x.a // 8
+    return x.j_h * (1 + more_chunks(x)) * chunk_tokens(x) * (x.H * x.E + x.D) * x.a // 8
 
 
 def chunk_leaving(x: Letters) -> Number:
     """Bytes of the last chunk's gradients of attended values and of the layer's input, on their way to the host."""
-    return x.X * more_chunks(x) * chunk_tokens(x) * (x.H * x.E + x.D) * x.a // 8
+    return x.j_h * more_chunks(x) * chunk_tokens(x) * (x.H * x.E + x.D) * x.a // 8
 
 
 def chunk_attended(x: Letters) -> Number:
@@ -147,16 +147,16 @@ def forward_chunk(x: Letters) -> Number:
     Approximate: before attention, where query and key are turned by tensors that differ from family to family.
     """
     size, more = chunk_tokens(x) * x.a // 8, more_chunks(x)
-    before = x.D + projected_width(x) * (1 + x.X * more) + 4 * x.H * x.E
-    after = x.g * x.F + 2 * x.D + x.H * x.E * (1 + x.X * (1 + more)) + more * x.D
+    before = x.D + projected_width(x) * (1 + x.j_h * more) + 4 * x.H * x.E
+    after = x.g * x.F + 2 * x.D + x.H * x.E * (1 + x.j_h * (1 + more)) + more * x.D
     return input_loaded(x) + size * greatest(before, after)
 
 
 def group_forward(x: Letters) -> Number:
-    """Bytes of a group of heads over the whole sequence: its inputs and the next group's, its outputs and the last's."""
+    """Bytes of a group of heads over the whole sequence: its inputs and the next one's, its outputs and the last's."""
     size = tokens(x) * x.E * x.a // 8
-    moving = 1 + x.X * more_groups(x)
-    inputs = x.X * moving * size * (group_heads(x) + 2 * group_key_heads(x))
+    moving = 1 + x.j_h * more_groups(x)
+    inputs = x.j_h * moving * size * (group_heads(x) + 2 * group_key_heads(x))
     outputs = moving * (size * group_heads(x) + 4 * tokens(x) * group_heads(x))
     return inputs + outputs
 
@@ -164,9 +164,9 @@ def group_forward(x: Letters) -> Number:
 def group_backward(x: Letters) -> Number:
     """The same in the backward pass: five inputs and the log-sum-exp, three gradients."""
     size = tokens(x) * x.E * x.a // 8
-    moving = 1 + x.X * more_groups(x)
+    moving = 1 + x.j_h * more_groups(x)
     heads, key_heads = group_heads(x), group_key_heads(x)
-    inputs = x.X * moving * (size * (3 * heads + 2 * key_heads) + 4 * tokens(x) * heads)
+    inputs = x.j_h * moving * (size * (3 * heads + 2 * key_heads) + 4 * tokens(x) * heads)
     return inputs + moving * size * (heads + 2 * key_heads)
 
 
@@ -186,12 +186,12 @@ def shared_key_heads(x: Letters) -> Number:
 
 def loss_loaded(x: Letters) -> Number:
     """A chunk's last hidden states, and those of the next."""
-    return x.X * (1 + more_chunks(x)) * chunk_tokens(x) * x.D
+    return x.j_h * (1 + more_chunks(x)) * chunk_tokens(x) * x.D
 
 
 def loss_leaving(x: Letters) -> Number:
     """The gradient of a chunk's last hidden states, and the last chunk's on its way to the host."""
-    return (1 + x.X * more_chunks(x)) * chunk_tokens(x) * x.D
+    return (1 + x.j_h * more_chunks(x)) * chunk_tokens(x) * x.D
 
 
 def loss_rows(x: Letters) -> Number:

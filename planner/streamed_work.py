@@ -13,12 +13,12 @@ from planner.symbols import Letters, Number, ceil_div, greatest, least
 
 def layers_again(x: Letters) -> Number:
     """Layers run forward once more because their input was not kept; those after the last kept one still have it."""
-    return (least(x.s, x.L) - 1) * (ceil_div(x.L, x.s) - 1)
+    return (least(x.L_s, x.L) - 1) * (ceil_div(x.L, x.L_s) - 1)
 
 
 def input_bits(x: Letters) -> Number:
     """Bits of 64 elements of a kept layer input: as it is, or coded."""
-    return x.b + (1 - least(x.b, 1)) * 64 * x.a
+    return x.b_c + (1 - least(x.b_c, 1)) * 64 * x.a
 
 
 def input_bytes(x: Letters) -> Number:
@@ -28,7 +28,7 @@ def input_bytes(x: Letters) -> Number:
 
 def staged(x: Letters, width: Number) -> Number:
     """Bytes of so many elements for each token, where they lie in host memory."""
-    return x.X * tokens(x) * width * x.a // 8
+    return x.j_h * tokens(x) * width * x.a // 8
 
 
 def key_reads(x: Letters) -> Number:
@@ -58,11 +58,11 @@ def heads_in(x: Letters) -> Number:
 
 def heads_out(x: Letters) -> Number:
     """Attention: attended values and the log-sum-exp."""
-    return x.L * (staged(x, x.H * x.E) + x.X * 4 * tokens(x) * x.H)
+    return x.L * (staged(x, x.H * x.E) + x.j_h * 4 * tokens(x) * x.H)
 
 
 def chunks_back_in(x: Letters) -> Number:
-    """Backward: the input three times, attended values, the gradient from above twice, those of query, key and value."""
+    """Backward: the input three times, attended values, gradients from above twice, and of query, key, value."""
     backward = x.L * (3 * input_bytes(x) + staged(x, x.H * x.E + 2 * x.D + projected_width(x)))
     return backward + chunks_in(x) * layers_again(x) // x.L
 
@@ -75,12 +75,12 @@ def chunks_back_out(x: Letters) -> Number:
 
 def attention_runs_again(x: Letters) -> Number:
     """Layers whose attention is computed again."""
-    return (1 - x.u) * (x.L + layers_again(x))
+    return (1 - x.k_a) * (x.L + layers_again(x))
 
 
 def heads_back_in(x: Letters) -> Number:
     """Attention backward: query, key and value, once more with the attended values and both gradients' sources."""
-    backward = x.L * (staged(x, head_inputs(x) + 2 * x.H * x.E) + x.X * 4 * tokens(x) * x.H)
+    backward = x.L * (staged(x, head_inputs(x) + 2 * x.H * x.E) + x.j_h * 4 * tokens(x) * x.H)
     return backward + heads_in(x) * attention_runs_again(x) // x.L
 
 

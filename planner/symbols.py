@@ -31,6 +31,7 @@ LETTERS: tuple[Letter, ...] = (
     Letter("B", "sequences in one micro-batch", "sequences", "batch"),
     Letter("S", "tokens of one sequence: context plus target", "tokens", "total_tokens"),
     Letter("T", "trained tokens of one sequence, that is rows of logits", "tokens", "target"),
+    Letter("X", "1 where the adapters are merged into the weights after training", "flag", "train.merge", least=0),
     # The model
     Letter("L", "decoder layers", "layers", "layers"),
     Letter("D", "width of the model (hidden size)", "elements", "width"),
@@ -48,6 +49,12 @@ LETTERS: tuple[Letter, ...] = (
     Letter("n", "norms of width D in one layer", "norms"),
     Letter("m", "norms of a layer whose output linears read", "norms"),
     Letter("k", "masks that stored scores need: one, or two where only some layers have a window", "masks"),
+    Letter("l", "layers whose tokens see a window of keys only", "layers", least=0),
+    Letter("s", "tokens of that window, the token itself among them", "tokens"),
+    Letter("c", "1 where attention scores are soft-capped by tanh", "flag", least=0),
+    Letter("t", "1 where logits are soft-capped by tanh", "flag", least=0),
+    Letter("r", "learned rows of positions, none where positions are turned", "rows", least=0),
+    Letter("u", "1 where stored scores have their softmax in the compute dtype, not in float32", "flag", least=0),
     Letter("i", "tensors that the norms of a layer read, beside the layer's input", "tensors", least=0),
     Letter(
         "v",
@@ -73,6 +80,10 @@ LETTERS: tuple[Letter, ...] = (
     Letter("R", "rank of the adapters", "ranks", "lora.rank"),
     Letter("U", "inputs plus outputs, summed over the adapted linears of one layer", "elements"),
     Letter("I", "adapted linears in one layer", "linears"),
+    Letter("M_s", "elements in those adapter matrices of a layer that have fewer than 4,096 each", "elements", least=0),
+    Letter(
+        "M_b", "blocks of 256 elements, the last of a matrix begun, in its other adapter matrices", "blocks", least=0
+    ),
     # Widths of elements
     Letter("a", "bits of one activation element", "bits"),
     Letter("w", "bits of one frozen weight that is not quantised", "bits"),
@@ -82,12 +93,12 @@ LETTERS: tuple[Letter, ...] = (
     Letter("A", "layers whose saved tensors live at once", "layers"),
     Letter("p", "forward passes of a layer that the backward pass repeats", "passes", least=0),
     Letter("C", "rows of logits alive at once in the chunked loss", "rows", "chunked_loss.rows"),
-    Letter("c", "tokens of a chunk, computed at once where layers run in passes", "tokens", "streamed.chunk"),
-    Letter("d", "query heads of a group, whose attention is computed at once", "heads", "streamed.heads"),
-    Letter("X", "1 where what lies between the passes of a layer is in host memory", "flag", least=0),
-    Letter("s", "layers for which one input is kept", "layers", "checkpoint_spacing.every"),
-    Letter("b", "bits of 64 elements of a kept layer input where it is coded, else 0", "bits", least=0),
-    Letter("u", "1 where what attention gave is kept for the backward pass", "flag", least=0),
+    Letter("S_c", "tokens of a chunk, computed at once where layers run in passes", "tokens", "streamed.chunk"),
+    Letter("H_g", "query heads of a group, whose attention is computed at once", "heads", "streamed.heads"),
+    Letter("j_h", "1 where what lies between the passes of a layer is in host memory", "flag", least=0),
+    Letter("L_s", "layers for which one input is kept", "layers", "checkpoint_spacing.every"),
+    Letter("b_c", "bits of 64 elements of a kept layer input where it is coded, else 0", "bits", least=0),
+    Letter("k_a", "1 where what attention gave is kept for the backward pass", "flag", least=0),
     # The machine
     Letter("Z", "workspace that cuBLAS keeps for one handle and stream", "bytes", least=0),
 )

@@ -11,9 +11,11 @@ from planner.errors import PlanError
 from planner.evaluate import Outcome
 from planner.explanations import Need, needed
 from planner.hardware import HardwareProfile
+from planner.lengths import check_length
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar
 from planner.planning import Request, Solved, solved
+from planner.tiers import TIERS
 from planner.timecost import update_bytes, update_seconds
 from planner.units import format_bytes, format_seconds
 
@@ -72,6 +74,8 @@ def tier_table(request: Request) -> TierTable:
     if request.tier is not None or request.total_tokens is not None:
         raise PlanError("plan tiers", "plans every tier, so it takes no length.", "`plan --tier N` plans one.")
     made = solved(request, below=False)
+    if made.found.wanted[0].tier is None:
+        check_length("tier 1", TIERS[0].total, made.situation.model)
     rows = tuple(_row(made, index) for index in range(len(made.found.wanted)))
     limits = made.limits
     gpu, model = made.situation.gpu.id, made.situation.model.id
@@ -101,7 +105,7 @@ def _row(made: Solved, index: int) -> TierRow:
 
 def lacks(need: Need) -> dict[str, float]:
     """By how much each limit is missed; only those that are."""
-    return {name: getattr(need, name) for name in need.short_of}
+    return {name: size for name in ("card", "host", "seconds") if (size := getattr(need, name)) > 0}
 
 
 def lacking(lacks: Mapping[str, float]) -> str:
@@ -127,8 +131,7 @@ def knobs_of(outcome: Outcome, rank: int) -> dict[str, dict[str, Scalar]]:
 def seconds_at(outcome: Outcome, index: int, rank: int, gpu: HardwareProfile, constants: Calibration) -> float | None:
     """The estimated seconds of a step, to six digits as in a plan; None where the card's rates are unknown."""
     estimate, configuration = outcome.time.estimate, outcome.configuration
-    letters = configuration.at(batch=1, total=1, target=1, workspace=0)
-    letters.R = rank
+    letters = configuration.at(batch=1, total=1, target=1, workspace=0, rank=rank)
     update = update_seconds(update_bytes(configuration.ledger, letters), gpu, constants)
     return None if estimate is None or update is None else float(f"{float(estimate[index]) + update:.6g}")
 

@@ -14,12 +14,14 @@ from planner.calibration import Calibration
 from planner.compose import Configuration
 from planner.hardware import HardwareProfile
 from planner.ledger import Device, Ledger, Phase, Resource
-from planner.rates import TO_DEVICE, TO_HOST, kind_of, rates_of
+from planner.rates import TO_DEVICE, TO_HOST, Rates, kind_of, rates_of
 from planner.symbols import Letters, greatest
 
 # Rates that stand in where a card's are unknown: they rank configurations and are never shown.
 NOMINAL: Mapping[str, float] = {"linear": 1e12, "attention": 1e12, "memory": 1e11, TO_HOST: 1e10, TO_DEVICE: 1e10}
 TIMED = (Phase.FORWARD, Phase.ATTENTION, Phase.LOSS, Phase.BACKWARD, Phase.ATTENTION_BACKWARD)
+# What a choice can change of the clock itself: all else of it changes amounts of work alone.
+CLOCK = frozenset({"letter E", "letter L", "letter p", "setting attention", "setting dtype"})
 
 
 @dataclass(frozen=True)
@@ -60,17 +62,18 @@ def phase_times(
     The bound leaves out what caches may serve (all traffic through the device's memory), and one layer of L
     where it could be saved: the last layer's input need not cross the link, and the first layer's needs no gradient.
 
+    What is fetched ahead of a whole pass is in the estimate of one phase, though another of that pass may hide it.
+    Approximate: the estimate is too high by as much, and the bound leaves it out.
+
     Short sequences leave a card waiting: the host cannot launch a layer's kernels faster than it does, so no estimate
     of a card is below that. Approximate: the same time for every layer, host and card.
     """
-    settings, layers = configuration.settings, configuration.letters["L"]
-    rates = rates_of(settings["attention"], settings["dtype"], configuration.letters["E"], gpu, constants)
+    layers, rates = configuration.letters["L"], rates_for(configuration, gpu, constants)
     kinds = {name: kind_of(work) for name, work in configuration.ledger.work.items()}
     used = set(kinds.values())
     likely = rates.likely if all(rates.likely[kind] for kind in used) else NOMINAL
     bounded = all(rates.most[kind] for kind in used if kind != "memory")
-    launches = layers * constants.launch_seconds() if gpu.kind == "gpu" and likely is not NOMINAL else 0.0
-    passes = {Phase.FORWARD: 1, Phase.BACKWARD: 1 + configuration.letters["p"]}
+    waits = launches(configuration, gpu, constants, known=likely is not NOMINAL)
     found = {}
     for phase in TIMED:
         ideal: Any = 0.0
@@ -83,7 +86,9 @@ def phase_times(
             kind, amount = kinds[work.name], amounts[work.name]
             most, rate = rates.most[kind], likely[kind]
             assert rate is not None
-            if work.resource is Resource.LINK:
+            if work.resource is Resource.PREFETCH:
+                busy_link = busy_link + amount / rate
+            elif work.resource is Resource.LINK:
                 busy_link = busy_link + amount / rate
                 ideal_link = ideal_link + (amount / most * (layers - 1) / layers if most else 0.0)
             else:
@@ -91,12 +96,31 @@ def phase_times(
                 if most and work.resource is not Resource.MEMORY:
                     spared = work.resource is Resource.LINEAR and phase is Phase.BACKWARD
                     ideal = ideal + amount / most * ((layers - 1) / layers if spared else 1.0)
-        # One layer's copy has nothing to hide behind: the last out, the first back.
-        expected = greatest(busy, busy_link) + busy_link / layers
-        expected = greatest(expected, launches * passes.get(phase, 0))
+        expected = overlapped(busy, busy_link, layers, waits[phase])
         bound = greatest(ideal, ideal_link) if bounded else None
         found[phase] = StepTime(bound, None if likely is NOMINAL else expected, expected)
     return found
+
+
+def rates_for(configuration: Configuration, gpu: HardwareProfile, constants: Calibration) -> Rates:
+    """The rates that a configuration's work goes by; of what is chosen nothing but ``CLOCK`` decides them."""
+    settings = configuration.settings
+    return rates_of(settings["attention"], settings["dtype"], configuration.letters["E"], gpu, constants)
+
+
+def launches(
+    configuration: Configuration, gpu: HardwareProfile, constants: Calibration, *, known: bool
+) -> dict[Phase, float]:
+    """Seconds that the host takes to launch the kernels of each phase; none where rates are not known."""
+    once = configuration.letters["L"] * constants.launch_seconds() if gpu.kind == "gpu" and known else 0.0
+    passes = {Phase.FORWARD: 1, Phase.BACKWARD: 1 + configuration.letters["p"]}
+    return {phase: once * passes.get(phase, 0) for phase in TIMED}
+
+
+def overlapped(busy: Any, link: Any, layers: int, least: Any) -> Any:
+    """Seconds of a phase that computes for so long and copies over the link for so long; grows with each of them."""
+    # One layer's copy has nothing to hide behind: the last out, the first back.
+    return greatest(greatest(busy, link) + link / layers, least)
 
 
 def update_bytes(ledger: Ledger, letters: Letters) -> int:

@@ -1,8 +1,8 @@
 """The trainer's own step on fake tensors: real widths and lengths, every byte counted, nothing computed.
 
 The model is built by the session that trains, on a CPU that holds no data. What a card has and a CPU lacks stands
-aside: any exact kernel is the CPU's flash kernel, which saves the same tensors, and pinned buffers are counted as
-the host's. Kernel workspaces and the allocator's rounding are not seen.
+aside: any exact kernel is the CPU's flash kernel, or with a window the flash kernel's operator, which save the same
+tensors, and pinned buffers are counted as the host's. Kernel workspaces and the allocator's rounding are not seen.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from bitsandbytes.optim.optimizer import Optimizer8bit
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn.attention import SDPBackend
+from transformers.pytorch_utils import Conv1D
 
 from planner.ledger import Phase
 from planner.plan import Plan
 from trainer import attention, session
+from trainer.block_attention import Blocks
 from trainer.counting import TensorBytes
 from trainer.data import synthetic_batch
 from trainer.four_bit import FourBit
 from trainer.host_memory import Arena
+from trainer.kernel_ops import Flash
 from trainer.measure import resident_tensors
 from trainer.streamed.kernels import KERNELS
 
@@ -60,7 +63,7 @@ def counted(plan: Plan) -> Counted:
         vocab = built.base.config.vocab_size
         batch = synthetic_batch(plan.train.batch, plan.total_tokens, plan.target, vocab, 0)
         _make_state(built)
-        elsewhere = built.host.held if built.host is not None else []
+        elsewhere = [array for arena in built.arenas for array in arena.held]
         stays = [*resident_tensors(built), batch.inputs, batch.targets]
         with _OnCard(stays, elsewhere) as live:
             resident = live.live
@@ -109,11 +112,13 @@ def predicted(plan: Plan) -> dict[str, int]:
 class _FourBitLinear(nn.Linear):
     """What ``bitsandbytes.nn.Linear4bit`` does, around the same functions; its own parameter class takes no fakes."""
 
-    def __init__(self, linear: nn.Linear, four_bit: FourBit, dtype: torch.dtype) -> None:
+    def __init__(self, linear: nn.Linear | Conv1D, four_bit: FourBit, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features, self._dtype = linear.in_features, linear.out_features, dtype
+        weight = linear.weight.data.t().contiguous() if isinstance(linear, Conv1D) else linear.weight.data
+        self.out_features, self.in_features = weight.shape
+        self._dtype = dtype
         packed, self._state = quantize_4bit(
-            linear.weight.data, blocksize=64, compress_statistics=four_bit.double_quantization, quant_type="nf4"
+            weight, blocksize=64, compress_statistics=four_bit.double_quantization, quant_type="nf4"
         )
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.weight.quant_state = self._state  # type: ignore[attr-defined]
@@ -128,25 +133,26 @@ class _Softmax(torch.autograd.Function):
     """Softmax as torch's CUDA kernel takes memory (aten/native/cuda/SoftMax.cu): backward makes a product besides."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.dtype = scores.dtype
-        wide = scores if scores.dtype == torch.float16 else scores.float()  # only float16 is read as it is
-        weights = torch.empty_like(wide, dtype=torch.float32)
+        # Only float16 is read as it is, or what stays in its own type.
+        as_it_is = scores.dtype in (torch.float16, dtype)
+        weights = torch.empty_like(scores if as_it_is else scores.float(), dtype=dtype)
         ctx.save_for_backward(weights)
         return weights
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (weights,) = ctx.saved_tensors
         product = gradients[0] * weights
-        wide = torch.empty_like(product, dtype=torch.float16 if ctx.dtype == torch.float16 else torch.float32)
+        wide = torch.empty_like(product, dtype=torch.float16 if ctx.dtype == torch.float16 else weights.dtype)
         del product
-        return wide.to(ctx.dtype)
+        return wide.to(ctx.dtype), None
 
 
 def _softmax_of_card(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    assert dim == -1 and dtype == torch.float32
-    return _Softmax.apply(scores)
+    assert dim == -1 and dtype in (torch.float32, None)
+    return _Softmax.apply(scores, dtype or scores.dtype)
 
 
 @contextmanager
@@ -162,6 +168,7 @@ def _nothing_real() -> Iterator[None]:
     replaced: dict[str, Any] = {
         "trainer.session.take_device": lambda plan: CPU,
         "trainer.attention.KERNELS": kernels,
+        "trainer.attention.KERNEL_OPS": {name: Flash() for name in kernels} | {attention.BLOCKS: Blocks()},
         "trainer.streamed.build.KERNELS": dict.fromkeys(KERNELS, KERNELS["cpu"]),
         "trainer.host_memory.Arena.take": taken,
         # Fake tensors cannot be swapped for others in place, and are where they belong from the start.

@@ -90,8 +90,9 @@ def test_without_lora_nothing_would_be_trained(capsys: Capture) -> None:
 
 
 def test_what_is_lacking_is_named(capsys: Capture) -> None:
-    told = mistakes(capsys, "--gpu", "rtx2060s", "--with", "nf4_weights", "--without", "mixed_precision")[0]
-    assert "nf4_weights: 4-bit weights are dequantised to 16 bits" in told and "mixed_precision does" in told
+    without = ("--with", "checkpoint_offload", "--without", "gradient_checkpointing")
+    told = mistakes(capsys, "--gpu", "rtx2060s", *without)[0]
+    assert "nothing here makes activations/checkpoints" in told and "gradient_checkpointing does" in told
 
 
 def test_a_real_plan_as_a_report(capsys: Capture) -> None:

@@ -144,8 +144,8 @@ def test_the_figure_taken_from_a_record_is_that_of_the_record() -> None:
 def test_the_spacing_with_one_layer_is_the_planners_own_sum() -> None:
     run = _planned()
     configuration = compose(decisions.PLAIN, {}, run.situation)
-    letters = configuration.at(batch=1, total=decisions.TOKENS, target=decisions.TOKENS, workspace=0)
-    letters.R = decisions.RANK
+    length, rank = decisions.TOKENS, decisions.RANK
+    letters = configuration.at(batch=1, total=length, target=length, workspace=0, rank=rank)
     alive = [
         term
         for term in configuration.ledger.terms.values()

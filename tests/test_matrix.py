@@ -13,11 +13,12 @@ from cli_fixture import Capture, answered, mistakes
 
 from planner.calibration import calibration
 from planner.cli import main
+from planner.compose import Configuration
 from planner.errors import PlanError
 from planner.evaluate import Candidates, Evaluator
 from planner.matrix import COLUMNS, MatrixRow, all_cards, all_models, matrix, rows_of_model
 from planner.matrix_files import as_csv, as_markdown
-from planner.pareto import longest_of_each, pareto
+from planner.pareto import Settings, pareto
 from planner.planning import Request, make_plan, solved
 from planner.tier_table import TierRow, tier_table
 from planner.tiers import TIERS
@@ -76,11 +77,12 @@ def test_several_processes_give_the_same_in_the_same_order() -> None:
 
 
 def test_nothing_is_dropped() -> None:
-    rows = matrix(["rtx2060s", "rx7900xtx"], ["phi-2", "gpt2"], Request())
+    rows = matrix(["rtx2060s", "rx7900xtx"], ["phi-2", "gpt-oss-20b"], Request())
     told = {(row.gpu, row.model): row for row in rows}
     assert told["rtx2060s", "phi-2"].tier == 4 and told["rtx2060s", "phi-2"].why == ""
     assert "cuda_context" in told["rx7900xtx", "phi-2"].why
-    assert "gpt2" in told["rtx2060s", "gpt2"].why and told["rtx2060s", "gpt2"].fits is None
+    refused = told["rtx2060s", "gpt-oss-20b"]
+    assert refused.why and refused.fits is None
     with pytest.raises(PlanError, match=r"rtx206[^0]*.*\n.*phi-3"):
         matrix(["rtx206"], ["phi-3"], Request())
 
@@ -106,7 +108,7 @@ def test_csv_and_markdown_hold_every_row(tmp_path: Path, capsys: Capture) -> Non
     assert len([line for line in wrong if line.startswith("error")]) == 4, "every mistake at once"
     found = answered(capsys, *arguments, "--json")
     assert found == {"rows": [row.document() for row in rows]}
-    assert main(["matrix", "--gpu", "rtx2060s", "--model", "gpt2"]) == 1
+    assert main(["matrix", "--gpu", "rtx2060s", "--model", "gpt-oss-20b"]) == 1
 
 
 def tier_as_planned(number: int, wish: Request) -> TierRow:
@@ -180,35 +182,49 @@ def test_the_front_is_that_of_counting_everything(wish: Request) -> None:
         one = Candidates(np.array([total]), np.array([target]), np.array([rank]))
         return Evaluator(one, made.situation, calibration(), made.limits)
 
-    kept = {}
-    points = []
-    for outcome in made.found.outcomes:
+    kept: dict[int, Evaluator] = {}
+
+    def fits(total: int, configuration: Configuration) -> bool:
+        kept.setdefault(total, at(total))
+        return bool(kept[total](configuration).fits[0])
+
+    def longest(configuration: Configuration) -> int:
         low, high = 0, 2**18  # units of 64 tokens
         while high - low > 1:
             middle = (low + high) // 2
-            kept.setdefault(middle, at(64 * middle))
-            low, high = (middle, high) if bool(kept[middle](outcome.configuration).fits[0]) else (low, middle)
-        total = 64 * low
-        if total >= max(64, wish.target or 0):
-            alone = at(total)(outcome.configuration)
-            points.append((total, float(alone.time.estimate[0]) / total, int(alone.host[0]), outcome.ids))
+            low, high = (middle, high) if fits(64 * middle, configuration) else (low, middle)
+        return 64 * low if 64 * low >= max(64, wish.target or 0) else 0
+
+    settings = [outcome.configuration for outcome in made.found.outcomes]
+    lengths = {number: longest(configuration) for number, configuration in enumerate(settings)}
+    points = []  # every setting at its own longest sequence, and at those of the others that it can train
+    for total in {*lengths.values()} - {0}:
+        for number, configuration in enumerate(settings):
+            if lengths[number] >= total:
+                alone = kept[total](configuration)
+                time = float(alone.time.estimate[0]) / total
+                points.append((total, time, int(alone.host[0]), configuration.ids, lengths[number] == total))
     front = {
         (total, host)
-        for total, time, host, _ in points
-        if not any(
+        for total, time, host, _, own in points
+        if own
+        and not any(
             (other[0] >= total and other[1] <= time * (1 - 1e-12) and other[2] <= host)
             or (other[0] > total and other[1] <= time * (1 + 1e-12) and other[2] <= host)
             or (other[0] >= total and other[1] <= time * (1 + 1e-12) and other[2] < host)
+            # One that can train more still costs no more here.
+            or (other[0] >= total and other[1] <= time * (1 + 1e-12) and other[2] <= host and not other[4])
             for other in points
         )
     }
     found = pareto(wish)
-    assert found.fitting == len(points) and found.settings == len(made.found.outcomes)
+    assert 0 < found.fitting <= found.settings <= len(settings)
     assert {(point.total_tokens, point.host_bytes) for point in found.points} == front
-    assert (longest_of_each(made, rank) > 0).sum() == found.fitting
-    assert max(front)[0] == max(total for total, *_ in points)
+    assert (Settings(made, rank).longest() > 0).sum() == found.fitting
+    assert max(front)[0] == max(lengths.values())
+    own = {(total, host, ids) for total, _, host, ids, own in points if own}
     for point in found.points:
-        assert (point.total_tokens, point.host_bytes, point.optimizations) in {(t, h, ids) for t, _, h, ids in points}
+        assert (point.total_tokens, point.host_bytes, point.optimizations) in own
 
 
 def test_pareto_tells_and_exits(capsys: Capture) -> None:

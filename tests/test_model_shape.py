@@ -101,9 +101,6 @@ class TestNotPlanned:
             ("mixtral", "mixture of 8 experts"),
             ("qwen3_moe", "mixture of 8 experts"),
             ("gpt_oss", "learned sink in every head"),
-            ("gemma2", "soft-capped at 50"),
-            ("gpt2", "a learned row for each of 512 positions"),
-            ("gpt2", "Conv1D"),
         ],
     )
     def test_what_is_in_the_way(self, family: str, said: str) -> None:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
-import torch
-from transformers.models.phi.modeling_phi import eager_attention_forward
 
 from planner.baseline import baseline
 from planner.compose import compose, problems
@@ -24,7 +22,7 @@ from planner.model import list_models, load_model
 from planner.optimizations import all_optimizations, by_id
 from planner.optimizations.base import REGISTRY, Evidence, Needs, Optimization, Scalar, Situation
 from planner.session import Session
-from planner.sets import configurations, valid_sets
+from planner.sets import valid_sets
 from planner.settings import check_sets
 from planner.symbols import BY_SYMBOL
 
@@ -346,57 +344,3 @@ def test_the_recording_session_refuses_what_is_no_session() -> None:
         Recording({}).adapt(rank="8", alpha=16)
     with pytest.raises(TypeError):
         Recording({}).checkpoint_layers(2)
-
-
-# Phi-2 in float16
-
-
-def test_scores_that_are_scaled_after_the_product_overflow_float16() -> None:
-    """transformers' own attention of Phi multiplies first and scales then; scores of 8,050 become infinite."""
-    model = load_model("phi-2")
-    module = torch.nn.Module().eval()
-    module.num_key_value_groups = 1
-    query = torch.full((1, 1, 2, model.head_size), 30.0)  # 30 · 30 · 80 = 72,000 before scaling, above 65,504
-    outcome = {}
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        q = query.to(dtype)
-        output, _ = eager_attention_forward(module, q, q, q, None, scaling=model.head_size**-0.5)
-        outcome[dtype] = bool(output.isfinite().all())
-    assert outcome == {torch.float16: False, torch.bfloat16: True, torch.float32: True}
-    q = query.half()
-    exact = torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
-    assert exact.isfinite().all(), "a kernel that never writes the scores keeps them in float32"
-
-
-def test_phi_2_in_float16_with_stored_scores_is_refused() -> None:
-    phi, llama = load_model("phi-2"), load_model("llama-3.2-1b")
-    turing = Situation(load_profile("rtx2060s"), phi, 2**35)
-    (reason,) = problems(["lora", "mixed_precision"], turing)["mixed_precision"]
-    assert "phi-2" in reason and "float16" in reason and "exact_attention" in reason and turing.gpu.name in reason
-    assert not problems(["lora", "mixed_precision", "exact_attention"], turing)
-    assert compose(["lora", "mixed_precision", "exact_attention"], {}, turing).settings["dtype"] == "fp16"
-    assert all("exact_attention" in ids for ids in valid_sets(turing, ["mixed_precision"], []))
-    # The scores of the other families have not been seen to overflow.
-    assert not problems(["lora", "mixed_precision"], replace(turing, model=llama))
-
-
-def test_phi_2_with_stored_scores_takes_bfloat16_where_there_is_any() -> None:
-    ada = Situation(load_profile("rtx4090"), load_model("phi-2"), 2**35)
-    ids = ("lora", "mixed_precision")
-    assert not problems(ids, ada)
-    (only,) = {found.settings["dtype"] for found in configurations(ids, {}, ada)}
-    assert only == "bf16"
-    pinned = {"mixed_precision": {"dtype": "float16"}}
-    assert list(configurations(ids, pinned, ada)) == []
-    with_kernel = list(configurations(("exact_attention", *ids), pinned, ada))
-    assert with_kernel and {found.settings["dtype"] for found in with_kernel} == {"fp16"}
-
-
-def test_gemma_3_is_never_computed_in_float16() -> None:
-    """Its activations pass the largest float16; a card without bfloat16 computes it in float32."""
-    model = load_model("gemma-3-1b")
-    turing = Situation(load_profile("rtx2060s"), model, 2**35)
-    assert any("overflow float16" in reason for reason in by_id("mixed_precision").reasons(turing))
-    ada = Situation(load_profile("rtx4090"), model, 2**35)
-    (dtype,) = by_id("mixed_precision").knobs
-    assert dtype.choices(ada) == ("bfloat16",)

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from planner.activations import ACTIVATIONS
+from planner.adapter_matrices import LEAST_EIGHT_BIT
 from planner.baseline import baseline
 from planner.calibration import calibration
 from planner.compose import Configuration, compose, problems
@@ -60,7 +61,7 @@ class Drawn:
 
     @property
     def situation(self) -> Situation:
-        return Situation(MACHINES[self.machine], self.model, 2**35)
+        return Situation(MACHINES[self.machine], self.model, 2**35, merge=True)
 
     @property
     def configuration(self) -> Configuration:
@@ -133,7 +134,7 @@ def repaired(ids: set[str], situation: Situation) -> tuple[str, ...]:
 def drawn(draw: st.DrawFn) -> Drawn:
     """Everything is on but what is switched off here, and what cannot be on."""
     model, machine = draw(st.sampled_from(SHIPPED) | random_models()), draw(st.sampled_from(sorted(MACHINES)))
-    situation = Situation(MACHINES[machine], model, 2**35)
+    situation = Situation(MACHINES[machine], model, 2**35, merge=True)
     off = draw(st.sets(st.sampled_from([name for name in NAMES if name != "lora"])))
     ids = repaired(set(NAMES) - off, situation)
     situation = replace(situation, chosen=frozenset(ids))
@@ -169,7 +170,7 @@ def formulas() -> dict[Key, Callable[[Letters], Number]]:
     ledgers = [baseline()]
     for machine in MACHINES.values():
         for model in PATTERNS:
-            situation = Situation(machine, model, 2**35)
+            situation = Situation(machine, model, 2**35, merge=True)
             for off in ("", *(name for name in NAMES if name != "lora")):
                 ids = repaired(set(NAMES) - {off}, situation)
                 for owner, knob in ((name, knob) for name in ids for knob in all_optimizations()[name].knobs):
@@ -269,8 +270,18 @@ def test_a_plan_adds_up(gpu: str, model: str) -> None:
 # Peaks never fall
 
 
+def small_matrices(run: Drawn) -> int:
+    """Adapter matrices of a layer whose moments an eight-bit optimiser keeps in float32."""
+    widths = [width for linear in run.model.linears for width in (linear.inputs, linear.outputs)]
+    return sum(run.knobs["lora"]["rank"] * width < LEAST_EIGHT_BIT for width in widths)
+
+
 def check_rise(before: Drawn, after: Drawn, allowed: int = 0) -> None:
-    """No memory holds less in any phase, so no peak falls; the card in the loss by no more than what is allowed."""
+    """No memory holds less in any phase, so no peak falls; the card in the loss by no more than what is allowed.
+
+    Left out is where eight-bit moments begin: a matrix that grows to 4,096 elements takes less than a smaller one.
+    """
+    assume("adamw_8bit" not in before.ids or small_matrices(before) == small_matrices(after))
     for device in Device:
         low, high = before.phases(device), after.phases(device)
         for phase in Phase:
@@ -361,8 +372,6 @@ DOMAINS: dict[str, Callable[[Letters, tuple[str, ...]], bool]] = {
     "checkpoint_offload": lambda x, ids: x.L >= 2,
     # 4.13 bits a weight, and 1,092 bytes for each linear, instead of 16; while loading, the largest is there twice.
     "nf4_weights": lambda x, ids: x.L >= 2 and x.P >= 2048 * x.J,
-    # Two bytes a parameter and 8 for each 256 begun, instead of eight bytes a parameter.
-    "adamw_8bit": lambda x, ids: x.L * x.R * x.U >= 2,
     # Beside scores and logits in float32 comes a 16-bit copy: no scores, and a slice of logits below the embedding.
     # Casts of the adapters are less than the weights save, RMSNorm's copies of a layer less than two checkpoints.
     "mixed_precision": lambda x, ids: "exact_attention" in ids and x.C <= x.D and x.R * x.U <= x.P and x.L >= 2,

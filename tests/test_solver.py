@@ -23,6 +23,7 @@ from planner.hardware import HardwareProfile, Sourced, load_profile
 from planner.ledger import Basis, Device
 from planner.machine import cpu_profile
 from planner.model import load_model
+from planner.on_card import SpaceOnCard
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
 from planner.plan import Plan
@@ -39,12 +40,14 @@ Knobs = Mapping[str, Mapping[str, Scalar]]
 
 @cache
 def card(name: str) -> HardwareProfile:
-    """A shipped card, a CPU of 12 GiB, or a card whose rates nobody knows."""
+    """A shipped card, a CPU of 12 GiB, a card whose rates nobody knows, or one whose link to the host nobody knows."""
     if name == "cpu":
         return replace(cpu_profile(), visible_bytes=Sourced(12 * GIB, "made for a test"))
     if name == "unrated":
         known, unknown = load_profile("rtx3090"), Sourced(None, "made for a test", "made for a test")
         return replace(known, rates=dict.fromkeys(known.rates, unknown), bandwidth=unknown)
+    if name == "unlinked":
+        return replace(load_profile("rtx3090"), pcie_bytes_per_second=Sourced(None, "made for a test", "for a test"))
     return load_profile(name)
 
 
@@ -137,8 +140,8 @@ def weigh(configuration: Configuration, asked: Asked, want: Wanted) -> Weighed:
     """Bytes and seconds of one configuration at one length, by adding up the ledger phase by phase."""
     gpu, limits, constants = asked.situation.gpu, asked.limits, calibration()
     workspace = constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
-    letters = configuration.at(batch=asked.batch, total=want.total, target=want.target, workspace=workspace)
-    letters.R = want.rank
+    run = {"batch": asked.batch, "total": want.total, "target": want.target, "rank": want.rank}
+    letters = configuration.at(**run, workspace=workspace)
     ledger = configuration.ledger
     phases = ledger.by_phase(letters, Device).values()
 
@@ -190,7 +193,16 @@ def asked_at_random(seed: int) -> Asked:
 
 @pytest.mark.parametrize("seed", [*range(26), 35, 50, 59, 85])  # the last tell a wrong tie-break
 def test_the_search_finds_what_counting_everything_finds(seed: int) -> None:
-    asked = asked_at_random(seed)
+    found_as_counted(asked_at_random(seed))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_it_finds_it_where_some_times_are_unknown(seed: int) -> None:
+    asked = asked_at_random(6 * seed + 2)
+    found_as_counted(replace(asked, situation=replace(asked.situation, gpu=card("unlinked"))))
+
+
+def found_as_counted(asked: Asked) -> None:
     configurations = everything(asked)
     if not configurations:
         with pytest.raises(PlanError, match="no valid set of optimisations is left"):
@@ -274,8 +286,8 @@ def test_a_set_without_a_free_optimisation_is_never_better(name: str, model: str
 def test_the_longest_is_exact(name: str, model: str, host: int, seconds: float, target: int | None) -> None:
     asked = asked_of(card(name), model, host * GIB, seconds)
     configurations = everything(asked)
-    space = Space.of(configurations, asked.situation)
-    found = longest(space, asked.situation, asked.limits, calibration(), rank=8, target=target)
+    space = SpaceOnCard(Space.of(configurations, asked.situation), asked.situation.gpu, calibration(), 1)
+    found = longest(space, asked.limits, rank=8, target=target)
     searched = replace(asked, wanted=(Wanted(None, 1024, target or 1024, 8),)).search()
     assert found == (searched.longest_all_trained if target is None else searched.longest_with_target)
     assert found is not None and found % STEP == 0

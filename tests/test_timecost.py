@@ -92,11 +92,22 @@ def test_products_of_a_step_are_those_of_the_formulas(tmp_path: Path, family: st
 
 @given(tokens=st.integers(1, 64), heads=st.integers(1, 4), width=st.integers(1, 8), layers=st.integers(1, 3))
 def test_attention_counts_every_pair_once(tokens: int, heads: int, width: int, layers: int) -> None:
-    letters = Letters(B=2, S=tokens, L=layers, H=heads, E=width)
+    letters = Letters(B=2, S=tokens, L=layers, H=heads, E=width, l=0, s=1, e=0)
     pairs = sum(1 for query in range(tokens) for key in range(tokens) if key <= query)
     product = 2 * pairs * heads * width * layers * 2
     assert attention_forward_flops(letters) == 2 * product
     assert attention_backward_flops(letters) == 5 * product
+
+
+@given(tokens=st.integers(1, 64), window=st.integers(1, 80), banded=st.integers(0, 3))
+def test_attention_counts_the_pairs_within_a_window_once(tokens: int, window: int, banded: int) -> None:
+    letters = Letters(B=1, S=tokens, L=3, H=1, E=1, l=banded, s=window, e=0)
+    seen = [(query, key) for query in range(tokens) for key in range(query + 1)]
+    pairs = (3 - banded) * len(seen) + banded * sum(1 for query, key in seen if query - key < window)
+    assert attention_forward_flops(letters) == 2 * 2 * pairs
+    assert attention_backward_flops(letters) == 5 * 2 * pairs
+    letters.e = 1  # stored scores are those of every pair
+    assert attention_forward_flops(letters) == 2 * 2 * 3 * len(seen)
 
 
 @given(tokens=st.integers(1, 10**6), rank=st.integers(1, 256))

@@ -276,13 +276,13 @@ def test_weights_beside_another_config_are_refused(llama: Path, monkeypatch: pyt
             session.build()
 
 
-def test_a_window_shorter_than_the_row_is_refused(tmp_path: Path) -> None:
+def test_a_window_shorter_than_the_row_needs_a_kernel_that_has_one(tmp_path: Path) -> None:
     save_model("mistral", tmp_path)
     _with_config(tmp_path, sliding_window=20)
-    for total, fits in ((20, True), (21, False)):
+    for total, kernel, fits in ((20, "cudnn", True), (21, "cudnn", False), (21, "efficient", True), (21, "cpu", True)):
         session = ResidentSession(make_plan(tmp_path, family="mistral", total_tokens=total))
         session.adapt(rank=1, alpha=1)
-        session.attend_with("cpu")
+        session.attend_with(kernel)
         if fits:
             session.build()
         else:

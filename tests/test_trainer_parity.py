@@ -1,14 +1,15 @@
 """A training step gives the loss and gradients of stock transformers and PEFT, to the last digits of float64.
 
-transformers' norms and its loss compute in float32 whatever they are given, which would hide what is compared
-here. So in these tests both sides get norms that stay in float64, and the stock side the cross-entropy of its
-float64 logits.
+transformers' norms, its written-out softmax and its loss compute in float32 whatever they are given, which would hide
+what is compared here. So in these tests both sides get norms that stay in float64, and the stock side a softmax that
+does and the cross-entropy of its float64 logits.
 """
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -24,11 +25,14 @@ from trainer.attention import register
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
 from trainer.data import NOT_TRAINED, Batch, Row, collate
 from trainer.host_store import HostStore
+from trainer.layers import layers_of
 from trainer.loading import find_source, load_config, load_model
 from trainer.step import make_loss, nothing
 
 CPU = torch.device("cpu")
 LAYERS = 3
+WRITTEN_OUT = {"gemma2": "blocks"}
+"""Families whose attention transformers has in written-out form alone, and the kernel that is to be like it."""
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,18 @@ def _wide_norms(model: torch.nn.Module) -> None:
             module.forward = forward
 
 
+def _kernel(family: str) -> str:
+    return WRITTEN_OUT.get(family, "cpu")
+
+
+def _stock_attention(folder: Path) -> str:
+    return "eager" if folder.name in WRITTEN_OUT else "sdpa"
+
+
+def _wide_softmax(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.softmax(scores, dim)
+
+
 def _adapted(model: torch.nn.Module) -> PeftModel:
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
     with warnings.catch_warnings():
@@ -73,10 +89,12 @@ def _stock(folder: Path, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """What plain transformers and PEFT give, with transformers' own default attention."""
     config = AutoConfig.from_pretrained(folder)
     dropouts = {name: 0.0 for name in config.to_dict() if name.endswith(("dropout", "pdrop"))}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa", **dropouts)
+    attention = _stock_attention(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation=attention, **dropouts)
     _wide_norms(model)
     adapted = _adapted(model)
-    logits = adapted(input_ids=batch.inputs, use_cache=False).logits
+    with patch("torch.nn.functional.softmax", _wide_softmax):
+        logits = adapted(input_ids=batch.inputs, use_cache=False).logits
     assert logits.dtype == torch.float64
     loss = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=NOT_TRAINED)
     loss.backward()
@@ -91,7 +109,7 @@ def _ours(
         source,
         load_config(source),
         dtype=torch.float64,
-        attention=register(kernel) if kernel else "sdpa",
+        attention=register(kernel) if kernel else _stock_attention(folder),
         device=CPU,
         four_bit=None,
         seed=0,
@@ -100,7 +118,7 @@ def _ours(
     adapted = _adapted(model)
     assert make_lean(adapted) == LAYERS * len(plan_shape(folder).linears)
     if store is not None:
-        checkpoint_layers(model.get_decoder().layers, store)
+        checkpoint_layers(layers_of(model), store)
     loss = make_loss(model, rows)(batch, torch.tensor(float(batch.trained), dtype=torch.float64), nothing)
     loss.backward()
     return loss.detach(), _gradients(adapted)
@@ -129,7 +147,7 @@ def test_step_equals_stock_step(
     folders: dict[str, Path], family: str, lengths: tuple[int, ...], checkpointed: bool, rows: int
 ) -> None:
     batch, store = _batch(*lengths), DeviceStore() if checkpointed else None
-    ours = _ours(folders[family], batch, kernel="cpu", store=store, rows=rows)
+    ours = _ours(folders[family], batch, kernel=_kernel(family), store=store, rows=rows)
     _assert_same(ours, _stock(folders[family], batch))
 
 
@@ -137,14 +155,14 @@ def test_step_equals_stock_step(
 def test_only_the_target_is_trained(folders: dict[str, Path], family: str) -> None:
     batch = _batch(23, 9, trained=5)
     assert batch.trained == 10
-    ours = _ours(folders[family], batch, kernel="cpu", store=DeviceStore(), rows=4)
+    ours = _ours(folders[family], batch, kernel=_kernel(family), store=DeviceStore(), rows=4)
     _assert_same(ours, _stock(folders[family], batch))
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_layer_inputs_in_host_memory_change_nothing(folders: dict[str, Path], family: str) -> None:
     store, batch = HostStore(LAYERS, (2, 32, 64), torch.float64, CPU), _batch(31, 19)
-    ours = _ours(folders[family], batch, kernel="cpu", store=store, rows=8)
+    ours = _ours(folders[family], batch, kernel=_kernel(family), store=store, rows=8)
     _assert_same(ours, _stock(folders[family], batch))
     store.close()
 
@@ -159,7 +177,7 @@ def test_loss_is_what_transformers_returns_for_labels(folders: dict[str, Path], 
         find_source(str(folders[family])),
         load_config(find_source(str(folders[family]))),
         dtype=torch.float64,
-        attention="sdpa",
+        attention=_stock_attention(folders[family]),
         device=CPU,
         four_bit=None,
         seed=0,
@@ -173,7 +191,7 @@ def test_loss_is_what_transformers_returns_for_labels(folders: dict[str, Path], 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_padding_on_the_right_is_harmless(folders: dict[str, Path], family: str) -> None:
     """A batch of unequal rows has the loss and gradients of its rows, each alone, weighted by tokens."""
-    options = {"kernel": "cpu", "store": DeviceStore(), "rows": 8}
+    options = {"kernel": _kernel(family), "store": DeviceStore(), "rows": 8}
     together = _ours(folders[family], _batch(29, 12), **options)
     generator = torch.Generator().manual_seed(11)
     loss, gradients = torch.zeros((), dtype=torch.float64), {}

@@ -9,7 +9,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     Gemma3TextConfig,
+    GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
@@ -44,12 +46,23 @@ _SIZES: dict[str, Any] = {
 CONFIGS = {
     "phi": lambda: PhiConfig(**_SIZES, resid_pdrop=0.1, embd_pdrop=0.1, attention_dropout=0.1),
     "llama": lambda: LlamaConfig(**_SIZES, num_key_value_heads=2, tie_word_embeddings=True),
-    "qwen2": lambda: Qwen2Config(**_SIZES, num_key_value_heads=4),
+    "qwen2": lambda: Qwen2Config(
+        **_SIZES, num_key_value_heads=4, use_sliding_window=True, sliding_window=9, max_window_layers=1
+    ),
     "qwen3": lambda: Qwen3Config(**_SIZES, num_key_value_heads=1, head_dim=32),
-    "mistral": lambda: MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=None),
-    "phi3": lambda: Phi3Config(**_SIZES, num_key_value_heads=2, resid_pdrop=0.1, sliding_window=None),
+    "mistral": lambda: MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=12),
+    "phi3": lambda: Phi3Config(**_SIZES, num_key_value_heads=2, resid_pdrop=0.1, sliding_window=20),
+    "gemma2": lambda: Gemma2Config(
+        **_SIZES,
+        num_key_value_heads=2,
+        head_dim=16,
+        query_pre_attn_scalar=4,
+        sliding_window=8,
+        attn_logit_softcapping=0.5,
+        final_logit_softcapping=0.3,
+    ),
     "gemma3_text": lambda: Gemma3TextConfig(
-        **_SIZES, num_key_value_heads=1, head_dim=32, query_pre_attn_scalar=24, sliding_window=128
+        **_SIZES, num_key_value_heads=1, head_dim=32, query_pre_attn_scalar=24, sliding_window=8
     ),
     "granite": lambda: GraniteConfig(
         **_SIZES,
@@ -61,9 +74,13 @@ CONFIGS = {
     ),
     "smollm3": lambda: SmolLM3Config(**_SIZES, num_key_value_heads=2, no_rope_layers=[1, 0, 1]),
     "starcoder2": lambda: Starcoder2Config(**_SIZES, num_key_value_heads=2, sliding_window=None),
+    "gpt2": lambda: GPT2Config(
+        **{name: value for name, value in _SIZES.items() if name != "intermediate_size"},
+        scale_attn_by_inverse_layer_idx=True,
+    ),
     "gpt_neox": lambda: GPTNeoXConfig(**_SIZES, hidden_dropout=0.1, attention_dropout=0.1),
 }
-"""By family: grouped, single and full key/value heads, tied and untied output heads."""
+"""By family: grouped, single and full key/value heads, tied and untied output heads, some with short windows."""
 
 ARCHITECTURES = {
     "phi": "PhiForCausalLM",
@@ -72,10 +89,12 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "mistral": "MistralForCausalLM",
     "phi3": "Phi3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "granite": "GraniteForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
     "gpt_neox": "GPTNeoXForCausalLM",
 }
 

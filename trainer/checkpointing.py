@@ -68,10 +68,11 @@ def checkpoint_layers(layers: nn.ModuleList, store: Store) -> None:
     # embedding, so this empty tensor stands in.
     anchor = torch.empty(0, requires_grad=True)
 
-    def recomputed(run: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    def recomputed(run: Callable[..., Tensor], hidden: Tensor, *same: Any) -> Tensor:
+        """``same`` is what a layer is given beside its input; it stays as it is."""
         if not torch.is_grad_enabled():
-            return run(hidden)
-        return _Recomputed.apply(run, store, hidden, anchor)
+            return run(hidden, *same)
+        return _Recomputed.apply(lambda again: run(again, *same), store, hidden, anchor)
 
     for layer in layers:
         layer.gradient_checkpointing = True  # type: ignore[assignment]

@@ -43,6 +43,8 @@ class TensorBytes(TorchDispatchMode):
         return max(self.peaks.values(), default=self.live)
 
     def _see(self, tensor: Tensor) -> None:
+        if tensor.device.type == "meta":
+            return  # a shape, which holds nothing
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._known:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
+from trainer.layers import is_linear
 
 Place = tuple[Any, str]
 """An object, and by what name it holds a tensor."""
@@ -30,13 +32,15 @@ class FourBit:
         )
 
 
-def quantised(linear: nn.Linear, four_bit: FourBit, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def quantised(linear: nn.Linear | Conv1D, four_bit: FourBit, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A linear's NF4 counterpart on the device; its own weight can go afterwards."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
+    weight = linear.weight.data.to(device, dtype)
+    weight = weight.t().contiguous() if isinstance(linear, Conv1D) else weight
     made = Linear4bit(
-        linear.in_features,
-        linear.out_features,
+        weight.shape[1],
+        weight.shape[0],
         bias=linear.bias is not None,
         compute_dtype=dtype,
         compress_statistics=four_bit.double_quantization,
@@ -44,7 +48,7 @@ def quantised(linear: nn.Linear, four_bit: FourBit, dtype: torch.dtype, device: 
         device="meta",
     )
     made.weight = Params4bit(
-        linear.weight.data.to(device, dtype),
+        weight,
         requires_grad=False,
         compress_statistics=four_bit.double_quantization,
         quant_type="nf4",
@@ -58,7 +62,7 @@ def quantised(linear: nn.Linear, four_bit: FourBit, dtype: torch.dtype, device: 
 def quantise_linears(layer: nn.Module, four_bit: FourBit, dtype: torch.dtype, device: torch.device) -> None:
     """Quantise every linear of a layer, one after the other, each on the device."""
     for path, module in list(layer.named_modules()):
-        if isinstance(module, nn.Linear):
+        if is_linear(module):
             layer.set_submodule(path, quantised(module, four_bit, dtype, device))
 
 

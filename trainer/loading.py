@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from planner.errors import PlanError
@@ -32,6 +32,7 @@ from planner.model import shipped_folder
 from planner.model_hub import HUB_ID
 from trainer.adapters import make_lean, trainable_to_float32
 from trainer.four_bit import FourBit, mark_as_four_bit, quantise_linears
+from trainer.layers import is_linear, layers_of
 from trainer.random_weights import random_model
 
 RANDOM = "random:"
@@ -208,7 +209,7 @@ def load_model(
                     delattr(holder, name)
     elif four_bit is not None and put_away is None:
         return model  # on the device already, and transformers moves no model that it quantised itself
-    for layer in model.get_decoder().layers:
+    for layer in layers_of(model):
         if four_bit is not None:
             quantise_linears(layer, four_bit, dtype, device)
         if put_away is not None:
@@ -232,13 +233,14 @@ def _move(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
 
 def add_adapters(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> PeftModel:
     """LoRA in float32 on every linear of every layer; the same seed gives the same adapters."""
-    layers = model.get_decoder().layers
-    names = {path.rpartition(".")[2] for path, module in layers.named_modules() if isinstance(module, nn.Linear)}
+    linears = {path: module for path, module in layers_of(model).named_modules() if is_linear(module)}
+    names = {path.rpartition(".")[2] for path in linears}
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         target_modules=sorted(names),
         lora_dropout=0.0,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in linears.values()),
         bias="none",
         task_type="CAUSAL_LM",
     )

@@ -13,12 +13,18 @@ import torch
 from torch import Tensor
 
 
-def _slice_loss_and_gradient(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def _slice_loss_and_gradient(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None
+) -> Tensor:
     """Summed loss of some rows (float32 scalar); overwrites ``hidden`` ``[C, D]`` with its own gradient."""
     logits = hidden @ weight.t() if bias is None else torch.addmm(bias, hidden, weight.t())
-    # In place from here on: at most the logits in compute dtype and one wide copy live at once.
+    # In place from here on: at most the logits in compute dtype and one wide copy live at once; with a cap, two wide.
     wide = logits if logits.dtype == torch.float64 else logits.float()
     del logits
+    bent = None
+    if softcap is not None:
+        bent = wide.div_(softcap).tanh_()
+        wide = bent.mul(softcap)
     wide.sub_(wide.amax(dim=-1, keepdim=True))
     chosen = wide.gather(1, targets[:, None]).squeeze(1)
     wide.exp_()
@@ -26,6 +32,9 @@ def _slice_loss_and_gradient(hidden: Tensor, weight: Tensor, bias: Tensor | None
     loss = (total.squeeze(1).log() - chosen).sum()
     wide.div_(total)
     wide.scatter_add_(1, targets[:, None], torch.full_like(targets[:, None], -1, dtype=wide.dtype))
+    if bent is not None:
+        wide.mul_(bent.square_().neg_().add_(1))  # the slope of tanh
+        del bent
     gradient = wide.to(hidden.dtype)
     del wide
     torch.mm(gradient, weight, out=hidden)
@@ -42,13 +51,14 @@ class _ChunkedLoss(torch.autograd.Function):
         targets: Tensor,
         rows: int,
         divisor: Tensor,
+        softcap: float | None,
     ) -> Tensor:
         gradient = hidden.detach().clone() if hidden.requires_grad else None
         total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             work = gradient[part] if gradient is not None else hidden[part].clone()
-            total += _slice_loss_and_gradient(work, weight, bias, targets[part])
+            total += _slice_loss_and_gradient(work, weight, bias, targets[part], softcap)
         if gradient is not None:
             ctx.save_for_backward(gradient, divisor)
             ctx.rows = rows
@@ -62,11 +72,18 @@ class _ChunkedLoss(torch.autograd.Function):
         factor = (outputs[0] / divisor).to(torch.promote_types(gradient.dtype, torch.float32))
         for part in gradient.split(ctx.rows):
             part.copy_(part.to(factor.dtype) * factor)
-        return gradient, None, None, None, None, None
+        return gradient, None, None, None, None, None, None
 
 
 def chunked_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, rows: int, divisor: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    rows: int,
+    divisor: Tensor,
+    softcap: float | None = None,
 ) -> Tensor:
     """Cross-entropy of the rows, summed and divided by ``divisor``, with ``rows`` rows of logits alive at once.
 
@@ -77,6 +94,7 @@ def chunked_cross_entropy(
         targets: ``[T]`` token ids.
         rows: rows of logits computed at a time.
         divisor: scalar, usually the number of trained tokens in the whole optimiser step.
+        softcap: logits are bent by tanh so that none passes it (Gemma 2); None: they are not.
 
     Raises:
         ValueError: the head is trainable (its gradient is not computed here) or ``rows`` is not positive.
@@ -85,4 +103,4 @@ def chunked_cross_entropy(
         raise ValueError("chunked loss: the output head is trainable, and its gradient is not computed here")
     if rows < 1:
         raise ValueError(f"chunked loss: rows must be at least 1, not {rows}")
-    return _ChunkedLoss.apply(hidden, weight, bias, targets, rows, divisor)
+    return _ChunkedLoss.apply(hidden, weight, bias, targets, rows, divisor, softcap)

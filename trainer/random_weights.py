@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from trainer.four_bit import FourBit, mark_as_four_bit, quantised
+from trainer.layers import is_linear, layers_of
 
 
 def random_model(
@@ -35,8 +36,8 @@ def random_model(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     generator = torch.Generator(device).manual_seed(seed)
     spread = getattr(config, "initializer_range", 0.02)
-    layers = set(model.get_decoder().layers.modules())
-    ends = {list(layer.modules())[-1]: layer for layer in model.get_decoder().layers}
+    layers = set(layers_of(model).modules())
+    ends = {list(layer.modules())[-1]: layer for layer in layers_of(model)}
     made: dict[int, nn.Parameter] = {}  # tied weights are one parameter, and stay one
 
     def parameter(key: str, meta: Tensor) -> nn.Parameter:
@@ -58,7 +59,7 @@ def random_model(
             # A rotary table is computed from the config; built again, outside the meta device, it is right.
             assert type(module).__name__.endswith("RotaryEmbedding"), f"{path} has buffers of an unknown kind"
             model.set_submodule(path, type(module)(config=config).to(device))
-        if four_bit is not None and isinstance(module, nn.Linear) and module in layers:
+        if four_bit is not None and is_linear(module) and module in layers:
             model.set_submodule(path, quantised(module, four_bit, dtype, device))
             for key, value in list(module.named_parameters(recurse=False)):
                 # The list of modules still holds this one, and its 16-bit weight must go.

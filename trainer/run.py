@@ -20,7 +20,9 @@ from planner.ledger import Phase
 from planner.plan import Plan, Train
 from planner.units import format_bytes
 from trainer.data import Batch, Data, epochs, evaluation_batches, prepare, synthetic_batch
+from trainer.loading import find_source
 from trainer.measure import BETWEEN, Recorder, exact_terms, resident_tensors
+from trainer.merging import merge
 from trainer.output import RunFolder
 from trainer.progress import Progress
 from trainer.record import Run, measurement
@@ -55,7 +57,7 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
             built = build(plan)
             give_back_unused(device)
             recorder.mark(BETWEEN)
-            recorder.pinned_bytes = built.host.pinned_bytes if built.host else 0
+            recorder.pinned_bytes = sum(arena.pinned_bytes for arena in built.arenas)
             return _run(plan, built, reading, recorder, folder, console)
     except KeyboardInterrupt:
         console.print("Interrupted; what was saved before is whole.")
@@ -122,10 +124,24 @@ def _run(plan: Plan, built: BuiltRun, reading: Reading, recorder: Recorder, fold
     record = measurement(plan, built, recorder, run)
     written, lines = folder.save_record(record), closing_lines(record)
     folder.complete_card(progress.done, " ".join(lines))
+    if train.merge:
+        merged = _merge(plan, built, recorder, folder)
+        folder.save_record(measurement(plan, built, recorder, run))  # once more, with what merging took
+        lines.append(f"Merged model: {merged}")
     console.print(memory_table(plan, recorder, terms))
     for line in [*lines, f"Adapter: {saved}", f"Record: {written}"]:
         console.print(line, highlight=False)
     return 0
+
+
+def _merge(plan: Plan, built: BuiltRun, recorder: Recorder, folder: RunFolder) -> Path:
+    """Write the merged model; the host memory that held checkpoints makes room for it."""
+    if built.host is not None:
+        built.host.close()
+    recorder.mark(Phase.MERGE)
+    merged = merge(built.model, find_source(plan.model.source), built.tokenizer, folder.path / "merged", built.dtype, built.weights)
+    recorder.mark(BETWEEN)
+    return merged
 
 
 def probe(plan: Plan, built: BuiltRun, recorder: Recorder) -> tuple[dict[str, int], float]:

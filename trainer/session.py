@@ -17,12 +17,13 @@ from planner.errors import PlanError, did_you_mean
 from planner.model import load_model as plan_shape
 from planner.optimizations.mlp.fused_activation import FUSED
 from planner.plan import Choice, Plan
-from trainer.attention import KERNELS, register
+from trainer.attention import BLOCKS, KERNEL_OPS, NAMES, register
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
 from trainer.data import Tokenise
 from trainer.four_bit import FourBit
 from trainer.host_memory import Arena
 from trainer.host_store import HostStore
+from trainer.layers import activation_field, layers_of, mlp_width
 from trainer.loading import RANDOM, add_adapters, find_source, load_config, load_model, load_tokenizer, tokenise_bytes
 from trainer.step import Loss, make_loss
 from trainer.streamed import split
@@ -42,6 +43,7 @@ class BuiltRun:
         dtype: of frozen weights and activations; adapters and optimiser state are float32 whatever it is.
         executor: ``resident`` or ``streamed``.
         host: the host memory that what is on its way to or from the card is kept in, if any.
+        weights: of the layers; told which are needed.
         kernel: the attention actually used.
         loss_name: the loss actually used.
     """
@@ -56,6 +58,7 @@ class BuiltRun:
     device: torch.device
     executor: Literal["resident", "streamed"]
     host: Arena | None
+    weights: Weights
     kernel: str
     loss_name: str
 
@@ -70,10 +73,15 @@ class BuiltRun:
         """What is trained: the adapters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
+    @property
+    def arenas(self) -> list[Arena]:
+        """The host memory that the run works with."""
+        return [arena for arena in (self.host, self.weights.host) if arena is not None]
+
     def close(self) -> None:
         """Give pinned memory back."""
-        if self.host is not None:
-            self.host.close()
+        for arena in self.arenas:
+            arena.close()
 
 
 class ResidentSession:
@@ -91,6 +99,7 @@ class ResidentSession:
         self._fused_activation = False
         self._streaming: dict[str, Any] = {}
         self._streaming_weights = False
+        self.weights = Weights()
         self._loss_rows: int | None = None
         self._optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
 
@@ -133,8 +142,8 @@ class ResidentSession:
     def attend_with(self, kernel: str) -> None:
         """See the protocol."""
         self._once("attend_with")
-        if kernel not in KERNELS:
-            raise PlanError(f"attention kernel {kernel}", "is not known.", did_you_mean(kernel, KERNELS))
+        if kernel not in NAMES:
+            raise PlanError(f"attention kernel {kernel}", "is not known.", did_you_mean(kernel, NAMES))
         self._kernel = kernel
 
     def adapt(self, *, rank: int, alpha: int) -> None:
@@ -193,35 +202,63 @@ class ResidentSession:
         self._once("optimize_with")
         self._optimizer = name
 
-    def build(self) -> BuiltRun:
-        """Load the model and put on it what was asked for.
+    @property
+    def dtype(self) -> torch.dtype:
+        """What frozen weights and activations are computed in."""
+        return self._dtype
+
+    def adapted_model(self) -> tuple[PeftModel, Any]:
+        """Load the model with fresh adapters on it, and the tokenizer (None: there is none).
 
         Raises:
             PlanError: the device, the model or the choices do not allow it.
         """
         if self._rank is None:
             raise PlanError("the plan's choices", "put no adapters on, so nothing would be trained.")
-        if self._offloading and not self._checkpointing:
-            raise PlanError("the plan's choices", "keep layer inputs in host memory, but keep no layer inputs.")
-        streaming = self._streaming_options()
         plan, device = self._plan, take_device(self._plan)
         source = find_source(plan.model.source)
         tokenizer = load_tokenizer(source)
         config = load_config(source)
         self._check_config(config)
         if self._fused_activation:
-            config.hidden_act = self._fused(config.hidden_act)
-        model = load_model(
-            source,
-            config,
-            dtype=self._dtype,
-            attention=self._attention(),
-            device=device,
-            four_bit=self._four_bit,
-            seed=plan.train.seed,
-        )
+            name = activation_field(config)
+            setattr(config, name, self._fused(getattr(config, name)))
+        if self._streaming_weights:
+            self.weights = StreamedWeights(device)
+        try:
+            model = load_model(
+                source,
+                config,
+                dtype=self._dtype,
+                attention=self._attention(),
+                device=device,
+                four_bit=self._four_bit,
+                seed=plan.train.seed,
+                put_away=self.weights.put_away if isinstance(self.weights, StreamedWeights) else None,
+            )
+            self.weights.ready()
+        except BaseException:
+            if self.weights.host is not None:
+                self.weights.host.close()
+            raise
         model.requires_grad_(False)
-        adapted = add_adapters(model, rank=self._rank[0], alpha=self._rank[1], seed=plan.train.seed)
+        return add_adapters(model, rank=self._rank[0], alpha=self._rank[1], seed=plan.train.seed), tokenizer
+
+    def build(self) -> BuiltRun:
+        """Load the model and put on it what was asked for.
+
+        Raises:
+            PlanError: the device, the model or the choices do not allow it.
+        """
+        if self._offloading and not self._checkpointing:
+            raise PlanError("the plan's choices", "keep layer inputs in host memory, but keep no layer inputs.")
+        streaming = self._streaming_options()
+        if self._streaming_weights and streaming is None:
+            raise PlanError("the plan's choices", "keep weights in host memory, but ask for no layers in pieces.")
+        adapted, tokenizer = self.adapted_model()
+        base: Any = adapted.get_base_model()
+        model: PreTrainedModel = base
+        device = model.device
         for parameter in adapted.parameters():
             if parameter.requires_grad:  # these buffers stay for the whole run, so they never fragment memory
                 parameter.grad = torch.zeros_like(parameter)
@@ -237,6 +274,7 @@ class ResidentSession:
             device=device,
             executor="streamed" if streaming else "resident",
             host=host,
+            weights=self.weights,
             kernel=self._kernel or STOCK_ATTENTION,
             loss_name=f"chunked, {self._loss_rows} rows" if self._loss_rows else "transformers",
         )
@@ -265,13 +303,21 @@ class ResidentSession:
             return (store.arena if store is not None else None), make_loss(model, self._loss_rows)
         assert self._loss_rows is not None
         tokens = self._plan.train.batch * self._plan.total_tokens
-        made = build_streamed(model, streaming, tokens=tokens, dtype=self._dtype, device=device, rows=self._loss_rows)
+        made = build_streamed(
+            model,
+            streaming,
+            self.weights,
+            tokens=tokens,
+            dtype=self._dtype,
+            device=device,
+            rows=self._loss_rows,
+        )
         return made.host, made.loss
 
     def _checkpoint(self, model: PreTrainedModel, device: torch.device) -> HostStore | None:
         if not self._checkpointing:
             return None
-        layers, train = model.get_decoder().layers, self._plan.train
+        layers, train = layers_of(model), self._plan.train
         host = None
         if self._offloading:
             shape = (train.batch, self._plan.total_tokens, model.config.hidden_size)
@@ -306,19 +352,23 @@ class ResidentSession:
         for name, value in (
             ("layers", config.num_hidden_layers),
             ("width", config.hidden_size),
-            ("mlp_width", config.intermediate_size),
+            ("mlp_width", mlp_width(config)),
             ("heads", config.num_attention_heads),
             ("kv_heads", getattr(config, "num_key_value_heads", None) or config.num_attention_heads),
             ("vocab", config.vocab_size),
-            ("activation", getattr(config, "hidden_activation", None) or config.hidden_act),
+            ("activation", getattr(config, activation_field(config))),
         ):
             if value != getattr(shape, name):
                 why = f"has {name} {value} where it is loaded from, and {getattr(shape, name)} was planned for."
                 raise PlanError(asked, why, again)
         window = getattr(config, "sliding_window", None)
-        if self._kernel and window is not None and window < self._plan.total_tokens:
+        plain = self._kernel not in KERNEL_OPS and not self._streaming
+        if self._kernel and plain and window and window < self._plan.total_tokens:
             why = f"attends within a window of {window:,} tokens; the {self._kernel} kernel has none."
-            raise PlanError(asked, why, f"Plan at most {window:,} tokens.")
+            raise PlanError(asked, why, again)
+        if self._kernel not in (None, BLOCKS) and shape.attention_softcap is not None:
+            why = f"caps its scores at {shape.attention_softcap:g}, which the {self._kernel} kernel does not."
+            raise PlanError(asked, why, again)
 
     def _once(self, what: str) -> None:
         if what in self._asked:

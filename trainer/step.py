@@ -30,20 +30,27 @@ def nothing(_: str) -> None:
 
 @dataclass(frozen=True)
 class Head:
-    """The frozen output head; ``divided``: what its logits are divided by (Granite)."""
+    """The frozen output head.
+
+    Attributes:
+        divided: what its logits are divided by (Granite); ``softcap``: what they are capped at by tanh (Gemma 2).
+    """
 
     linear: nn.Module
     divided: float
+    softcap: float | None
 
     @staticmethod
     def of(base: PreTrainedModel) -> Head:
         """The head of a model."""
         linear: Any = base.get_output_embeddings()
-        return Head(linear, getattr(base.config, "logits_scaling", None) or 1.0)
+        divided = getattr(base.config, "logits_scaling", None) or 1.0
+        return Head(linear, divided, getattr(base.config, "final_logit_softcapping", None))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[…, D]`` final hidden states to ``[…, V]`` logits."""
-        return self.linear(hidden) if self.divided == 1 else self.linear(hidden) / self.divided
+        logits = self.linear(hidden) if self.divided == 1 else self.linear(hidden) / self.divided
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def scaled(self, hidden: Tensor) -> Tensor:
         """What `loss` takes: what the head gives is divided where what it takes is."""
@@ -54,7 +61,8 @@ class Head:
 
     def loss(self, hidden: Tensor, targets: Tensor, rows: int, divisor: Tensor) -> Tensor:
         """Cross-entropy of ``[T, D]`` scaled hidden states, summed and divided, ``rows`` rows of logits at a time."""
-        return chunked_cross_entropy(hidden, self.linear.weight, self.linear.bias, targets, rows=rows, divisor=divisor)
+        weight, bias, softcap = self.linear.weight, self.linear.bias, self.softcap
+        return chunked_cross_entropy(hidden, weight, bias, targets, rows=rows, divisor=divisor, softcap=softcap)
 
 
 def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:

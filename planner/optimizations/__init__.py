@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import walk_packages
+from types import MappingProxyType
 
 from planner.errors import PlanError, did_you_mean
 from planner.optimizations.base import REGISTRY, Optimization
@@ -26,15 +28,15 @@ def _load() -> None:
             raise PlanError(f"package {owner}", why, f"pip uninstall {owner} leaves it out.") from error
 
 
-def all_optimizations() -> dict[str, Optimization]:
+def all_optimizations() -> Mapping[str, Optimization]:
     """Every registered optimisation by id, in a fixed order; further packages may add theirs by entry point."""
     _load()
-    return {name: _instance(REGISTRY[name]) for name in sorted(REGISTRY)}
+    return _instances(tuple(REGISTRY.values()))
 
 
 @cache
-def _instance(kind: type[Optimization]) -> Optimization:
-    return kind()
+def _instances(kinds: tuple[type[Optimization], ...]) -> Mapping[str, Optimization]:
+    return MappingProxyType({kind.id: kind() for kind in sorted(kinds, key=lambda kind: kind.id)})
 
 
 def by_id(name: str) -> Optimization:

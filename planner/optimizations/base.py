@@ -49,15 +49,17 @@ EVERY = "*"
 class Situation:
     """What is known before anything is chosen: the card, the model, and the host's memory in bytes.
 
-    ``chosen`` holds the ids of the set that is being composed; it is empty as long as none is. Of the card an
-    optimisation may ask what decides which code runs on it (kind, capability, gfx, 16-bit types, and its name for
-    people), never its sizes and rates: cards that are equal in those share what is composed for them.
+    ``chosen`` holds the ids of the set that is being composed; it is empty as long as none is. ``merge``: whether the
+    adapters are merged into the weights after training. Of the card an optimisation may ask what decides which code
+    runs on it (kind, capability, gfx, 16-bit types, and its name for people), never its sizes and rates: cards that are
+    equal in those share what is composed for them.
     """
 
     gpu: HardwareProfile
     model: ModelShape
     host_bytes: int
     chosen: Set[str] = frozenset()
+    merge: bool = False
 
     def choosing(self, ids: Iterable[str]) -> Situation:
         """The same with a set that is looked at; what is asked of it is noted where it was before."""

@@ -14,9 +14,10 @@ from planner.compose import Configuration, compose
 from planner.evaluate import Candidates, Evaluator, Limits, Outcome
 from planner.hardware import load_profile
 from planner.ledger import Device, Phase
+from planner.lengths import NO_TIER_RANK
 from planner.model import load_model
 from planner.optimizations.base import Situation
-from planner.planning import HOST_BYTES, NO_TIER_RANK, Request
+from planner.planning import HOST_BYTES, Request
 from planner.solver import Search, Wanted, search
 from planner.symbols import Letters
 from planner.tiers import TIERS
@@ -94,8 +95,7 @@ class Run:
 def run(configuration: Configuration, total: int, target: int, rank: int, card: str = CARD) -> Run:
     """A configuration at one length, one sequence at a time."""
     workspace = calibration().workspace_bytes(load_profile(card).compute_capability)
-    letters = configuration.at(batch=1, total=total, target=target, workspace=workspace)
-    letters.R = rank
+    letters = configuration.at(batch=1, total=total, target=target, workspace=workspace, rank=rank)
     return Run(configuration, letters)
 
 

@@ -49,8 +49,8 @@ def _peaks(configuration: Configuration, plan: Plan, totals: Any) -> dict[str, A
     """Bytes of each group of terms on the card, at each length in the phase that is highest there."""
     capability = load_profile(CARD).compute_capability
     workspace = calibration().workspace_bytes(capability)
-    letters = configuration.at(batch=1, total=totals, target=np.minimum(plan.target, totals), workspace=workspace)
-    letters.R = plan.lora_rank
+    targets, rank = np.minimum(plan.target, totals), plan.lora_rank
+    letters = configuration.at(batch=1, total=totals, target=targets, workspace=workspace, rank=rank)
     by_phase = configuration.ledger.by_phase(letters, (Device.GPU,))
     groups = sorted({name.partition("/")[0] for terms in by_phase.values() for name in terms})
     sizes = np.zeros((len(by_phase), len(groups), len(totals)), dtype=np.int64)

@@ -21,6 +21,7 @@ PHASES: Mapping[Phase, str] = {
     Phase.EVALUATE: "the layers without autograd, on rows that are not trained",
     Phase.EVALUATE_LOSS: "final norm, logits and loss on those rows",
     Phase.SAVE: "the adapter is written",
+    Phase.MERGE: "where asked for, a 16-bit model with the adapter merged into it is written",
 }
 BASES: Mapping[Basis, str] = {
     Basis.EXACT: "counted: shapes of tensors that exist in any case; these terms alone make `low`",
@@ -33,6 +34,7 @@ RESOURCES: Mapping[Resource, str] = {
     Resource.ATTENTION: "the attention kernel, FLOP",
     Resource.MEMORY: "the card's own memory, bytes",
     Resource.LINK: "between card and host, bytes one way",
+    Resource.PREFETCH: "from the host to the card at any time of a pass, bytes",
 }
 
 

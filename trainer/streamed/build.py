@@ -42,6 +42,14 @@ class Streaming:
     keep_outputs: bool = False
 
 
+@dataclass(frozen=True)
+class Streamed:
+    """The loss, and the host memory that it works with."""
+
+    loss: StreamedLoss
+    host: Arena
+
+
 def codec_of(form: Form, dtype: torch.dtype) -> Codec:
     """The codec of a form."""
     if form == "exact":
@@ -52,20 +60,18 @@ def codec_of(form: Form, dtype: torch.dtype) -> Codec:
 def build_streamed(
     model: PreTrainedModel,
     streaming: Streaming,
-    host: Arena,
     weights: Weights,
     *,
     tokens: int,
     dtype: torch.dtype,
     device: torch.device,
     rows: int,
-) -> StreamedLoss:
+) -> Streamed:
     """The streamed executor of a model whose adapters are on.
 
     Args:
         model: loaded with ``attn_implementation=split.register()``.
-        host: takes what is as long as the sequence; it is closed if that fails.
-        weights: of the layers.
+        weights: of its layers.
         tokens: of the largest micro-batch, all its rows together.
         rows: rows of logits computed at a time.
 
@@ -84,6 +90,7 @@ def build_streamed(
         group=min(streaming.heads, heads),
         dtype=dtype,
     )
+    host = Arena(torch.device("cpu"), away=True, pinned=device.type == "cuda")
     between = host if streaming.staging == "host" else Arena(device, away=False, pinned=False)
     try:
         layers = Layers(
@@ -107,4 +114,4 @@ def build_streamed(
     except BaseException:
         host.close()
         raise
-    return StreamedLoss(layers, Head.of(model), rows)
+    return Streamed(StreamedLoss(layers, Head.of(model), rows), host)

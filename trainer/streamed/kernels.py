@@ -18,7 +18,7 @@ _LSE_PADDING = 32  # the memory-efficient kernel pads queries to a multiple of t
 
 
 class Kernel(Protocol):
-    """One exact kernel; ``name`` is its name in plans. Fewer key and value heads than query heads are taken as they are."""
+    """One exact kernel; ``name`` is its name in plans. Fewer key heads than query heads are taken as they are."""
 
     name: str
 
@@ -178,8 +178,8 @@ class Efficient:
         found = []
         for (q, k, v), grad, out, sums in each_head:
             dq, dk, dv, _ = _OPS._scaled_dot_product_efficient_attention_backward(
-                grad, q, k, v, None, _as_made(out), sums.contiguous(), seed, offset, 0.0, [True, True, True, False], causal,
-                scale=scale,
+                grad, q, k, v, None, _as_made(out), sums.contiguous(), seed, offset, 0.0,
+                [True, True, True, False], causal, scale=scale,
             )  # fmt: skip
             found.append((dq, dk.sum(1, keepdim=True) if shared else dk, dv.sum(1, keepdim=True) if shared else dv))
         dq, dk, dv = (_together(each) for each in zip(*found, strict=True))

@@ -19,6 +19,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from planner.errors import PlanError
 from planner.families import FAMILIES
+from trainer.layers import layers_of
 
 NAME = "tierplan_streamed"
 """What the capturing attention function is called in transformers' registry."""
@@ -41,7 +42,7 @@ class Projected:
     window: int | None
 
 
-class _Captured(Exception):  # noqa: N818 - no error: it carries the projections out of the layer's forward
+class _Captured(Exception):
     def __init__(self, projected: Projected) -> None:
         self.projected = projected
 
@@ -89,7 +90,7 @@ class Split:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.decoder: Any = model.get_decoder()
-        self.layers: Any = self.decoder.layers
+        self.layers = layers_of(model)
         self.config = model.config
         self._attended: Tensor | None = None
         self._standing_in: Callable[[int, Tensor, dict[str, Any]], Tensor] | None = None
@@ -112,7 +113,7 @@ class Split:
         )
 
     def _take_attention_out(self, layer: nn.Module, output: str) -> None:
-        name = next((name for name in ("self_attn", "attention") if hasattr(layer, name)), None)
+        name = next((name for name in ("self_attn", "attention", "attn") if hasattr(layer, name)), None)
         attention = getattr(layer, name) if name else None
         if not isinstance(attention, nn.Module) or not hasattr(attention, output):
             self._refuse(

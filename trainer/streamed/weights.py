@@ -26,13 +26,25 @@ PIECE = 1 << 25
 
 
 class Weights:
-    """The layers' weights as they are: all on the card."""
+    """The layers' weights as they are: all on the card.
+
+    Attributes:
+        host: the host memory that holds them, if any.
+    """
+
+    host: Arena | None = None
+
+    def ready(self) -> None:
+        """The model is loaded."""
 
     def follow(self, order: Sequence[int]) -> None:
         """The layers are entered in this order from here on."""
 
     def enter(self, index: int) -> None:
         """A layer is computed from here on, until the next one is entered."""
+
+    def need(self, parameter: Tensor) -> None:
+        """A frozen parameter is read from here on, until another layer's is."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +65,17 @@ class StreamedWeights(Weights):
     """Weights that `put_away` took off the card.
 
     Args:
-        host: where they go; who made it closes it.
         device: where layers are computed.
 
     Attributes:
         copied: layers brought to the card so far.
     """
 
-    def __init__(self, host: Arena, device: torch.device) -> None:
-        self._host, self._device = host, device
+    def __init__(self, device: torch.device) -> None:
+        self.host: Arena = Arena(torch.device("cpu"), away=True, pinned=device.type == "cuda")
+        self._device = device
         self._layers: list[tuple[list[Place], Tensor]] = []
+        self._layer_of: dict[int, int] = {}  # by the identity of a parameter
         self._layout: list[_Piece] = []
         self._slots: list[Tensor] = []
         self._views: list[list[Tensor]] = []
@@ -90,14 +103,15 @@ class StreamedWeights(Weights):
         if layout != self._layout:
             why = f"layer {len(self._layers)} has matrices of other shapes than the first, so they cannot share memory."
             raise PlanError(f"streaming the weights of {type(layer).__name__}", why, "Plan without streamed weights.")
-        away = self._host.take(size, torch.uint8)
+        away = self.host.take(size, torch.uint8)
         for (owner, name), piece in zip(places, layout, strict=True):
             piece.of(away).copy_(getattr(owner, name))
             setattr(owner, name, torch.empty(0, dtype=piece.dtype, device=self._device))
+            self._layer_of[id(owner)] = len(self._layers)
         self._layers.append((places, away))
 
     def ready(self) -> None:
-        """Make room on the card, once all layers are put away. Tensors have their shapes from here on."""
+        """See `Weights`. Makes room on the card; tensors have their shapes from here on."""
         for index in range(min(2, len(self._layers))):
             self._slots.append(torch.empty(len(self._layers[0][1]), dtype=torch.uint8, device=self._device))
             self._views.append([piece.of(self._slots[index]) for piece in self._layout])
@@ -114,13 +128,22 @@ class StreamedWeights(Weights):
         """See `Weights`; the next one's copy begins as soon as the layer before is done with its place."""
         expected = self._coming.popleft()
         assert expected == index, f"layer {index} is entered, and {expected} was to come"
+        self._use(index)
+        if self._coming:
+            self._bring(self._coming[0])
+
+    def need(self, parameter: Tensor) -> None:
+        """See `Weights`."""
+        if id(parameter) in self._layer_of:
+            self._use(self._layer_of[id(parameter)])
+
+    def _use(self, index: int) -> None:
+        """A layer is on the card for whatever follows, and its tensors are where it is."""
         slot = self._bring(index)
         if self._arrived[slot] is not None:
             torch.cuda.current_stream(self._device).wait_event(self._arrived[slot])
         self._bind(index, slot)
         self._now = slot
-        if self._coming:
-            self._bring(self._coming[0])
 
     def _bring(self, index: int) -> int:
         """Begin to copy a layer to the slot that is not computed in, unless it is on the card; returns its slot."""

@@ -6,6 +6,8 @@ optimiser states. Gradients keep their buffers from step to step: allocated once
 
 from __future__ import annotations
 
+from planner import merging
+from planner.adapter_matrices import adapter_letters
 from planner.ledger import ALWAYS, Basis, Device, Ledger, Phase, Term
 from planner.optimizations.base import Evidence, Knob, Knobs, Optimization, Situation
 from planner.session import Session
@@ -42,8 +44,9 @@ class Lora(Optimization):
     makes = frozenset(
         {"adapters/weights", "gradients/adapters", "optimizer/state", "optimizer/counters"}
         | {"adapters/saving", "adapters/file"}
+        | {term.name for term in merging.TERMS}
     )
-    claims = frozenset({"letter R"})
+    claims = frozenset({"letter R", "letter s", "letter b"})
     knobs = (
         Knob("rank", "rank of the adapters", lambda situation: RANKS, letter="R", low=1, high=1024),
         Knob(
@@ -61,11 +64,16 @@ class Lora(Optimization):
     exact = False
     effect = "updates are limited to the adapters' rank"
 
+    def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
+        """The rank, and what it makes of each matrix."""
+        return adapter_letters(situation.model, int(knobs["rank"]))
+
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
         """Adapters, their gradients and two moments."""
         source = "PEFT's LoRA layers; torch.optim.AdamW(fused=True)"
         after_load = ALWAYS - {Phase.LOAD}  # the optimiser makes its state in the first step
         return ledger.with_terms(
+            *merging.TERMS,
             Term(
                 "adapters/weights",
                 adapter_parameters,
@@ -99,14 +107,14 @@ class Lora(Optimization):
                 float32,
                 frozenset({Phase.SAVE}),
                 "adapters on their way into a file",
-                "safetensors.torch.save_file makes bytes of all tensors before it writes",
+                "safetensors.torch.save_file copies all tensors to the host before it writes",
                 device=Device.HOST,
             ),
             Term(
                 "adapters/file",
                 adapter_parameters,
                 float32,
-                frozenset({Phase.SAVE}),
+                frozenset({Phase.SAVE, Phase.MERGE}),
                 "the saved adapter, its header left out",
                 "PEFT's safetensors file, in float32 as the adapters are",
                 device=Device.DISK,

@@ -2,7 +2,8 @@
 
 cuDNN's and the flash kernel need compute capability 8.0 and 16-bit numbers; the memory-efficient kernel runs from
 5.0 on and is the one for Turing. Scores of all pairs of tokens are replaced by one float32 per query. Rows are
-causal from their first token, so no mask is needed.
+causal from their first token, so no mask is needed. Where layers have a window, a token's scores are computed for the
+keys in it alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from planner.ledger import Ledger
 from planner.optimizations.base import Evidence, Knob, Knobs, Optimization, Scalar, Situation
 from planner.session import Session
-from planner.symbols import Letters, Number, round_up
+from planner.symbols import Letters, Number, least, round_up
 
 
 def grouped_inputs(x: Letters) -> Number:
@@ -18,12 +19,17 @@ def grouped_inputs(x: Letters) -> Number:
 
     Value is what its linear gave; where that is one tensor with query and key, all of it stays.
     """
-    return x.A * x.B * x.S * ((x.H + 2 * x.K) * x.E + x.v)
+    return x.A * x.B * x.S * ((x.H + 2 * x.K) * x.E + x.v + query_copy(x))
+
+
+def query_copy(x: Letters) -> Number:
+    """Where positions are learned nothing turns the query, so it lies in its linear's output, and is copied out."""
+    return least(x.r, 1) * x.H * x.E
 
 
 def repeated_inputs(x: Letters) -> Number:
     """Query, and key and value copied for every query head; where none is repeated, value as its linear gave it."""
-    return x.A * x.B * x.S * (3 * x.H * x.E + (x.K // x.H) * x.v)
+    return x.A * x.B * x.S * (3 * x.H * x.E + (x.K // x.H) * x.v + query_copy(x))
 
 
 def log_sum_exp(x: Letters) -> Number:
@@ -43,7 +49,8 @@ def nothing(x: Letters) -> Number:
 
 # The largest head of each kernel, forward and backward; the memory-efficient kernel takes any.
 LARGEST_HEAD = {"cudnn": 128, "flash": 256}
-
+# Kernels whose operators take a window, or in the case of the CPU's rows with a mask of their own.
+WITH_WINDOW = frozenset({"flash", "efficient", "cpu"})
 
 EAGER = ("attention/mask", "attention/eager", "attention/eager_forward", "attention/eager_evaluation")
 
@@ -53,33 +60,37 @@ def kernels(situation: Situation) -> tuple[Scalar, ...]:
     if situation.gpu.kind == "cpu":
         return ("cpu",)
     capability, head = situation.gpu.compute_capability or (0, 0), situation.model.head_size
+    window = situation.model.sliding_window is not None
     if capability < (5, 0):
         return ()
     half = not situation.chosen or "mixed_precision" in situation.chosen  # the others take 16-bit numbers only
     # The fastest first: cuDNN has kernels made for Hopper; elsewhere flash is at least as fast.
     order = ("cudnn", "flash", "efficient") if (9, 0) <= capability < (12, 0) else ("flash", "cudnn", "efficient")
     able = capability >= (8, 0) and half and head % 8 == 0
-    return tuple(name for name in order if name == "efficient" or (able and head <= LARGEST_HEAD[name]))
+    return tuple(
+        name
+        for name in order
+        if name == "efficient" or (able and head <= LARGEST_HEAD[name] and (name in WITH_WINDOW or not window))
+    )
 
 
 class _HasKernel:
-    """Needs a card that at least one exact kernel runs on, and attention over the whole sequence."""
+    """Needs a card that at least one exact kernel runs on, and scores that kernels compute."""
 
-    text = "a graphics card of compute capability ≥ 5.0, or the CPU; no sliding window"
+    text = "a graphics card of compute capability ≥ 5.0, or the CPU; no soft-capped scores"
 
     def reasons(self, situation: Situation) -> tuple[str, ...]:
-        """Names the capability, or the window."""
-        found = []
-        if situation.gpu.kind == "gpu" and situation.gpu.compute_capability is None:
-            found.append(f"which exact kernel runs on {situation.gpu.name} is unknown: its compute capability is")
-        elif not kernels(situation):
-            found.append(f"no exact kernel runs on {situation.gpu.name}: the oldest needs compute capability ≥ 5.0")
-        if situation.model.sliding_window is not None:
-            found.append(
-                f"{situation.model.id} attends within a window of {situation.model.sliding_window} tokens, "
-                "which this slice does not cut into bands"
+        """Names the capability, or what no kernel does."""
+        if situation.model.attention_softcap is not None:
+            cap = situation.model.attention_softcap
+            return (
+                f"no kernel soft-caps scores, which {situation.model.id} does at {cap:g}; blockwise_attention does",
             )
-        return tuple(found)
+        if situation.gpu.kind == "gpu" and situation.gpu.compute_capability is None:
+            return (f"which exact kernel runs on {situation.gpu.name} is unknown: its compute capability is",)
+        if not kernels(situation):
+            return (f"no exact kernel runs on {situation.gpu.name}: the oldest needs compute capability ≥ 5.0",)
+        return ()
 
 
 class ExactAttention(Optimization):
@@ -99,6 +110,10 @@ class ExactAttention(Optimization):
         Evidence(
             "exact attention in linear memory",
             "Dao 2023, arXiv 2307.08691; Rabe and Staats 2021, arXiv 2112.05682",
+        ),
+        Evidence(
+            "windows and sinks by the kernels' own operators equal the scores written out, in float64",
+            "tests/test_kernel_ops.py",
         ),
         Evidence(
             "which kernel runs on which card",

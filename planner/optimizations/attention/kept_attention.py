@@ -24,14 +24,14 @@ class KeptAttention(Optimization):
     id = "kept_attention"
     title = "outputs of attention kept in host memory"
     numbers = (1,)
-    claims = frozenset({"letter u"})
+    claims = frozenset({"letter k_a"})
     makes = frozenset({"attention/kept"})
     requires = (Needs("buffers/staging", "only streamed layers can take attention's outputs from elsewhere"),)
     evidence = (Evidence("gradients equal stock", "tests/streamed/test_gradients.py"),)
 
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
         """Attention is not computed again."""
-        return {"u": 1}
+        return {"k_a": 1}
 
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
         """Outputs of every layer in pinned memory."""

@@ -7,7 +7,7 @@ loss and outputs are exact and gradients are not: they are those of a layer at a
 from __future__ import annotations
 
 from planner.ledger import Ledger
-from planner.optimizations.base import Evidence, Knobs, Needs, Optimization, Requirement, Situation
+from planner.optimizations.base import Evidence, Knobs, Needs, Optimization, Situation
 from planner.optimizations.checkpoints.coding import WholeBlocks
 from planner.session import Session
 
@@ -18,8 +18,8 @@ class CheckpointNf4(Optimization):
     id = "checkpoint_nf4"
     title = "kept layer inputs in four bits (NF4)"
     numbers = (38,)
-    claims = frozenset({"letter b"})
-    requires: tuple[Requirement, ...] = (
+    claims = frozenset({"letter b_c"})
+    requires = (
         Needs("buffers/staging", "only streamed layers write their inputs down in another form"),
         WholeBlocks(),
     )
@@ -32,10 +32,10 @@ class CheckpointNf4(Optimization):
 
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
         """Bits of 64 elements and their scale."""
-        return {"b": 64 * 4 + 32}
+        return {"b_c": 64 * 4 + 32}
 
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
-        """All follows from the letter b."""
+        """All follows from the letter b_c."""
         return ledger
 
     def apply(self, session: Session) -> None:

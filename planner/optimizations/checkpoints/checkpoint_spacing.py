@@ -23,16 +23,16 @@ class CheckpointSpacing(Optimization):
     id = "checkpoint_spacing"
     title = "one layer input kept for several layers"
     numbers = (37,)
-    claims = frozenset({"letter s"})
+    claims = frozenset({"letter L_s"})
     requires = (Needs("buffers/staging", "on the card spacing saves nothing once layers are recomputed"),)
-    knobs = (Knob("every", "layers for which one input is kept", _spacings, letter="s", low=2, high=1024),)
+    knobs = (Knob("every", "layers for which one input is kept", _spacings, letter="L_s", low=2, high=1024),)
     evidence = (
         Evidence("about √L kept inputs are least", "Chen et al. 2016, arXiv 1604.06174"),
         Evidence("gradients equal stock for every spacing", "tests/streamed/test_gradients.py"),
     )
 
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
-        """All follows from the letter s."""
+        """All follows from the letter L_s."""
         return ledger
 
     def apply(self, session: Session) -> None:

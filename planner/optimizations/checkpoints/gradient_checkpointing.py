@@ -11,7 +11,7 @@ from planner.baseline_formulas import (
     bits_of_activation,
     forward_working,
     incoming_gradient,
-    mlp_gradients,
+    layer_backward_bytes,
     norm_copies_of_layer,
 )
 from planner.baseline_work import (
@@ -51,7 +51,7 @@ class GradientCheckpointing(Optimization):
     claims = frozenset(
         {"letter A", "letter p", "activations/inputs.count", "activations/norms.count", "activations/outputs.count"}
         | {"activations/forward.count", "activations/forward.bits"}
-        | {"activations/backward.count", "activations/backward.bits"}
+        | {"activations/backward.count"}
         | {f"{name}.phases" for name in (*per_layer_names(), "attention/mask")}
     )
     makes = frozenset({"activations/checkpoints"})
@@ -77,7 +77,7 @@ class GradientCheckpointing(Optimization):
             .claimed("activations/norms", count=norm_copies_of_layer)
             .claimed("activations/outputs", count=gradient_and_output)
             .claimed("activations/forward", count=forward_working, bits=bits_of_activation)
-            .claimed("activations/backward", count=mlp_gradients, bits=bits_of_activation)
+            .claimed("activations/backward", count=layer_backward_bytes)
             .claimed("attention/mask", phases=STEP - {Phase.OPTIMIZER} | {Phase.EVALUATE})
             .with_terms(
                 Term(

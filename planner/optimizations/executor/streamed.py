@@ -114,7 +114,7 @@ class Streamed(Optimization):
     title = "layers in passes over the sequence, the rest in host memory"
     numbers = (35, 42)
     claims = frozenset(
-        {"letter A", "letter p", "letter c", "letter d", "letter X", "letter e", "setting attention"}
+        {"letter A", "letter p", "letter S_c", "letter H_g", "letter j_h", "letter e", "setting attention"}
         | {"setting executor", "activations/checkpoints.device"}
         | {f"{name}.{what}" for name in per_layer_names() for what in ("count", "phases")}
         | {f"{name}.count" for name in EAGER}
@@ -140,8 +140,10 @@ class Streamed(Optimization):
         _CanBeCut(),
     )
     knobs = (
-        Knob("chunk", "tokens computed at once", lambda _: CHUNKS, letter="c", low=64, high=1 << 20),
-        Knob("heads", "query heads whose attention is computed at once", lambda _: HEADS, letter="d", low=1, high=1024),
+        Knob("chunk", "tokens computed at once", lambda _: CHUNKS, letter="S_c", low=64, high=1 << 20),
+        Knob(
+            "heads", "query heads whose attention is computed at once", lambda _: HEADS, letter="H_g", low=1, high=1024
+        ),
         Knob("staging", "host or card: where query, key, value and gradients wait", lambda _: ("host", "card")),
         Knob("kernel", "cudnn, flash or efficient", _kernels),
     )
@@ -155,7 +157,7 @@ class Streamed(Optimization):
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
         """One layer at a time, no stored scores."""
         staging = int(knobs["staging"] == "host")
-        return super().letters(situation, knobs) | {"A": 1, "p": 1, "e": 0, "X": staging}
+        return super().letters(situation, knobs) | {"A": 1, "p": 1, "e": 0, "j_h": staging}
 
     def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
         """The kernel that attention rates are looked up by, and the executor."""

@@ -19,8 +19,11 @@ def slice_of_logits(x: Letters) -> Number:
 
 
 def logits_bits(x: Letters) -> Number:
-    """Logits in the compute dtype and a float32 copy, which in float32 is the same tensor."""
-    return 64 - x.a
+    """Logits in the compute dtype and a float32 copy, which in float32 is the same tensor.
+
+    Where logits are capped, their tanh and what is made of it, both in float32.
+    """
+    return 64 - x.a * (1 - x.t)
 
 
 def gradient_rows(x: Letters) -> Number:

@@ -1,12 +1,13 @@
 """Hold the weights of the layers' linears in four bits (NF4) with doubly quantised constants.
 
 A block of 64 weights shares one scale; the scales themselves are held in eight bits, 256 of them sharing one
-float32. Each use dequantises one matrix into a passing buffer. Costs: the weights are rounded once, and every
-pass reads four bits and writes sixteen.
+float32. Each use dequantises one matrix into a passing buffer, in 16 bits or, where a card or a model has no 16-bit
+compute, in 32. Costs: the weights are rounded once, and every pass reads four bits and writes sixteen or more.
 """
 
 from __future__ import annotations
 
+from planner import merging
 from planner.baseline_formulas import eager_backward_bytes
 from planner.ledger import ALWAYS, Basis, Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Capability, Evidence, Knobs, Needs, Optimization, Situation
@@ -29,22 +30,22 @@ def constants(x: Letters) -> Number:
 
 
 def dequantised(x: Letters) -> Number:
-    """Bytes of the largest matrix in 16 bits, as far as it stands above what follows it.
+    """Bytes of the largest matrix in the compute dtype, as far as it stands above what follows it.
 
     While it is alive there is a tensor of width F fewer than at the height of the pass it belongs to, forward or
     backward; so for more than M/F tokens at once that height hides it, and stored scores may do so before.
     """
-    return greatest(2 * (x.M - least(x.B * x.S, x.c) * x.F) - x.e * eager_backward_bytes(x), 0)
+    return greatest(x.a // 8 * (x.M - least(x.B * x.S, x.S_c) * x.F) - x.e * eager_backward_bytes(x), 0)
 
 
 def loading(x: Letters) -> Number:
-    """The matrix being quantised in 16 bits and its scales in float32, gone before adapters and gradients come."""
-    return greatest(2 * x.M + 4 * ceil_div(x.M, BLOCK) - 8 * x.L * x.R * x.U, 0)
+    """The matrix being quantised, in the compute dtype, and its scales; gone before adapters and gradients come."""
+    return greatest(x.a // 8 * x.M + 4 * ceil_div(x.M, BLOCK) - 8 * x.L * x.R * x.U, 0)
 
 
 def dequantised_once(x: Letters) -> Number:
-    """Half a byte read and two written for each weight, and for each chunk where layers run in passes."""
-    return ceil_div(x.B * x.S, least(x.B * x.S, x.c)) * x.L * x.P * 5 // 2
+    """Four bits read and an element of the compute dtype written for each weight, and so for each chunk."""
+    return ceil_div(x.B * x.S, least(x.B * x.S, x.S_c)) * x.L * x.P * (4 + x.a) // 8
 
 
 def dequantised_in_backward(x: Letters) -> Number:
@@ -59,12 +60,11 @@ class Nf4Weights(Optimization):
     title = "4-bit NF4 weights, double quantisation"
     numbers = (6, 11)
     claims = frozenset({"weights/linear.bits"})
-    makes = frozenset({"weights/constants", "buffers/dequantised", "buffers/loading"})
+    makes = frozenset({"weights/constants", "buffers/dequantised", "buffers/loading", merging.DEQUANTISED.name})
     adds = frozenset({"dequantise/forward", "dequantise/backward"})
     requires = (
         Capability((6, 0), "bitsandbytes builds its 4-bit kernels for it"),
         Needs("adapters/weights", "4-bit weights cannot be trained themselves"),
-        Needs("adapters/casts", "4-bit weights are dequantised to 16 bits, so the rest computes in 16 bits"),
     )
     evidence = (
         Evidence("NF4 and double quantisation", "Dettmers et al. 2023, arXiv 2305.14314"),
@@ -82,6 +82,7 @@ class Nf4Weights(Optimization):
         return (
             ledger.claimed("weights/linear", bits=four_bits)
             .with_terms(
+                merging.DEQUANTISED,
                 Term(
                     "weights/constants",
                     constants,
@@ -96,7 +97,7 @@ class Nf4Weights(Optimization):
                     dequantised,
                     eight,
                     frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.EVALUATE}),
-                    "a matrix in 16 bits, where nothing larger follows it",
+                    "a matrix in the compute dtype, where nothing larger follows it",
                     source,
                 ),
                 Term(
@@ -109,13 +110,19 @@ class Nf4Weights(Optimization):
                 ),
             )
             .with_work(
-                Work("dequantise/forward", dequantised_once, Resource.MEMORY, Phase.FORWARD, "weights to 16 bits"),
+                Work(
+                    "dequantise/forward",
+                    dequantised_once,
+                    Resource.MEMORY,
+                    Phase.FORWARD,
+                    "weights to the compute dtype",
+                ),
                 Work(
                     "dequantise/backward",
                     dequantised_in_backward,
                     Resource.MEMORY,
                     Phase.BACKWARD,
-                    "weights to 16 bits again",
+                    "weights to the compute dtype again",
                 ),
             )
         )
