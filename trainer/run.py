@@ -139,7 +139,9 @@ def _merge(plan: Plan, built: BuiltRun, recorder: Recorder, folder: RunFolder) -
     if built.host is not None:
         built.host.close()
     recorder.mark(Phase.MERGE)
-    merged = merge(built.model, find_source(plan.model.source), built.tokenizer, folder.path / "merged", built.dtype, built.weights)
+    merged = merge(
+        built.model, find_source(plan.model.source), built.tokenizer, folder.path / "merged", built.dtype, built.weights
+    )
     recorder.mark(BETWEEN)
     return merged
 

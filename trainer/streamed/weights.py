@@ -166,7 +166,7 @@ class StreamedWeights(Weights):
 
 
 def _places(layer: nn.Module) -> list[Place]:
-    """What of a layer goes to the host: parameters of more than one dimension, and what belongs to those in four bits."""
+    """What of a layer goes to the host: its matrices, and the constants of those in four bits."""
     matrices = [parameter for parameter in layer.parameters() if parameter.dim() > 1]
     return [place for matrix in matrices for place in ((matrix, "data"), *constants_of(matrix))]
 
