@@ -233,7 +233,8 @@ def _write(solved: Solved) -> Plan:
         knobs["lora"] |= {"rank": want.rank, "alpha": knobs["lora"]["alpha"] or 2 * want.rank}
     chosen = reasons_for_choices(found, limits, request.objective, request.required)
     rejected = reasons_for_rejections(found, limits, request.objective, request.excluded)
-    train, source = _train(request, f"runs/{_slug(model.id)}-{want.total}"), _source(request.model, model)
+    executor = _executor(best.configuration.settings["executor"])
+    train, source = _train(request, f"runs/{_slug(model.id)}-{want.total}", executor), _source(request.model, model)
     prices = Prices(request.price_per_hour, request.power_price_per_kwh)
     time, warnings = plan_time(found, request.max_step_seconds, train, source, prices)
     return Plan(
@@ -248,7 +249,7 @@ def _write(solved: Solved) -> Plan:
             layers=model.layers,
             native_context=model.native_context,
         ),
-        executor=_executor(best.configuration.settings["executor"]),
+        executor=executor,
         objective=request.objective,
         tier=want.tier,
         context=want.total - want.target,
@@ -291,10 +292,14 @@ def _gpu_facts(gpu: HardwareProfile) -> Gpu:
     )
 
 
-def _train(request: Request, out: str) -> Train:
+# A row is judged by a forward pass, about a quarter of a step; where layers run in passes, steps are long.
+EVALUATION_ROWS = {"resident": 64, "streamed": 4}
+
+
+def _train(request: Request, out: str, executor: str) -> Train:
     given = {name: value for name, value in request.train.items() if name != "target"}
     try:
-        return Train.model_validate({"out": out, **given})
+        return Train.model_validate({"out": out, "evaluation_rows": EVALUATION_ROWS[executor], **given})
     except ValidationError as error:
         raise_all([PlanError(f"train.{item['loc'][0]}", item["msg"] + ".") for item in error.errors()])
         raise AssertionError("unreachable") from error

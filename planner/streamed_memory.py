@@ -149,7 +149,7 @@ def forward_chunk(x: Letters) -> Number:
     size, more = chunk_tokens(x) * x.a // 8, more_chunks(x)
     before = x.D + projected_width(x) * (1 + x.j_h * more) + 4 * x.H * x.E
     after = x.g * x.F + 2 * x.D + x.H * x.E * (1 + x.j_h * (1 + more)) + more * x.D
-    return input_loaded(x) + size * greatest(before, after)
+    return size * (x.D * (1 + more) + greatest(before, after))
 
 
 def group_forward(x: Letters) -> Number:

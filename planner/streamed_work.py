@@ -42,13 +42,14 @@ def head_inputs(x: Letters) -> Number:
 
 
 def chunks_in(x: Letters) -> Number:
-    """Forward: the input twice, and the attended values."""
-    return x.L * (2 * input_bytes(x) + staged(x, x.H * x.E))
+    """Forward: the input twice, as it is, and the attended values."""
+    return x.L * (2 * tokens(x) * x.D * x.a // 8 + staged(x, x.H * x.E))
 
 
 def chunks_out(x: Letters) -> Number:
-    """Forward: the next layer's input, and query, key and value."""
-    return x.L * (input_bytes(x) + staged(x, projected_width(x)))
+    """Forward: the next layer's input, as it is too where it is coded, and query, key and value."""
+    beside = least(x.b_c, 1) * tokens(x) * x.D * x.a // 8
+    return x.L * (input_bytes(x) + beside + staged(x, projected_width(x)))
 
 
 def heads_in(x: Letters) -> Number:

@@ -18,6 +18,7 @@ from planner.plan import Plan
 from trainer.measure import Recorder
 from trainer.session import BuiltRun
 from trainer.step import Evaluation
+from trainer.streamed.loss import StreamedLoss
 
 _PACKAGES = (
     "tierplan",
@@ -65,7 +66,7 @@ def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> di
         "limit_bytes": gpu.budget_bytes,
         "model": {"id": plan.model.id, "source": plan.model.source},
         "layers": plan.model.layers,
-        "layers_run": plan.model.layers,
+        "layers_run": built.loss.layers.count if isinstance(built.loss, StreamedLoss) else plan.model.layers,
         "total_tokens": plan.total_tokens,
         "tokens_held": plan.train.batch * plan.total_tokens,
         "predicted": {

@@ -34,8 +34,11 @@ INTERRUPTED = 130
 _MOST_SKIPS = 25  # the loss scale begins at 2**16; halved this often it is below every useful value
 
 
-def execute(plan: Plan, *, resume: bool = False) -> int:
+def execute(plan: Plan, *, resume: bool = False, layers_run: int | None = None) -> int:
     """Train exactly what was planned; gives the exit code (0, or 130 where it was interrupted).
+
+    Args:
+        layers_run: run the first layers of a streamed model alone, to measure what each takes; the record says so.
 
     Raises:
         PlanError: the plan cannot be run here, the probe step took more than the plan's bound, or the data,
@@ -58,7 +61,8 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
             give_back_unused(device)
             recorder.mark(BETWEEN)
             recorder.pinned_bytes = sum(arena.pinned_bytes for arena in built.arenas)
-            return _run(plan, built, reading, recorder, folder, console)
+            with built.first_layers(layers_run or plan.model.layers):
+                return _run(plan, built, reading, recorder, folder, console)
     except KeyboardInterrupt:
         console.print("Interrupted; what was saved before is whole.")
         return INTERRUPTED
@@ -73,6 +77,7 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
             built.close()
 
 
+PROBED = 2  # layers of a streamed model; the first alone would not do, since nobody needs its input's gradient
 _SHORTER = "Plan a shorter context, and please report this: the plan was wrong."
 
 
@@ -149,6 +154,7 @@ def _merge(plan: Plan, built: BuiltRun, recorder: Recorder, folder: RunFolder) -
 def probe(plan: Plan, built: BuiltRun, recorder: Recorder) -> tuple[dict[str, int], float]:
     """One step and one evaluation on the largest batch of the plan, then everything as it was.
 
+    Streamed layers take the same one by one, and a step of theirs can take hours: of these the first two are run.
     Gives the exact bytes of what stays, and the step's seconds. Optimiser state is made first, from zero
     gradients, so that the step finds memory as every later step does.
     """
@@ -159,7 +165,8 @@ def probe(plan: Plan, built: BuiltRun, recorder: Recorder) -> tuple[dict[str, in
     scaler = built.scaler.state_dict() if built.scaler else None
     with torch.random.fork_rng(devices=[built.device] if built.device.type == "cuda" else []):
         built.optimizer.step()
-        with recorder.counting([*resident_tensors(built), batch.inputs, batch.targets]):
+        stays = [*resident_tensors(built), batch.inputs, batch.targets]
+        with recorder.counting(stays), built.first_layers(PROBED):
             began = time.perf_counter()
             _forward_backward(built, [batch] * min(2, train.accumulation), recorder)
             recorder.mark(Phase.OPTIMIZER)

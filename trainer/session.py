@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from trainer.loading import RANDOM, add_adapters, find_source, load_config, load
 from trainer.step import Loss, make_loss
 from trainer.streamed import split
 from trainer.streamed.build import Streaming, build_streamed
+from trainer.streamed.loss import StreamedLoss
 from trainer.streamed.weights import StreamedWeights, Weights
 
 STOCK_ATTENTION = "eager"
@@ -77,6 +78,10 @@ class BuiltRun:
     def arenas(self) -> list[Arena]:
         """The host memory that the run works with."""
         return [arena for arena in (self.host, self.weights.host) if arena is not None]
+
+    def first_layers(self, count: int) -> AbstractContextManager[None]:
+        """Meanwhile a streamed model has its first layers alone; others have all of theirs."""
+        return self.loss.first_layers(count) if isinstance(self.loss, StreamedLoss) else nullcontext()
 
     def close(self) -> None:
         """Give pinned memory back."""

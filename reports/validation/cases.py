@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,15 +18,46 @@ STEPS = "--set train.steps=4 --set train.evaluation_rows=1 --set train.validatio
 
 @dataclass(frozen=True)
 class Case:
-    """One run: its name, the arguments of `plan`, and whether constants may be fitted to its record."""
+    """One run: its name, the arguments of `plan`, and whether constants may be fitted to its record.
+
+    ``layers``: of a streamed model only so many are run, at full length and with full buffers; None runs all.
+    """
 
     name: str
     arguments: str
     set: Literal["calibration", "holdout"] = "calibration"
+    layers: int | None = None
 
 
 def _h200(name: str, model: str, arguments: str) -> Case:
     return Case(f"h200-{model}-{name}", f"--gpu h200-sxm --model random:{model} {arguments} {UNFUSED} {STEPS}")
+
+
+# Layers in passes over the sequence, held to the memory of a small card (reports/validation/cards).
+EXACT = "--without checkpoint_int8 --without checkpoint_nf4 --without checkpoint_spacing --without kept_attention"
+STREAMED = f"--with streamed --with nf4_weights --set lora.rank=16 {EXACT} --host-ram 122GiB"
+
+
+def _streamed(chip: str) -> Iterator[Case]:
+    """The runs of layers in passes, on a card of one kind."""
+
+    def case(
+        name: str, model: str, arguments: str, held: str = "8gib", steps: int = 1, layers: int | None = None
+    ) -> Case:
+        where = f"--gpu reports/validation/cards/{chip}-{held}.yaml --model random:{model}"
+        length = f"--set train.steps={steps} --set train.validation=0"
+        return Case(f"{chip}-{held}-{model}-{name}", f"{where} {arguments} {length}", layers=layers)
+
+    turing = "--set streamed.kernel=efficient --set mixed_precision.dtype=float16"
+    yield case("16384-streamed", "phi-2", f"--context 16384 {STREAMED} --set streamed.staging=card", steps=4)
+    yield case("16384-resident", "phi-2", f"--context 16384 --set lora.rank=16 {SMALL}", steps=4)
+    for tokens in (32768, 131072, 262144, 524288):
+        yield case(f"{tokens}-streamed", "phi-2", f"--context {tokens} {STREAMED}")
+    yield case("131072-streamed", "llama-3.1-8b", f"--context 131072 {STREAMED}")
+    yield case("524288-streamed", "llama-3.2-1b", f"--context 524288 {STREAMED}")
+    yield case("1048576-streamed", "qwen2.5-0.5b", f"--context 1048576 {STREAMED}", layers=3)
+    rank = STREAMED.replace("--set lora.rank=16 ", "")
+    yield case("tier8-turing", "phi-2", f"--tier 8 {rank} {turing}", held="2060s", layers=2)
 
 
 CASES: tuple[Case, ...] = (
@@ -58,4 +90,6 @@ CASES: tuple[Case, ...] = (
     _h200("8192-small", "qwen2.5-0.5b", f"--context 8192 {SMALL}"),
     _h200("8192-small", "mistral-7b-v0.3", f"--context 8192 {SMALL}"),
     _h200("4096-float32", "smollm2-135m", "--context 4096 --without mixed_precision"),
+    *_streamed("h100"),
+    *_streamed("h200"),
 )

@@ -1,8 +1,9 @@
 """Freezes predictions and measures runs, each in a process of its own.
 
-    python -m reports.validation.measure plan             write the plan of every case to reports/validation/plans/
+    python -m reports.validation.measure plan [NAME…]     write the plan of every case to reports/validation/plans/
     python -m reports.validation.measure run OUT [NAME…]  run the frozen plans here; one record each into OUT
-    python -m reports.validation.measure execute PLAN     run one plan as it stands, which `run` does for each
+    python -m reports.validation.measure execute PLAN [K] run one plan as it stands, which `run` does for each; of a
+                                                          streamed model the first K layers alone
 
 Freeze and commit the plans first: a record holds the plan it was run by, so git shows that the prediction came
 before the measurement. Each run is held to its plan's bound (`high`): it is shown to suffice, not only that it was
@@ -28,7 +29,7 @@ from planner.plan_file import load_plan
 from reports.validation.cases import CASES, Case
 
 PLANS = Path(__file__).with_name("plans")
-LIMIT_SECONDS = 240
+LIMIT_SECONDS = 1200
 
 
 def freeze(case: Case) -> str:
@@ -74,6 +75,7 @@ def run(case: Case, out: Path) -> str:
         frozen.write_text(moved.to_yaml(), encoding="utf-8")
         # Not `plan --plan`: with the bound for a budget the plan is no longer what would be planned for the card.
         command = [sys.executable, "-m", "reports.validation.measure", "execute", str(frozen)]
+        command += [str(case.layers)] if case.layers else []
         began = time.monotonic()
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
@@ -102,15 +104,16 @@ def run(case: Case, out: Path) -> str:
 def main() -> int:
     """See the module's docstring."""
     verb, rest = (sys.argv[1:2] or [""])[0], sys.argv[2:]
-    if verb == "plan" and not rest:
+    if verb == "plan":
         for case in CASES:
-            print(f"{case.name:40} {freeze(case)}", flush=True)
+            if not rest or case.name in rest:
+                print(f"{case.name:40} {freeze(case)}", flush=True)
         return 0
-    if verb == "execute" and len(rest) == 1:
+    if verb == "execute" and len(rest) in (1, 2):
         from trainer.run import execute
 
         try:
-            return execute(load_plan(Path(rest[0])))
+            return execute(load_plan(Path(rest[0])), layers_run=int(rest[1]) if rest[1:] else None)
         except PlanError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -10,6 +10,7 @@ from test_trainer_parity import _adapted, _assert_same, _batch, _gradients, _sto
 from torch import Tensor
 from trainer_tiny import CONFIGS
 
+from planner.errors import PlanError
 from trainer.adapters import make_lean
 from trainer.data import Batch
 from trainer.host_memory import Arena
@@ -25,6 +26,8 @@ from trainer.streamed.weights import StreamedWeights
 
 __all__ = ["folders"]
 CPU = torch.device("cpu")
+CAPPED = {"gemma2"}  # their attention caps its scores, which no exact kernel does
+FAMILIES = sorted(CONFIGS.keys() - CAPPED)
 
 
 def streamed(
@@ -84,7 +87,7 @@ def streamed(
     return loss.detach(), _gradients(adapted)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("lengths", [(17,), (32, 32), (31, 19, 1)], ids=str)
 @pytest.mark.parametrize("sizes", [(8, 1), (7, 3), (1000, 4)], ids=str)
 def test_step_equals_stock_step(
@@ -95,7 +98,7 @@ def test_step_equals_stock_step(
     _assert_same(ours, _stock(folders[family], batch))
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("spacing", [2, 3])
 @pytest.mark.parametrize("keep_outputs", [False, True])
 def test_spacing_and_kept_outputs_change_nothing(
@@ -104,3 +107,9 @@ def test_spacing_and_kept_outputs_change_nothing(
     batch = _batch(23, 9, trained=5)
     ours = streamed(folders[family], batch, chunk=9, group=2, spacing=spacing, keep_outputs=keep_outputs)
     _assert_same(ours, _stock(folders[family], batch))
+
+
+@pytest.mark.parametrize("family", sorted(CAPPED))
+def test_attention_that_kernels_do_not_know_is_refused_by_name(folders: dict[str, Path], family: str) -> None:
+    with pytest.raises(PlanError, match=r"streaming Gemma2Attention.*softcap"):
+        streamed(folders[family], _batch(9), chunk=4, group=2)

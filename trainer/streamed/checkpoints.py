@@ -118,6 +118,7 @@ class Checkpoints:
     ) -> None:
         self.layers, self.spacing, self._dtype = layers, spacing, dtype
         self._codec, self._exact = codec, Exact(dtype)
+        self.coded = not isinstance(codec, Exact)
         self._kept = [self._arrays(arena, codec, tokens, width) for _ in range(0, layers, spacing)]
         self._within = [self._arrays(arena, self._exact, tokens, width) for _ in range(1, min(spacing, layers))]
 
@@ -143,13 +144,9 @@ class Checkpoints:
         """The input ``[C, D]``."""
         return self._of(layer)[0].decode(parts, self._dtype)
 
-    def backward_order(self) -> list[tuple[int, bool]]:
-        """The layers as the backward pass visits them, and whether a layer is only run forward once more."""
-        return backward_order(self.layers, self.spacing)
-
 
 def backward_order(layers: int, spacing: int) -> list[tuple[int, bool]]:
-    """See `Checkpoints.backward_order`."""
+    """The layers as the backward pass visits them, and whether a layer is only run forward once more."""
     found = []
     for first in reversed(range(0, layers, spacing)):
         span = range(first, min(first + spacing, layers))

@@ -83,6 +83,9 @@ class Layers:
         split: the decoder; ``kernel``: for attention; ``checkpoints``: inputs of the layers.
         keep_outputs: attended values of every layer are kept, so that the backward pass need not compute them again.
         weights: told which layers come, and of each when it begins.
+
+    Attributes:
+        count: layers that there are; fewer, where only the first are run.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Layers:
         self.split, self.kernel, self.transfers = split, kernel, transfers
         self.arrays, self.checkpoints, self.sizes = arrays, checkpoints, sizes
         self.keep_outputs, self.weights = keep_outputs, weights or Weights()
+        self.count = checkpoints.layers
         self._groups = head_groups(sizes.heads, sizes.key_heads, sizes.group)
         self._row: Row | None = None
         self._asked: dict[int, tuple[float, int | None]] = {}  # scale and window of each layer
@@ -135,33 +139,57 @@ class Layers:
     def embed(self) -> None:
         """Input of the first layer."""
         row = self.row
-        for start, stop in row.chunks:
-            hidden, _ = self.split.embed(row.tokens[start:stop], row.positions[start:stop], row.longest)
-            self.checkpoints.write(self.transfers, 0, start, stop, hidden)
+
+        def work(chunk: Span, loaded: None) -> None:
+            part = slice(*chunk)
+            self._pass_on(0, chunk, self.split.embed(row.tokens[part], row.positions[part], row.longest)[0])
+
+        self.transfers.run(row.chunks, lambda _: None, work)
 
     @torch.no_grad()
-    def forward(self, index: int, *, into_stream: bool) -> None:
-        """From the layer's input to the next one's, or into the stream."""
+    def forward(self, index: int, *, again: bool) -> None:
+        """From the layer's input to the next one's, or the first time from the last layer's into the stream.
+
+        Args:
+            again: in the backward pass, from the inputs that were kept. Where these are coded, the first time goes by
+                the inputs as they are, which the stream hands on.
+        """
         self.weights.enter(index)
-        self.project(index)
-        self.attend(index)
-        self._finish(index, into_stream=into_stream)
+        self.project(index, again=again)
+        if not (again and self.keep_outputs):
+            self.attend(index)
+        self._finish(index, again=again)
 
     @torch.no_grad()
-    def project(self, index: int) -> None:
+    def project(self, index: int, *, again: bool) -> None:
         """Query, key and value of a layer, from its input."""
 
         def load(chunk: Span) -> list[Tensor]:
-            return self.checkpoints.fetch(self.transfers, index, *chunk)
+            return self._fetch_input(index, chunk, again)
 
         def work(chunk: Span, parts: list[Tensor]) -> None:
-            hidden = self.checkpoints.decode(index, parts)
-            made = self.split.before(index, hidden, self._given(index, chunk))
+            made = self.split.before(index, self._input(index, parts, again), self._given(index, chunk))
             self._asked[index] = (made.scale, made.window)
             for array, value in zip(self._inputs, (made.query, made.key, made.value), strict=True):
                 self._put(array, chunk, value.transpose(0, 1))
 
         self.transfers.run(self.row.chunks, load, work)
+
+    def _fetch_input(self, index: int, chunk: Span, again: bool) -> list[Tensor]:
+        if self.checkpoints.coded and not again:
+            return [self.transfers.fetch(self.arrays.stream, *chunk)]
+        return self.checkpoints.fetch(self.transfers, index, *chunk)
+
+    def _input(self, index: int, parts: list[Tensor], again: bool) -> Tensor:
+        return parts[0] if self.checkpoints.coded and not again else self.checkpoints.decode(index, parts)
+
+    def _pass_on(self, index: int, chunk: Span, hidden: Tensor, again: bool = False) -> None:
+        """Put the input of a layer away; of the one that there is none of, into the stream."""
+        last = index == self.count
+        if not last:
+            self.checkpoints.write(self.transfers, index, *chunk, hidden)
+        if last or (self.checkpoints.coded and not again):
+            self.transfers.send(hidden, self.arrays.stream, *chunk)
 
     @torch.no_grad()
     def attend(self, index: int) -> None:
@@ -177,19 +205,16 @@ class Layers:
         with self._heads_pass():
             self.transfers.run(self._groups, self._heads_of, work)
 
-    def _finish(self, index: int, *, into_stream: bool) -> None:
+    def _finish(self, index: int, *, again: bool) -> None:
         attended, _ = self._attended(index)
 
         def load(chunk: Span) -> tuple[list[Tensor], Tensor]:
-            return self.checkpoints.fetch(self.transfers, index, *chunk), self._get(attended, chunk)
+            return self._fetch_input(index, chunk, again), self._get(attended, chunk)
 
         def work(chunk: Span, loaded: tuple[list[Tensor], Tensor]) -> None:
-            hidden = self.checkpoints.decode(index, loaded[0])
+            hidden = self._input(index, loaded[0], again)
             result = self.split.after(index, hidden, loaded[1].transpose(0, 1), self._nothing)
-            if into_stream:
-                self.transfers.send(result, self.arrays.stream, *chunk)
-            else:
-                self.checkpoints.write(self.transfers, index + 1, *chunk, result)
+            self._pass_on(index + 1, chunk, result, again)
 
         self.transfers.run(self.row.chunks, load, work)
 
@@ -202,7 +227,7 @@ class Layers:
             factor: what the stream is multiplied with first; None: it is the gradient already.
         """
         self.weights.enter(index)
-        self.project(index)
+        self.project(index, again=True)
         if not self.keep_outputs:
             self.attend(index)
         self._finish_backward(index, factor)

@@ -6,7 +6,8 @@ layer through host memory, and so does its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from planner.ledger import Phase
 from trainer.data import Batch
 from trainer.step import Head, Mark
+from trainer.streamed.checkpoints import backward_order
 from trainer.streamed.layer import Layers
 from trainer.streamed.row import Row, overlap
 from trainer.streamed.tiles import Span
@@ -53,9 +55,18 @@ class StreamedLoss:
         self.layers, self.head, self.rows, self.tell = layers, head, rows, tell
         self._anchor = torch.empty(0, requires_grad=True)
 
+    @contextmanager
+    def first_layers(self, count: int) -> Iterator[None]:
+        """Meanwhile the model has its first layers alone: each takes what every layer takes, in less time."""
+        whole, self.layers.count = self.layers.count, min(count, self.layers.count)
+        try:
+            yield
+        finally:
+            self.layers.count = whole
+
     def __call__(self, batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
         """Forward through all layers, and the loss; the gradient of the last layer's output is ready then."""
-        layers, count = self.layers, self.layers.checkpoints.layers
+        layers, count = self.layers, self.layers.count
         layers.begin(Row.of(batch, layers.sizes.chunk))
         backward = torch.is_grad_enabled()
         layers.phases(mark, Phase.FORWARD if backward else Phase.EVALUATE, Phase.ATTENTION)
@@ -63,7 +74,7 @@ class StreamedLoss:
         with torch.no_grad():
             layers.embed()
             for index in range(count):
-                layers.forward(index, into_stream=index == count - 1)
+                layers.forward(index, again=False)
                 self.tell("forward", index + 1, count)
         mark(Phase.LOSS if backward else Phase.EVALUATE_LOSS)
         total = self._loss(backward)
@@ -110,12 +121,12 @@ class StreamedLoss:
         return total
 
     def _backward(self, factor: Tensor) -> None:
-        layers, count = self.layers, self.layers.checkpoints.layers
-        order = layers.checkpoints.backward_order()
+        layers, count = self.layers, self.layers.count
+        order = backward_order(count, layers.checkpoints.spacing)
         layers.weights.follow([index for index, _ in order])
         for index, again in order:
             if again:
-                layers.forward(index, into_stream=False)
+                layers.forward(index, again=True)
             else:
                 layers.backward(index, factor if index == count - 1 else None)
                 self.tell("backward", count - index, count)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -130,8 +131,10 @@ class Split:
         attention.forward = forward
 
     def _layer_forward(self, index: int, own: Callable[..., Any]) -> Callable[..., Any]:
+        names = list(signature(own).parameters)[1:]
+
         def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-            assert not args, "transformers hands its layers everything but the hidden states by name"
+            kwargs |= dict(zip(names, args, strict=False))
             if self._standing_in is not None:
                 return self._standing_in(index, hidden, kwargs)
             return own(hidden, **kwargs)
