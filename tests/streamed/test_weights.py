@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_step import counted, predicted
 from test_gradients import CPU, streamed
+from test_memory_on_fake_tensors import CLOSE, planned, shortened
 from test_trainer_parity import _adapted, _assert_same, _batch, _stock, folders
 from torch import nn
 from trainer_tiny import make_plan, save_model
@@ -191,3 +193,24 @@ def test_merged_weights_are_the_same(tmp_path: Path) -> None:
         final = merge(_adapted(model), source, None, tmp_path / f"merged{len(files)}", torch.float64, weights)
         files.append((final / "model.safetensors").read_bytes())
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [("llama-3.2-1b", {"streamed_weights"}), ("phi-2", {"nf4_weights", "streamed_nf4_weights"})],
+)
+def test_bytes_on_the_card_and_in_the_host_are_those_planned(tmp_path: Path, model: str, more: set[str]) -> None:
+    """Four layers, two of them on the card."""
+    on = {"lora", "mixed_precision", "chunked_loss", "streamed", *more}
+    plan = planned(str(shortened(model, 4, tmp_path / model)), "h200-sxm", on, 4096)
+    found, said = counted(plan), predicted(plan)
+    peak = max(found.phases.values())
+    assert max(said[phase] for phase in found.phases if phase in said) == pytest.approx(peak, rel=CLOSE), (found, said)
+    static = sum(
+        size
+        for name, size in plan.memory.gpu.phases["forward"].items()
+        if name.partition("/")[0] in ("weights", "adapters", "gradients", "optimizer") or name == "buffers/weights"
+    )
+    assert found.resident == pytest.approx(static, rel=CLOSE)
+    host = plan.memory.host.terms
+    assert host["weights/linear"] + host.get("weights/constants", 0) == pytest.approx(found.weights, rel=1e-6)
