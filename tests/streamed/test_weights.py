@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from test_gradients import CPU, streamed
 from test_memory_on_fake_tensors import CLOSE, planned, shortened
 from test_trainer_parity import _adapted, _assert_same, _batch, _stock, folders
 from torch import nn
-from trainer_tiny import make_plan, save_model
+from trainer_tiny import VOCAB, make_plan, save_model
+from transformers import LlamaConfig
 
 from planner.errors import PlanError
 from planner.streamed_weights import copies_backward, copies_forward
@@ -27,6 +29,7 @@ from trainer.streamed.split import register
 from trainer.streamed.weights import StreamedWeights
 
 __all__ = ["folders"]
+needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
 
 
 @pytest.mark.parametrize("family", ["phi", "llama", "qwen3", "gemma3_text", "gpt_neox"])
@@ -143,6 +146,46 @@ def test_four_bits_give_what_they_give_on_the_card(tmp_path: Path, family: str, 
     assert torch.equal(found[0][0], found[1][0])
     assert all(grad.norm() > 0 for grad in found[0][1])
     assert all(torch.equal(one, other) for one, other in zip(found[0][1], found[1][1], strict=True))
+
+
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=needs_card)])
+@pytest.mark.parametrize("more", [{"streamed_weights": {}}, {"nf4_weights": {}, "streamed_nf4_weights": {}}], ids=len)
+def test_steps_one_after_the_other_lose_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, more: dict[str, dict[str, Any]]
+) -> None:
+    """On a card copies run beside the computation: a layer that came late or went early would change the loss."""
+    monkeypatch.setattr(session, "take_device", lambda _: torch.device(place))
+    width, heads = (4096, 64) if place == "cuda" else (64, 4)
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": heads}
+    LlamaConfig(**sizes, num_hidden_layers=5, num_key_value_heads=2, vocab_size=VOCAB).save_pretrained(tmp_path)
+    streaming = {
+        "chunk": 64,
+        "heads": heads // 2,
+        "staging": "host",
+        "kernel": "efficient" if place == "cuda" else "cpu",
+    }
+    common = {
+        "lora": {"rank": 4, "alpha": 8},
+        "chunked_loss": {"rows": 64},
+        "mixed_precision": {"dtype": "bfloat16"},
+        "streamed": streaming,
+        "checkpoint_spacing": {"every": 2},
+    }
+    losses = []
+    for choices in ({name: knobs for name, knobs in more.items() if name == "nf4_weights"}, more):
+        plan = make_plan(f"random:{tmp_path}", choices=common | choices, total_tokens=256)
+        plan = plan.model_copy(update={"model": plan.model.model_copy(update={"layers": 5})})
+        built = session.build(plan)
+        batch = synthetic_batch(1, 256, 256, VOCAB, 0).to(built.device)
+        one = []
+        for _ in range(3):
+            loss = built.loss(batch, torch.tensor(256.0, device=built.device), lambda _: None)
+            loss.backward()
+            one.append(float(loss))
+        losses.append(one)
+        built.close()
+    assert losses[1] == losses[0]
+    assert len({*losses[0]}) == 1, "nothing was updated"
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
