@@ -107,6 +107,7 @@ class Resource(StrEnum):
     ATTENTION = "attention"  # FLOPs of the attention kernel
     MEMORY = "memory"  # bytes through the device's own memory
     LINK = "link"  # bytes between device and host, one way
+    PREFETCH = "prefetch"  # bytes to the device that whatever else goes on in a pass can hide
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ class Rates:
 
 def kind_of(work: Work) -> str:
     """The rate that a piece of work goes by; over the link, work whose name ends in ``/out`` leaves the card."""
+    if work.resource is Resource.PREFETCH:
+        return TO_DEVICE
     if work.resource is not Resource.LINK:
         return work.resource.value
     return TO_HOST if work.name.endswith("/out") else TO_DEVICE

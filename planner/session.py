@@ -51,6 +51,10 @@ class Session(Protocol):
         """
         ...
 
+    def stream_weights(self) -> None:
+        """Hold the matrices of the layers in pinned host memory, and bring each layer to the card as it is computed."""
+        ...
+
     def space_checkpoints(self, *, every: int) -> None:
         """Keep one layer input for so many layers, and compute the others again."""
         ...

@@ -62,6 +62,9 @@ def phase_times(
     The bound leaves out what caches may serve (all traffic through the device's memory), and one layer of L
     where it could be saved: the last layer's input need not cross the link, and the first layer's needs no gradient.
 
+    What is fetched ahead of a whole pass is in the estimate of one phase, though another of that pass may hide it.
+    Approximate: the estimate is too high by as much, and the bound leaves it out.
+
     Short sequences leave a card waiting: the host cannot launch a layer's kernels faster than it does, so no estimate
     of a card is below that. Approximate: the same time for every layer, host and card.
     """
@@ -83,7 +86,9 @@ def phase_times(
             kind, amount = kinds[work.name], amounts[work.name]
             most, rate = rates.most[kind], likely[kind]
             assert rate is not None
-            if work.resource is Resource.LINK:
+            if work.resource is Resource.PREFETCH:
+                busy_link = busy_link + amount / rate
+            elif work.resource is Resource.LINK:
                 busy_link = busy_link + amount / rate
                 ideal_link = ideal_link + (amount / most * (layers - 1) / layers if most else 0.0)
             else:

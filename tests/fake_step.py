@@ -50,10 +50,11 @@ class _OnCard(TensorBytes):
 
 @dataclass(frozen=True)
 class Counted:
-    """Peak bytes by phase, and the bytes that stay from step to step."""
+    """Peak bytes by phase, the bytes that stay from step to step, and those of weights that are in the host."""
 
     phases: dict[str, int]
     resident: int
+    weights: int
 
 
 def counted(plan: Plan) -> Counted:
@@ -63,7 +64,7 @@ def counted(plan: Plan) -> Counted:
         vocab = built.base.config.vocab_size
         batch = synthetic_batch(plan.train.batch, plan.total_tokens, plan.target, vocab, 0)
         _make_state(built)
-        elsewhere = built.host.held if built.host is not None else []
+        elsewhere = [array for arena in built.arenas for array in arena.held]
         stays = [*resident_tensors(built), batch.inputs, batch.targets]
         with _OnCard(stays, elsewhere) as live:
             resident = live.live
@@ -76,7 +77,8 @@ def counted(plan: Plan) -> Counted:
                 loss = built.loss(batch, torch.ones(()), live.mark)
                 del loss
             live.mark("between")
-    return Counted({str(name): size for name, size in live.peaks.items()}, resident)
+    in_host = built.weights.host.bytes if built.weights.host is not None else 0
+    return Counted({str(name): size for name, size in live.peaks.items()}, resident, in_host)
 
 
 _fill_qmap = Optimizer8bit.fill_qmap

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from trainer.layers import is_linear, layers_of
+from trainer.layers import is_linear
+
+Place = tuple[Any, str]
+"""An object, and by what name it holds a tensor."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ def quantised(linear: nn.Linear | Conv1D, four_bit: FourBit, dtype: torch.dtype,
     """A linear's NF4 counterpart on the device; its own weight can go afterwards."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    weight = linear.weight.data.t().contiguous() if isinstance(linear, Conv1D) else linear.weight.data
+    weight = linear.weight.data.to(device, dtype)
+    weight = weight.t().contiguous() if isinstance(linear, Conv1D) else weight
     made = Linear4bit(
         weight.shape[1],
         weight.shape[0],
@@ -55,15 +59,23 @@ def quantised(linear: nn.Linear | Conv1D, four_bit: FourBit, dtype: torch.dtype,
     return made.to(device)  # quantises on the way
 
 
-def quantise_linears(model: PreTrainedModel, four_bit: FourBit, dtype: torch.dtype, device: torch.device) -> None:
-    """Quantise every linear of the layers, one after the other, each on the device."""
-    layers = layers_of(model)
-    for path, module in list(layers.named_modules()):
+def quantise_linears(layer: nn.Module, four_bit: FourBit, dtype: torch.dtype, device: torch.device) -> None:
+    """Quantise every linear of a layer, one after the other, each on the device."""
+    for path, module in list(layer.named_modules()):
         if is_linear(module):
-            layers.set_submodule(path, quantised(module, four_bit, dtype, device))
-    mark_as_four_bit(model)
+            layer.set_submodule(path, quantised(module, four_bit, dtype, device))
 
 
 def mark_as_four_bit(model: Any) -> None:
     """Say it where PEFT looks for it, so that it puts the adapters for four-bit linears on."""
     model.is_loaded_in_4bit = True
+
+
+def constants_of(parameter: Tensor) -> list[Place]:
+    """Scales and tables that bitsandbytes keeps beside a four-bit weight; none beside another."""
+    found: list[Place] = []
+    state: Any = getattr(parameter, "quant_state", None)
+    while state is not None:
+        found += [(state, name) for name in ("absmax", "code", "offset") if getattr(state, name) is not None]
+        state = state.state2
+    return found

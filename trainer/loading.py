@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,7 +32,7 @@ from planner.errors import PlanError
 from planner.model import shipped_folder
 from planner.model_hub import HUB_ID
 from trainer.adapters import make_lean, trainable_to_float32
-from trainer.four_bit import FourBit, quantise_linears
+from trainer.four_bit import FourBit, mark_as_four_bit, quantise_linears
 from trainer.layers import is_linear, layers_of
 from trainer.random_weights import random_model
 
@@ -156,8 +157,13 @@ def load_model(
     device: torch.device,
     four_bit: FourBit | None,
     seed: int,
+    put_away: Callable[[nn.Module], None] | None = None,
 ) -> PreTrainedModel:
     """The base model on the device, frozen weights in ``dtype`` or NF4, attention by its registered name.
+
+    Args:
+        put_away: gets every layer as soon as it is on the device, before the next one is, and takes its matrices off
+            it; so a model larger than the device can be loaded.
 
     Raises:
         PlanError: the weights cannot be read, or some are missing.
@@ -171,11 +177,13 @@ def load_model(
             four_bit=four_bit,
             seed=seed,
             name=source.place,
+            put_away=put_away,
         )
     options: dict[str, Any] = {
         **source.options,
         "config": config,
-        "dtype": dtype,
+        # As it is in the files it need not be copied: they are mapped, and take no memory of the process.
+        "dtype": dtype if put_away is None or source.gguf else "auto",
         "attn_implementation": attention,
         "use_safetensors": True,
         "output_loading_info": True,
@@ -183,9 +191,9 @@ def load_model(
     if source.gguf:
         # Where the package kernels is installed, transformers would keep the file's own blocks otherwise.
         options["quantization_config"] = GgufConfig(dequantize=True)
-    elif four_bit is not None:
+    elif four_bit is not None and put_away is None:
         options["quantization_config"] = four_bit.config(dtype)
-    if source.gguf is None and device.type == "cuda":
+    if source.gguf is None and device.type == "cuda" and put_away is None:
         options["device_map"] = {"": device.index or 0}
     logging.disable_progress_bar()
     try:
@@ -206,11 +214,28 @@ def load_model(
             for name in ("quantization_config", "is_quantized", "quantization_method"):
                 if name in vars(holder):
                     delattr(holder, name)
-        if four_bit is not None:
-            quantise_linears(model, four_bit, dtype, device)
-    elif four_bit is not None:
+    elif four_bit is not None and put_away is None:
         return model  # on the device already, and transformers moves no model that it quantised itself
-    return model.to(device)
+    for layer in layers_of(model):
+        if four_bit is not None:
+            quantise_linears(layer, four_bit, dtype, device)
+        if put_away is not None:
+            _move(layer, device, dtype)
+            put_away(layer)
+    if four_bit is not None:
+        mark_as_four_bit(model)
+    if put_away is None:
+        return model.to(device)
+    _move(model, device, dtype)
+    return model
+
+
+def _move(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Parameters to a device and a dtype, buffers to the device alone: rotary tables stay in float32."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(device, dtype if parameter.is_floating_point() else None)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 def add_adapters(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> PeftModel:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer.counting import TensorBytes
+from trainer.four_bit import constants_of
 from trainer.host_memory import pinned_now
 from trainer.session import BuiltRun
 
@@ -156,7 +157,7 @@ def exact_terms(built: BuiltRun) -> dict[str, int]:
 def _parts(built: BuiltRun) -> Mapping[str, list[Tensor]]:
     trained = built.trained
     frozen = [parameter for parameter in built.model.parameters() if not parameter.requires_grad]
-    constants = [tensor for parameter in frozen for tensor in _four_bit_constants(parameter)]
+    constants = [getattr(*place) for parameter in frozen for place in constants_of(parameter)]
     state = [
         value
         for of_parameter in built.optimizer.state.values()
@@ -169,18 +170,6 @@ def _parts(built: BuiltRun) -> Mapping[str, list[Tensor]]:
         "gradients": [parameter.grad for parameter in trained if parameter.grad is not None],
         "optimizer": state,
     }
-
-
-def _four_bit_constants(parameter: Tensor) -> list[Tensor]:
-    """Scales and tables that bitsandbytes keeps beside a four-bit weight."""
-    found = []
-    states = [getattr(parameter, "quant_state", None)]
-    while states:
-        state = states.pop()
-        if state is not None:
-            found += [state.absmax, state.code, state.offset]
-            states.append(state.state2)
-    return [tensor for tensor in found if isinstance(tensor, Tensor)]
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:

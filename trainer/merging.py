@@ -30,18 +30,22 @@ from planner.plan_file import load_plan
 from planner.units import format_bytes
 from trainer.loading import Source, find_source
 from trainer.session import ResidentSession
+from trainer.streamed.weights import Weights
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 Product = tuple[Tensor, Tensor, float]
 """Two matrices of an adapter, ``[R, inputs]`` and ``[outputs, R]``, and the scale of their product."""
 
 
-def merge(model: PeftModel, source: Source, tokenizer: Any, final: Path, dtype: torch.dtype) -> Path:
+def merge(
+    model: PeftModel, source: Source, tokenizer: Any, final: Path, dtype: torch.dtype, weights: Weights | None = None
+) -> Path:
     """Write the merged model as a folder of its own: weights, config, tokenizer.
 
     Args:
         dtype: of the training; where it has more than 16 bits the weights get the 16-bit type that their config names,
             else bfloat16.
+        weights: of the layers, where they are not all on the card.
 
     Raises:
         PlanError: the folder is there already, the disk has no room for it, or a weight is no float16 number.
@@ -54,7 +58,7 @@ def merge(model: PeftModel, source: Source, tokenizer: Any, final: Path, dtype: 
     shutil.rmtree(made, ignore_errors=True)
     try:
         made.mkdir(parents=True)
-        write_weights(model, config, made, dtype)
+        write_weights(model, config, made, dtype, weights or Weights())
         config.save_pretrained(made)
         if tokenizer is not None:
             tokenizer.save_pretrained(made)
@@ -68,7 +72,9 @@ def merge(model: PeftModel, source: Source, tokenizer: Any, final: Path, dtype: 
     return final
 
 
-def write_weights(model: PeftModel, config: PretrainedConfig, folder: Path, dtype: torch.dtype) -> None:
+def write_weights(
+    model: PeftModel, config: PretrainedConfig, folder: Path, dtype: torch.dtype, weights: Weights
+) -> None:
     """Write merged weights under the names that transformers gives them in files; an index where there are several.
 
     ``config`` is told the dtype and the class.
@@ -87,13 +93,15 @@ def write_weights(model: PeftModel, config: PretrainedConfig, folder: Path, dtyp
         raise PlanError(f"merged model {folder.parent}", why, "Free some; `plan merge` writes it any time later.")
     base: Any = model.get_base_model()
     for name, tensors in files.filename_to_tensors.items():
-        save_file({key: merged_tensor(base, paths[key], dtype) for key in tensors}, folder / name, {"format": "pt"})
+        merged = {key: merged_tensor(base, paths[key], dtype, weights) for key in tensors}
+        save_file(merged, folder / name, {"format": "pt"})
+        del merged  # before the next file's
     if files.is_sharded:
         index = {"metadata": {"total_size": needed}, "weight_map": files.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def merged_tensor(base: PreTrainedModel, path: str, dtype: torch.dtype) -> Tensor:
+def merged_tensor(base: PreTrainedModel, path: str, dtype: torch.dtype, weights: Weights) -> Tensor:
     """One parameter of the model, merged and rounded, in host memory."""
     owner, _, key = path.rpartition(".")
     module = base.get_submodule(owner)
@@ -107,7 +115,9 @@ def merged_tensor(base: PreTrainedModel, path: str, dtype: torch.dtype) -> Tenso
         holder: Any = module.get_base_layer()
     else:
         holder = module
-    weight = _dequantised(getattr(holder, key))
+    parameter = getattr(holder, key)
+    weights.need(parameter)
+    weight = _dequantised(parameter)
     merged = torch.empty(weight.shape, dtype=dtype)
     rows = max(1, BLOCK // max(1, weight[0].numel()))
     with torch.no_grad():
@@ -150,7 +160,7 @@ def merge_run(folder: Path) -> Path:
         set_peft_model_state_dict(adapted, adapter)
     except (RuntimeError, KeyError) as error:
         raise PlanError(f"adapter {file}", f"does not fit the plan's model: {str(error).splitlines()[0]}") from error
-    return merge(adapted, find_source(plan.model.source), tokenizer, final, session.dtype)
+    return merge(adapted, find_source(plan.model.source), tokenizer, final, session.dtype, session.weights)
 
 
 def _merged_rows(weight: Tensor, products: Sequence[Product], dtype: torch.dtype) -> Tensor:

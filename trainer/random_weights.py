@@ -1,9 +1,12 @@
 """A model of a config's shape with random weights, made module by module on the device.
 
-For measuring shapes whose weights are not at hand. With NF4 the 16-bit model never exists as a whole.
+For measuring shapes whose weights are not at hand. With NF4 the 16-bit model never exists as a whole, and where layers
+are put away, neither does the model on the device.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +25,19 @@ def random_model(
     four_bit: FourBit | None,
     seed: int,
     name: str,
+    put_away: Callable[[nn.Module], None] | None = None,
 ) -> PreTrainedModel:
-    """Matrices normal with the config's spread, norm weights one, biases zero, rotary tables as computed."""
+    """Matrices normal with the config's spread, norm weights one, biases zero, rotary tables as computed.
+
+    Args:
+        put_away: gets every layer as soon as it is made, before the next one is.
+    """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     generator = torch.Generator(device).manual_seed(seed)
     spread = getattr(config, "initializer_range", 0.02)
     layers = set(layers_of(model).modules())
+    ends = {list(layer.modules())[-1]: layer for layer in layers_of(model)}
     made: dict[int, nn.Parameter] = {}  # tied weights are one parameter, and stay one
 
     def parameter(key: str, meta: Tensor) -> nn.Parameter:
@@ -56,6 +65,8 @@ def random_model(
                 # The list of modules still holds this one, and its 16-bit weight must go.
                 setattr(module, key, None)
                 made = {meta: kept for meta, kept in made.items() if kept is not value}
+        if put_away is not None and module in ends:
+            put_away(ends[module])
     if four_bit is not None:
         mark_as_four_bit(model)
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])

@@ -60,7 +60,7 @@ def execute(plan: Plan, *, resume: bool = False, layers_run: int | None = None) 
             built = build(plan)
             give_back_unused(device)
             recorder.mark(BETWEEN)
-            recorder.pinned_bytes = built.host.pinned_bytes if built.host else 0
+            recorder.pinned_bytes = sum(arena.pinned_bytes for arena in built.arenas)
             with built.first_layers(layers_run or plan.model.layers):
                 return _run(plan, built, reading, recorder, folder, console)
     except KeyboardInterrupt:
@@ -141,9 +141,12 @@ def _run(plan: Plan, built: BuiltRun, reading: Reading, recorder: Recorder, fold
 
 def _merge(plan: Plan, built: BuiltRun, recorder: Recorder, folder: RunFolder) -> Path:
     """Write the merged model; the host memory that held checkpoints makes room for it."""
-    built.close()
+    if built.host is not None:
+        built.host.close()
     recorder.mark(Phase.MERGE)
-    merged = merge(built.model, find_source(plan.model.source), built.tokenizer, folder.path / "merged", built.dtype)
+    merged = merge(
+        built.model, find_source(plan.model.source), built.tokenizer, folder.path / "merged", built.dtype, built.weights
+    )
     recorder.mark(BETWEEN)
     return merged
 

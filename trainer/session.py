@@ -29,6 +29,7 @@ from trainer.step import Loss, make_loss
 from trainer.streamed import split
 from trainer.streamed.build import Streaming, build_streamed
 from trainer.streamed.loss import StreamedLoss
+from trainer.streamed.weights import StreamedWeights, Weights
 
 STOCK_ATTENTION = "eager"
 """What transformers does when nothing else is asked for: every score of every head written out."""
@@ -43,6 +44,7 @@ class BuiltRun:
         dtype: of frozen weights and activations; adapters and optimiser state are float32 whatever it is.
         executor: ``resident`` or ``streamed``.
         host: the host memory that what is on its way to or from the card is kept in, if any.
+        weights: of the layers; told which are needed.
         kernel: the attention actually used.
         loss_name: the loss actually used.
     """
@@ -57,6 +59,7 @@ class BuiltRun:
     device: torch.device
     executor: Literal["resident", "streamed"]
     host: Arena | None
+    weights: Weights
     kernel: str
     loss_name: str
 
@@ -71,14 +74,19 @@ class BuiltRun:
         """What is trained: the adapters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
+    @property
+    def arenas(self) -> list[Arena]:
+        """The host memory that the run works with."""
+        return [arena for arena in (self.host, self.weights.host) if arena is not None]
+
     def first_layers(self, count: int) -> AbstractContextManager[None]:
         """Meanwhile a streamed model has its first layers alone; others have all of theirs."""
         return self.loss.first_layers(count) if isinstance(self.loss, StreamedLoss) else nullcontext()
 
     def close(self) -> None:
         """Give pinned memory back."""
-        if self.host is not None:
-            self.host.close()
+        for arena in self.arenas:
+            arena.close()
 
 
 class ResidentSession:
@@ -95,6 +103,8 @@ class ResidentSession:
         self._checkpointing = self._offloading = False
         self._fused_activation = False
         self._streaming: dict[str, Any] = {}
+        self._streaming_weights = False
+        self.weights = Weights()
         self._loss_rows: int | None = None
         self._optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
 
@@ -166,6 +176,11 @@ class ResidentSession:
         self.attend_with(kernel)
         self._stream("stream_layers", kernel=kernel, chunk=chunk, heads=heads, staging=staging)
 
+    def stream_weights(self) -> None:
+        """See the protocol."""
+        self._once("stream_weights")
+        self._streaming_weights = True
+
     def space_checkpoints(self, *, every: int) -> None:
         """See the protocol."""
         self._stream("space_checkpoints", spacing=every)
@@ -213,15 +228,24 @@ class ResidentSession:
         if self._fused_activation:
             name = activation_field(config)
             setattr(config, name, self._fused(getattr(config, name)))
-        model = load_model(
-            source,
-            config,
-            dtype=self._dtype,
-            attention=self._attention(),
-            device=device,
-            four_bit=self._four_bit,
-            seed=plan.train.seed,
-        )
+        if self._streaming_weights:
+            self.weights = StreamedWeights(device)
+        try:
+            model = load_model(
+                source,
+                config,
+                dtype=self._dtype,
+                attention=self._attention(),
+                device=device,
+                four_bit=self._four_bit,
+                seed=plan.train.seed,
+                put_away=self.weights.put_away if isinstance(self.weights, StreamedWeights) else None,
+            )
+            self.weights.ready()
+        except BaseException:
+            if self.weights.host is not None:
+                self.weights.host.close()
+            raise
         model.requires_grad_(False)
         return add_adapters(model, rank=self._rank[0], alpha=self._rank[1], seed=plan.train.seed), tokenizer
 
@@ -234,6 +258,8 @@ class ResidentSession:
         if self._offloading and not self._checkpointing:
             raise PlanError("the plan's choices", "keep layer inputs in host memory, but keep no layer inputs.")
         streaming = self._streaming_options()
+        if self._streaming_weights and streaming is None:
+            raise PlanError("the plan's choices", "keep weights in host memory, but ask for no layers in pieces.")
         adapted, tokenizer = self.adapted_model()
         base: Any = adapted.get_base_model()
         model: PreTrainedModel = base
@@ -253,6 +279,7 @@ class ResidentSession:
             device=device,
             executor="streamed" if streaming else "resident",
             host=host,
+            weights=self.weights,
             kernel=self._kernel or STOCK_ATTENTION,
             loss_name=f"chunked, {self._loss_rows} rows" if self._loss_rows else "transformers",
         )
@@ -281,7 +308,15 @@ class ResidentSession:
             return (store.arena if store is not None else None), make_loss(model, self._loss_rows)
         assert self._loss_rows is not None
         tokens = self._plan.train.batch * self._plan.total_tokens
-        made = build_streamed(model, streaming, tokens=tokens, dtype=self._dtype, device=device, rows=self._loss_rows)
+        made = build_streamed(
+            model,
+            streaming,
+            self.weights,
+            tokens=tokens,
+            dtype=self._dtype,
+            device=device,
+            rows=self._loss_rows,
+        )
         return made.host, made.loss
 
     def _checkpoint(self, model: PreTrainedModel, device: torch.device) -> HostStore | None:

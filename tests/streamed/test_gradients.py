@@ -22,6 +22,7 @@ from trainer.streamed.layer import Arrays, Layers, Sizes
 from trainer.streamed.loss import StreamedLoss
 from trainer.streamed.split import Split, register
 from trainer.streamed.transfers import Transfers
+from trainer.streamed.weights import StreamedWeights
 
 __all__ = ["folders"]
 CPU = torch.device("cpu")
@@ -39,11 +40,21 @@ def streamed(
     keep_outputs: bool = False,
     rows: int = 5,
     away: bool = True,
+    weights: StreamedWeights | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     source = find_source(str(folder))
     model = load_model(
-        source, load_config(source), dtype=torch.float64, attention=register(), device=CPU, four_bit=None, seed=0
+        source,
+        load_config(source),
+        dtype=torch.float64,
+        attention=register(),
+        device=CPU,
+        four_bit=None,
+        seed=0,
+        put_away=weights.put_away if weights is not None else None,
     )
+    if weights is not None:
+        weights.ready()
     _wide_norms(model)
     adapted = _adapted(model)
     make_lean(adapted)
@@ -69,6 +80,7 @@ def streamed(
         Checkpoints(arena, count, tokens, sizes.width, sizes.dtype, spacing=spacing, codec=Exact(torch.float64)),
         sizes,
         keep_outputs=keep_outputs,
+        weights=weights,
     )
     loss = StreamedLoss(layers, Head.of(model), rows)(batch, torch.tensor(float(batch.trained)).double(), nothing)
     loss.backward()

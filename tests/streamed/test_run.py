@@ -41,7 +41,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"checkpoint_spacing": {"every": 2}}, {"kept_attention": {}}, {"streamed": {"staging": "card"}}],
+    [
+        {},
+        {"checkpoint_spacing": {"every": 2}},
+        {"kept_attention": {}},
+        {"streamed_weights": {}},
+        {"streamed": {"staging": "card"}},
+    ],
     ids=lambda more: "+".join(more) or "plain",
 )
 def test_streamed_run_learns_what_a_resident_run_learns(place: Path, tmp_path: Path, more: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from trainer.streamed.layer import Arrays, Layers, Sizes
 from trainer.streamed.loss import StreamedLoss
 from trainer.streamed.split import Split
 from trainer.streamed.transfers import Transfers
+from trainer.streamed.weights import Weights
 
 Form = Literal["exact", "int8", "nf4"]
 
@@ -57,12 +58,20 @@ def codec_of(form: Form, dtype: torch.dtype) -> Codec:
 
 
 def build_streamed(
-    model: PreTrainedModel, streaming: Streaming, *, tokens: int, dtype: torch.dtype, device: torch.device, rows: int
+    model: PreTrainedModel,
+    streaming: Streaming,
+    weights: Weights,
+    *,
+    tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    rows: int,
 ) -> Streamed:
     """The streamed executor of a model whose adapters are on.
 
     Args:
         model: loaded with ``attn_implementation=split.register()``.
+        weights: of its layers.
         tokens: of the largest micro-batch, all its rows together.
         rows: rows of logits computed at a time.
 
@@ -100,6 +109,7 @@ def build_streamed(
             ),
             sizes,
             keep_outputs=streaming.keep_outputs,
+            weights=weights,
         )
     except BaseException:
         host.close()

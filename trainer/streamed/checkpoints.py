@@ -144,7 +144,13 @@ class Checkpoints:
         """The input ``[C, D]``."""
         return self._of(layer)[0].decode(parts, self._dtype)
 
-    def span_of(self, layer: int) -> range:
-        """The layers that share a kept input with this one."""
-        first = layer - layer % self.spacing
-        return range(first, min(first + self.spacing, self.layers))
+
+def backward_order(layers: int, spacing: int) -> list[tuple[int, bool]]:
+    """The layers as the backward pass visits them, and whether a layer is only run forward once more."""
+    found = []
+    for first in reversed(range(0, layers, spacing)):
+        span = range(first, min(first + spacing, layers))
+        if span.stop < layers:  # what the forward pass left there is a later span's
+            found += [(layer, True) for layer in span[:-1]]
+        found += [(layer, False) for layer in reversed(span)]
+    return found

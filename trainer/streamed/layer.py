@@ -25,6 +25,7 @@ from trainer.streamed.row import Group, Row, head_groups
 from trainer.streamed.split import Split
 from trainer.streamed.tiles import Span, attend, attend_backward
 from trainer.streamed.transfers import Transfers
+from trainer.streamed.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Layers:
     Args:
         split: the decoder; ``kernel``: for attention; ``checkpoints``: inputs of the layers.
         keep_outputs: attended values of every layer are kept, so that the backward pass need not compute them again.
+        weights: told which layers come, and of each when it begins.
 
     Attributes:
         count: layers that there are; fewer, where only the first are run.
@@ -96,10 +98,11 @@ class Layers:
         sizes: Sizes,
         *,
         keep_outputs: bool,
+        weights: Weights | None = None,
     ) -> None:
         self.split, self.kernel, self.transfers = split, kernel, transfers
         self.arrays, self.checkpoints, self.sizes = arrays, checkpoints, sizes
-        self.keep_outputs = keep_outputs
+        self.keep_outputs, self.weights = keep_outputs, weights or Weights()
         self.count = checkpoints.layers
         self._groups = head_groups(sizes.heads, sizes.key_heads, sizes.group)
         self._row: Row | None = None
@@ -151,6 +154,7 @@ class Layers:
             again: in the backward pass, from the inputs that were kept. Where these are coded, the first time goes by
                 the inputs as they are, which the stream hands on.
         """
+        self.weights.enter(index)
         self.project(index, again=again)
         if not (again and self.keep_outputs):
             self.attend(index)
@@ -222,6 +226,7 @@ class Layers:
         Args:
             factor: what the stream is multiplied with first; None: it is the gradient already.
         """
+        self.weights.enter(index)
         self.project(index, again=True)
         if not self.keep_outputs:
             self.attend(index)

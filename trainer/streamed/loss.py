@@ -16,6 +16,7 @@ from torch import Tensor
 from planner.ledger import Phase
 from trainer.data import Batch
 from trainer.step import Head, Mark
+from trainer.streamed.checkpoints import backward_order
 from trainer.streamed.layer import Layers
 from trainer.streamed.row import Row, overlap
 from trainer.streamed.tiles import Span
@@ -69,6 +70,7 @@ class StreamedLoss:
         layers.begin(Row.of(batch, layers.sizes.chunk))
         backward = torch.is_grad_enabled()
         layers.phases(mark, Phase.FORWARD if backward else Phase.EVALUATE, Phase.ATTENTION)
+        layers.weights.follow(range(count))
         with torch.no_grad():
             layers.embed()
             for index in range(count):
@@ -120,11 +122,11 @@ class StreamedLoss:
 
     def _backward(self, factor: Tensor) -> None:
         layers, count = self.layers, self.layers.count
-        last = range(layers.checkpoints.span_of(count - 1).start, count)
-        for index in reversed(range(count)):
-            span = range(layers.checkpoints.span_of(index).start, min(layers.checkpoints.span_of(index).stop, count))
-            if index == span[-1] and span != last:  # what the forward pass left there is a later span's
-                for inner in span[:-1]:
-                    layers.forward(inner, again=True)
-            layers.backward(index, factor if index == count - 1 else None)
-            self.tell("backward", count - index, count)
+        order = backward_order(count, layers.checkpoints.spacing)
+        layers.weights.follow([index for index, _ in order])
+        for index, again in order:
+            if again:
+                layers.forward(index, again=True)
+            else:
+                layers.backward(index, factor if index == count - 1 else None)
+                self.tell("backward", count - index, count)
