@@ -23,9 +23,10 @@ from planner.plan import Plan, Train
 from trainer import run
 from trainer.data import NOT_TRAINED, collate, evaluation_batches, prepare
 from trainer.measure import Recorder
-from trainer.run import execute, learning_rate_factor, planned_steps, probe
+from trainer.run import execute, probe
 from trainer.session import BuiltRun, ResidentSession
 from trainer.step import nothing
+from trainer.training import learning_rate_factor, planned_steps
 
 LEAN: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "alpha": 8},

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch.optim.lr_scheduler import LambdaLR
 
 from planner.documents import Reading, read_documents
 from planner.errors import PlanError
 from planner.ledger import Phase
-from planner.plan import Plan, Train
+from planner.plan import Plan
 from planner.units import format_bytes
-from trainer.data import Batch, Data, epochs, evaluation_batches, prepare, synthetic_batch
+from trainer.data import Batch, Data, evaluation_batches, prepare, synthetic_batch
+from trainer.layer_progress import LayerProgress, planned_ratio
 from trainer.loading import find_source
 from trainer.measure import BETWEEN, Recorder, exact_terms, resident_tensors
 from trainer.merging import merge
@@ -28,10 +25,10 @@ from trainer.progress import Progress
 from trainer.record import Run, measurement
 from trainer.report import closing_lines, memory_table
 from trainer.session import BuiltRun, build, take_device
-from trainer.step import Evaluation, evaluate, update
+from trainer.step import Evaluation, evaluate
+from trainer.training import Announce, forward_backward, nobody, planned_steps, train_steps, wait_for
 
 INTERRUPTED = 130
-_MOST_SKIPS = 25  # the loss scale begins at 2**16; halved this often it is below every useful value
 
 
 def execute(plan: Plan, *, resume: bool = False) -> int:
@@ -77,17 +74,31 @@ _SHORTER = "Plan a shorter context, and please report this: the plan was wrong."
 
 
 def _run(plan: Plan, built: BuiltRun, reading: Reading, recorder: Recorder, folder: RunFolder, console: Console) -> int:
-    train = plan.train
     data = prepare(
         reading,
         built.tokenise,
         length=plan.total_tokens,
         target=None if plan.target == plan.total_tokens else plan.target,
-        validation=train.validation,
-        seed=train.seed,
+        validation=plan.train.validation,
+        seed=plan.train.seed,
     )
     _tell_data(console, data, built)
-    terms, probe_seconds = probe(plan, built, recorder)
+    progress = Progress(console, folder, planned_steps(plan.train, len(data.train.rows)))
+    with progress:
+        return _train(plan, built, data, recorder, folder, console, progress)
+
+
+def _train(
+    plan: Plan,
+    built: BuiltRun,
+    data: Data,
+    recorder: Recorder,
+    folder: RunFolder,
+    console: Console,
+    progress: Progress,
+) -> int:
+    train, announce = plan.train, listen(plan, built, progress)
+    terms, probe_seconds = probe(plan, built, recorder, announce)
     console.print(memory_table(plan, recorder, terms))
     folder.begin()
     try:
@@ -97,12 +108,10 @@ def _run(plan: Plan, built: BuiltRun, reading: Reading, recorder: Recorder, fold
         folder.save_record(measurement(plan, built, recorder, run))
         raise
     judged = evaluation_batches(data.validation, train.evaluation_rows, train.batch, train.seed)
-    before = _judge("before", built, judged, recorder, folder, console)
-    progress = Progress(console, folder, planned_steps(train, len(data.train.rows)))
+    before = _judge("before", built, judged, recorder, folder, console, announce)
     try:
-        with progress:
-            for step in train_steps(plan, built, data, recorder):
-                progress.show(step)
+        for step in train_steps(plan, built, data, recorder, announce):
+            progress.show(step)
     except KeyboardInterrupt:
         saved = folder.save_adapter(built, progress.done)
         console.print(f"Interrupted after step {progress.done}; the adapter of that moment is in {saved}.")
@@ -110,7 +119,7 @@ def _run(plan: Plan, built: BuiltRun, reading: Reading, recorder: Recorder, fold
     recorder.mark(Phase.SAVE)
     saved = folder.save_adapter(built, progress.done)  # before the evaluation, whatever may go wrong in it
     recorder.mark(BETWEEN)
-    after = _judge("after", built, judged, recorder, folder, console)
+    after = _judge("after", built, judged, recorder, folder, console, announce)
     run = Run(
         step_seconds=progress.seconds,
         probe_seconds=probe_seconds,
@@ -143,7 +152,16 @@ def _merge(plan: Plan, built: BuiltRun, recorder: Recorder, folder: RunFolder) -
     return merged
 
 
-def probe(plan: Plan, built: BuiltRun, recorder: Recorder) -> tuple[dict[str, int], float]:
+def listen(plan: Plan, built: BuiltRun, progress: Progress) -> Announce:
+    """Let layers be shown where they run one by one; gives what wants to be told of each step beforehand."""
+    if built.streamed is None:
+        return nobody
+    layers = LayerProgress(built.device, planned_ratio(plan), progress.show_layer)
+    built.streamed.tell = layers
+    return layers.begin
+
+
+def probe(plan: Plan, built: BuiltRun, recorder: Recorder, announce: Announce = nobody) -> tuple[dict[str, int], float]:
     """One step and one evaluation on the largest batch of the plan, then everything as it was.
 
     Gives the exact bytes of what stays, and the step's seconds. Optimiser state is made first, from zero
@@ -157,16 +175,18 @@ def probe(plan: Plan, built: BuiltRun, recorder: Recorder) -> tuple[dict[str, in
     with torch.random.fork_rng(devices=[built.device] if built.device.type == "cuda" else []):
         built.optimizer.step()
         with recorder.counting([*resident_tensors(built), batch.inputs, batch.targets]):
-            began = time.perf_counter()
-            _forward_backward(built, [batch] * min(2, train.accumulation), recorder)
+            began, parts = time.perf_counter(), [batch] * min(2, train.accumulation)
+            announce("probe step", [part.tokens for part in parts])
+            forward_backward(built, parts, recorder)
             recorder.mark(Phase.OPTIMIZER)
             if built.scaler is not None:
                 built.scaler.unscale_(built.optimizer)
             torch.nn.utils.clip_grad_norm_(built.trained, train.max_grad_norm)
             built.optimizer.step()  # past the scaler, which might skip it; the result is thrown away
-            _wait(built.device)
+            wait_for(built.device)
             seconds = time.perf_counter() - began
             terms = exact_terms(built)
+            announce("probe evaluation", [batch.tokens])
             evaluate(built.loss, [batch], built.device, recorder.mark)
             recorder.mark(BETWEEN)
     with torch.no_grad():
@@ -203,90 +223,18 @@ def check_bound(plan: Plan, recorder: Recorder) -> None:
         raise PlanError(asked, why, _SHORTER)
 
 
-def train_steps(plan: Plan, built: BuiltRun, data: Data, recorder: Recorder) -> Iterator[dict[str, Any]]:
-    """Train; each optimiser step gives what is worth writing down about it.
-
-    Raises:
-        PlanError: the loss or the gradients are no numbers any more.
-    """
-    train = plan.train
-    steps, batches = planned_steps(train, len(data.train.rows)), _batches(train, data)
-    schedule = LambdaLR(built.optimizer, lambda done: learning_rate_factor(train, done, steps))
-    skips_in_a_row = 0
-    for step in range(1, steps + 1):
-        began, rate = time.perf_counter(), schedule.get_last_lr()[0]
-        parts = list(islice(batches, train.accumulation))
-        loss = _forward_backward(built, parts, recorder)
-        recorder.mark(Phase.OPTIMIZER)
-        if built.scaler is None and not math.isfinite(loss):
-            why = f"the loss of step {step} is {loss}."
-            raise PlanError("training", why, "A smaller learning rate is the first thing to try: --set train.lr=…")
-        made = update(built.optimizer, built.scaler, built.trained, train.max_grad_norm)
-        recorder.mark(BETWEEN)
-        if made.taken:
-            schedule.step()
-        skips_in_a_row = 0 if made.taken else skips_in_a_row + 1
-        if skips_in_a_row > _MOST_SKIPS:
-            why = f"float16 overflowed in {skips_in_a_row} steps in a row, whatever the loss scale."
-            raise PlanError("training", why, "The model may need bfloat16, which is a matter of the card.")
-        _wait(built.device)
-        seconds, tokens = time.perf_counter() - began, sum(part.tokens for part in parts)
-        yield {
-            "step": step,
-            "loss": loss,
-            "lr": rate,
-            "gradient_norm": made.gradient_norm,
-            "taken": made.taken,
-            "tokens": tokens,
-            "trained_tokens": sum(part.trained for part in parts),
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "allocated_bytes": recorder.peak("allocated_bytes"),
-        }
-
-
-def _forward_backward(built: BuiltRun, parts: list[Batch], recorder: Recorder) -> float:
-    """Gradients of the mean loss per trained token over all parts; gives that loss."""
-    divisor = torch.tensor(float(sum(part.trained for part in parts)), device=built.device)
-    total = torch.zeros((), device=built.device)
-    for part in parts:
-        recorder.mark(Phase.FORWARD)
-        loss = built.loss(part.to(built.device), divisor, recorder.mark)  # it marks the backward pass, too
-        (built.scaler.scale(loss) if built.scaler else loss).backward()
-        total += loss.detach()
-    return float(total)
-
-
-def planned_steps(train: Train, rows: int) -> int:
-    """Optimiser steps of a run: as many as asked for, else as the epochs need."""
-    return train.steps or math.ceil(_micro_batches(train, rows) / train.accumulation)
-
-
-def _micro_batches(train: Train, rows: int) -> int:
-    return max(1, round(train.epochs * math.ceil(rows / train.batch)))
-
-
-def _batches(train: Train, data: Data) -> Iterator[Batch]:
-    """Without end where steps are counted; where epochs are, exactly as many as they hold."""
-    rows = data.train.rows
-    stream = epochs(rows, train.batch, train.seed)
-    return stream if train.steps else islice(stream, _micro_batches(train, len(rows)))
-
-
-def learning_rate_factor(train: Train, done: int, steps: int) -> float:
-    """The share of ``train.lr`` after ``done`` steps: a linear rise, then the schedule down to zero."""
-    warm = math.ceil(train.warmup * steps)
-    if done < warm:
-        return (done + 1) / warm
-    share = min(1.0, (done - warm) / max(1, steps - warm))
-    return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[train.schedule]
-
-
 def _judge(
-    when: str, built: BuiltRun, judged: list[Batch], recorder: Recorder, folder: RunFolder, console: Console
+    when: str,
+    built: BuiltRun,
+    judged: list[Batch],
+    recorder: Recorder,
+    folder: RunFolder,
+    console: Console,
+    announce: Announce,
 ) -> Evaluation | None:
     if not judged:
         return None
+    announce(f"held-out rows {when} training", [batch.tokens for batch in judged])
     made = evaluate(built.loss, judged, built.device, recorder.mark)
     recorder.mark(BETWEEN)
     folder.log(evaluation=when, loss=made.loss, perplexity=made.perplexity, tokens=made.tokens)
@@ -294,11 +242,6 @@ def _judge(
         f"Held-out loss {when} training: {made.loss:.4f} (perplexity {made.perplexity:.3f}).", highlight=False
     )
     return made
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _data_counts(data: Data) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from trainer.loading import RANDOM, add_adapters, find_source, load_config, load
 from trainer.step import Loss, make_loss
 from trainer.streamed import split
 from trainer.streamed.build import Streaming, build_streamed
+from trainer.streamed.loss import StreamedLoss
 
 STOCK_ATTENTION = "eager"
 """What transformers does when nothing else is asked for: every score of every head written out."""
@@ -69,6 +70,11 @@ class BuiltRun:
     def trained(self) -> list[nn.Parameter]:
         """What is trained: the adapters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
+    def streamed(self) -> StreamedLoss | None:
+        """The loss where layers are streamed; None where the model runs as a whole."""
+        return self.loss if isinstance(self.loss, StreamedLoss) else None
 
     def close(self) -> None:
         """Give pinned memory back."""

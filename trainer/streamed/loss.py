@@ -7,7 +7,7 @@ layer through host memory, and so does its gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,11 +19,15 @@ from trainer.streamed.layer import Layers
 from trainer.streamed.row import Row, overlap
 from trainer.streamed.tiles import Span
 
-Tell = Callable[[str, int, int], None]
-"""Told of each layer: ``forward`` or ``backward``, how many are done, and how many there are."""
+Direction = Literal["forward", "backward", "evaluate"]
+Tell = Callable[[Direction, int, int], None]
+"""Told of each layer: the direction (``evaluate``: forward, and never back), how many are done, how many there are.
+
+It hears of 0 layers where a direction begins.
+"""
 
 
-def tell_nobody(direction: str, done: int, count: int) -> None:
+def tell_nobody(direction: Direction, done: int, count: int) -> None:
     """Nobody listens."""
 
 
@@ -58,12 +62,14 @@ class StreamedLoss:
         layers, count = self.layers, self.layers.checkpoints.layers
         layers.begin(Row.of(batch, layers.sizes.chunk))
         backward = torch.is_grad_enabled()
+        direction: Direction = "forward" if backward else "evaluate"
         layers.phases(mark, Phase.FORWARD if backward else Phase.EVALUATE, Phase.ATTENTION)
+        self.tell(direction, 0, count)
         with torch.no_grad():
             layers.embed()
             for index in range(count):
                 layers.forward(index, into_stream=index == count - 1)
-                self.tell("forward", index + 1, count)
+                self.tell(direction, index + 1, count)
         mark(Phase.LOSS if backward else Phase.EVALUATE_LOSS)
         total = self._loss(backward)
         if not backward:
@@ -111,6 +117,7 @@ class StreamedLoss:
     def _backward(self, factor: Tensor) -> None:
         layers, count = self.layers, self.layers.checkpoints.layers
         last = layers.checkpoints.span_of(count - 1)
+        self.tell("backward", 0, count)
         for index in reversed(range(count)):
             span = layers.checkpoints.span_of(index)
             if index == span[-1] and span != last:  # what the forward pass left there is a later span's
