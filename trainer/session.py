@@ -282,7 +282,15 @@ class ResidentSession:
             return (store.arena if store is not None else None), make_loss(model, self._loss_rows)
         assert self._loss_rows is not None
         tokens = self._plan.train.batch * self._plan.total_tokens
-        made = build_streamed(model, streaming, tokens=tokens, dtype=self._dtype, device=device, rows=self._loss_rows)
+        made = build_streamed(
+            model,
+            streaming,
+            tokens=tokens,
+            dtype=self._dtype,
+            device=device,
+            rows=self._loss_rows,
+            scaled=self._scale_loss,
+        )
         return made.host, made.loss
 
     def _checkpoint(self, model: PreTrainedModel, device: torch.device) -> HostStore | None:

@@ -57,7 +57,14 @@ def codec_of(form: Form, dtype: torch.dtype) -> Codec:
 
 
 def build_streamed(
-    model: PreTrainedModel, streaming: Streaming, *, tokens: int, dtype: torch.dtype, device: torch.device, rows: int
+    model: PreTrainedModel,
+    streaming: Streaming,
+    *,
+    tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    rows: int,
+    scaled: bool,
 ) -> Streamed:
     """The streamed executor of a model whose adapters are on.
 
@@ -65,6 +72,7 @@ def build_streamed(
         model: loaded with ``attn_implementation=split.register()``.
         tokens: of the largest micro-batch, all its rows together.
         rows: rows of logits computed at a time.
+        scaled: there is a loss scale.
 
     Raises:
         PlanError: the model cannot be cut, or the host has not the memory; what was taken is given back.
@@ -104,4 +112,4 @@ def build_streamed(
     except BaseException:
         host.close()
         raise
-    return Streamed(StreamedLoss(layers, Head.of(model), rows), host)
+    return Streamed(StreamedLoss(layers, Head.of(model), rows, scaled=scaled), host)

@@ -20,6 +20,7 @@ from trainer.host_memory import Arena
 from trainer.step import Mark, nothing
 from trainer.streamed.arrays import HeadArray, TokenArray
 from trainer.streamed.checkpoints import Checkpoints
+from trainer.streamed.finite import Finite
 from trainer.streamed.kernels import Kernel
 from trainer.streamed.row import Group, Row, head_groups
 from trainer.streamed.split import Split
@@ -97,6 +98,8 @@ class Layers:
         self.split, self.kernel, self.transfers = split, kernel, transfers
         self.arrays, self.checkpoints, self.sizes = arrays, checkpoints, sizes
         self.keep_outputs = keep_outputs
+        chunks = -(-sizes.tokens // sizes.chunk)
+        self.finite = Finite(checkpoints.layers, chunks, sizes.chunk, sizes.dtype, transfers.device)
         self._groups = head_groups(sizes.heads, sizes.key_heads, sizes.group)
         self._row: Row | None = None
         self._asked: dict[int, tuple[float, int | None]] = {}  # scale and window of each layer
@@ -128,12 +131,14 @@ class Layers:
         """Take up a row."""
         self._row, self._tables = row, {}
         self.arrays.begin(len(row))
+        self.finite.begin()
 
     def embed(self) -> None:
         """Input of the first layer."""
         row = self.row
         for start, stop in row.chunks:
             hidden, _ = self.split.embed(row.tokens[start:stop], row.positions[start:stop], row.longest)
+            self.finite.output(-1, (start, stop), hidden)
             self.checkpoints.write(self.transfers, 0, start, stop, hidden)
 
     @torch.no_grad()
@@ -182,6 +187,7 @@ class Layers:
         def work(chunk: Span, loaded: tuple[list[Tensor], Tensor]) -> None:
             hidden = self.checkpoints.decode(index, loaded[0])
             result = self.split.after(index, hidden, loaded[1].transpose(0, 1), self._nothing)
+            self.finite.output(index, chunk, result)
             if into_stream:
                 self.transfers.send(result, self.arrays.stream, *chunk)
             else:
@@ -286,7 +292,9 @@ class Layers:
             )
             if passed is not None:
                 assert hidden.grad is not None
-                self.transfers.send(hidden.grad + passed, stream, *chunk)
+                taken = hidden.grad + passed
+                self.finite.gradient(index, chunk, taken)
+                self.transfers.send(taken, stream, *chunk)
 
         self.transfers.run(self.row.chunks, load, work)
 

@@ -50,15 +50,22 @@ class StreamedLoss:
 
     Args:
         rows: rows of logits computed at a time.
+        scaled: a loss scale is there to be lowered where gradients overflow.
         tell: hears of every layer that is done.
     """
 
-    def __init__(self, layers: Layers, head: Head, rows: int, tell: Tell = tell_nobody) -> None:
-        self.layers, self.head, self.rows, self.tell = layers, head, rows, tell
+    def __init__(
+        self, layers: Layers, head: Head, rows: int, *, scaled: bool = False, tell: Tell = tell_nobody
+    ) -> None:
+        self.layers, self.head, self.rows, self.scaled, self.tell = layers, head, rows, scaled, tell
         self._anchor = torch.empty(0, requires_grad=True)
 
     def __call__(self, batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
-        """Forward through all layers, and the loss; the gradient of the last layer's output is ready then."""
+        """Forward through all layers, and the loss; the gradient of the last layer's output is ready then.
+
+        Raises:
+            PlanError: what a layer gives is not finite; its backward pass raises it of gradients.
+        """
         layers, count = self.layers, self.layers.checkpoints.layers
         layers.begin(Row.of(batch, layers.sizes.chunk))
         backward = torch.is_grad_enabled()
@@ -72,6 +79,7 @@ class StreamedLoss:
                 self.tell(direction, index + 1, count)
         mark(Phase.LOSS if backward else Phase.EVALUATE_LOSS)
         total = self._loss(backward)
+        layers.finite.check_outputs(layers.row)
         if not backward:
             return total / divisor
 
@@ -79,6 +87,8 @@ class StreamedLoss:
             layers.phases(mark, Phase.BACKWARD, Phase.ATTENTION_BACKWARD)
             # What is kept is the gradient of the summed loss; loss scale and divisor come in here, in a wide type.
             self._backward(gradient.to(total.dtype) / divisor.to(total.dtype))
+            if not self.scaled:
+                layers.finite.check_gradients(layers.row)
 
         return _Whole.apply(total / divisor, go_back, self._anchor)
 
