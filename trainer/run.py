@@ -16,6 +16,7 @@ from planner.ledger import Phase
 from planner.plan import Plan
 from planner.units import format_bytes
 from trainer.data import Batch, Data, evaluation_batches, prepare, synthetic_batch
+from trainer.host_room import check_host
 from trainer.layer_progress import LayerProgress, planned_ratio
 from trainer.loading import find_source
 from trainer.measure import BETWEEN, Recorder, exact_terms, resident_tensors
@@ -46,6 +47,7 @@ def execute(plan: Plan, *, resume: bool = False) -> int:
     if plan.train.data is None:
         raise PlanError("train.data", "is empty, so there is nothing to train on.", "--data FOLDER names some.")
     console, folder, device = Console(), RunFolder(plan), take_device(plan)
+    check_host(plan)
     reading = read_documents(Path(plan.train.data))  # its mistakes come to light before minutes of loading
     built = None
     try:

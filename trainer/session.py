@@ -242,12 +242,13 @@ class ResidentSession:
         for parameter in adapted.parameters():
             if parameter.requires_grad:  # these buffers stay for the whole run, so they never fragment memory
                 parameter.grad = torch.zeros_like(parameter)
-        host, loss = self._executor(model, streaming, device)
+        optimizer = self._make_optimizer(adapted)
+        host, loss = self._executor(model, streaming, device)  # last, as nobody would give its memory back
         return BuiltRun(
             model=adapted,
             tokenizer=tokenizer,
             tokenise=tokenise_with(tokenizer) if tokenizer is not None else tokenise_bytes,
-            optimizer=self._make_optimizer(adapted),
+            optimizer=optimizer,
             scaler=torch.amp.GradScaler(device.type) if self._scale_loss else None,
             loss=loss,
             dtype=self._dtype,
