@@ -23,8 +23,7 @@ from planner.epoch import row_lengths
 from planner.plan import Plan
 from planner.planning import Request, make_plan
 from trainer.data import cut, epochs, prepare
-from trainer.loading import find_source, load_tokenizer
-from trainer.session import tokenise_with
+from trainer.loading import find_source, load_tokenizer, tokenise_with
 from trainer.training import planned_steps
 
 

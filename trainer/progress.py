@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 from rich import progress as bars
@@ -23,7 +23,7 @@ class _Left(bars.ProgressColumn):
 
     def render(self, task: bars.Task) -> Text:
         left = task.fields.get("left")
-        return Text("" if left is None else f"{format_seconds(left)} left")
+        return Text("" if not left else f"{format_seconds(left)} left")
 
 
 class Progress:
@@ -64,12 +64,21 @@ class Progress:
         if self._tensorboard is not None:
             self._tensorboard.close()
 
-    def show(self, step: dict[str, Any]) -> None:
-        """Write a step down and move the bar."""
+    def go_on(self, steps: Iterable[dict[str, Any]]) -> None:
+        """These steps were shown before the run was stopped."""
+        for step in steps:
+            self._count(step)
+        self._bar.update(self._step_row, completed=self.done)
+
+    def _count(self, step: dict[str, Any]) -> None:
         self.done = step["step"]
         self.losses.append(step["loss"])
         self.seconds.append(step["seconds"])
         self.skipped += not step["taken"]
+
+    def show(self, step: dict[str, Any]) -> None:
+        """Write a step down and move the bar."""
+        self._count(step)
         self._folder.log(**step)
         self._log_to_tensorboard(step)
         memory = f", {format_bytes(step['allocated_bytes'])}" if step["allocated_bytes"] else ""

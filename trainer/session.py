@@ -24,7 +24,16 @@ from trainer.four_bit import FourBit
 from trainer.host_memory import Arena
 from trainer.host_store import HostStore
 from trainer.layers import activation_field, layers_of, mlp_width
-from trainer.loading import RANDOM, add_adapters, find_source, load_config, load_model, load_tokenizer, tokenise_bytes
+from trainer.loading import (
+    RANDOM,
+    add_adapters,
+    find_source,
+    load_config,
+    load_model,
+    load_tokenizer,
+    tokenise_bytes,
+    tokenise_with,
+)
 from trainer.step import Loss, make_loss
 from trainer.streamed import split
 from trainer.streamed.build import Streaming, build_streamed
@@ -282,11 +291,10 @@ class ResidentSession:
             store = self._checkpoint(model, device)
             return (store.arena if store is not None else None), make_loss(model, self._loss_rows)
         assert self._loss_rows is not None
-        tokens = self._plan.train.batch * self._plan.total_tokens
         made = build_streamed(
             model,
             streaming,
-            tokens=tokens,
+            tokens=self._plan.train.batch * self._plan.total_tokens,
             dtype=self._dtype,
             device=device,
             rows=self._loss_rows,
@@ -389,19 +397,3 @@ def take_device(plan: Plan) -> torch.device:
     # smaller budget the allocator gives pages back that it holds unused before it asks for more.
     torch.cuda.set_per_process_memory_fraction(min(1.0, plan.memory.gpu.budget_bytes / here.total_memory), 0)
     return torch.device("cuda", 0)
-
-
-def tokenise_with(tokenizer: Any) -> Tokenise:
-    """Texts to token ids with nothing added, and no control token recognised inside a text."""
-
-    def tokenise(texts: Any) -> list[list[int]]:
-        encoded = tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            split_special_tokens=True,  # a text may not smuggle control tokens in
-            return_attention_mask=False,
-            verbose=False,
-        )
-        return list(encoded["input_ids"])
-
-    return tokenise

@@ -16,6 +16,7 @@ from planner.ledger import Phase
 from planner.plan import Plan, Train
 from trainer.data import Batch, Data, epochs
 from trainer.measure import BETWEEN, Recorder
+from trainer.saving import Inside, Saved, Saver
 from trainer.session import BuiltRun
 from trainer.step import update
 
@@ -30,12 +31,20 @@ def nobody(what: str, tokens: Sequence[int]) -> None:
 
 
 def train_steps(
-    plan: Plan, built: BuiltRun, data: Data, recorder: Recorder, announce: Announce = nobody
+    plan: Plan,
+    built: BuiltRun,
+    data: Data,
+    recorder: Recorder,
+    announce: Announce = nobody,
+    saver: Saver | None = None,
+    saved: Saved | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train; each optimiser step gives what is worth writing down about it.
 
     Args:
         announce: hears of each step before it begins, and how many tokens its micro-batches have.
+        saver: stores the run while it is under way.
+        saved: what was stored of a run that goes on.
 
     Raises:
         PlanError: the loss or the gradients are no numbers any more.
@@ -43,12 +52,23 @@ def train_steps(
     train = plan.train
     steps, batches = planned_steps(train, len(data.train.rows)), _batches(train, data)
     schedule = LambdaLR(built.optimizer, lambda done: learning_rate_factor(train, done, steps))
-    skips_in_a_row = 0
-    for step in range(1, steps + 1):
-        began, rate = time.perf_counter(), schedule.get_last_lr()[0]
+    done = skips_in_a_row = 0
+    inside: Inside | None = None
+    if saved is not None:
+        saved.restore(built)  # the optimiser's own learning rate, too, which the schedule has just set
+        schedule.load_state_dict(saved.state["schedule"])
+        done, skips_in_a_row, inside = saved.step, saved.skips, saved.inside
+        batches = islice(batches, done * train.accumulation, None)
+    if saver is not None:
+        saver.begin(schedule, done, skips_in_a_row, saved)
+    for step in range(done + 1, steps + 1):
+        began, rate = time.perf_counter() - (inside.seconds if inside else 0.0), schedule.get_last_lr()[0]
         parts = list(islice(batches, train.accumulation))
-        announce(f"step {step} of {steps}", [part.tokens for part in parts])
-        loss = forward_backward(built, parts, recorder)
+        announce(f"step {step} of {steps}", [part.tokens for part in parts[inside.part if inside else 0 :]])
+        if saver is not None:
+            saver.step_begins(began)
+        loss = forward_backward(built, parts, recorder, saver, saved if inside else None)
+        inside = None
         recorder.mark(Phase.OPTIMIZER)
         if built.scaler is None and not math.isfinite(loss):
             why = f"the loss of step {step} is {loss}."
@@ -75,17 +95,40 @@ def train_steps(
             "tokens_per_second": tokens / seconds,
             "allocated_bytes": recorder.peak("allocated_bytes"),
         }
+        if saver is not None:
+            saver.step_done(step, skips_in_a_row)
 
 
-def forward_backward(built: BuiltRun, parts: list[Batch], recorder: Recorder) -> float:
-    """Gradients of the mean loss per trained token over all parts; gives that loss."""
+def forward_backward(
+    built: BuiltRun,
+    parts: list[Batch],
+    recorder: Recorder,
+    saver: Saver | None = None,
+    saved: Saved | None = None,
+) -> float:
+    """Gradients of the mean loss per trained token over all parts; gives that loss.
+
+    Args:
+        saver: hears of each part; ``saved``: the step is under way, and goes on from there.
+    """
     divisor = torch.tensor(float(sum(part.trained for part in parts)), device=built.device)
-    total = torch.zeros((), device=built.device)
-    for part in parts:
+    total, first = torch.zeros((), device=built.device), 0
+    if saved is not None and saved.inside is not None:
+        total, first = saved.inside.total.to(built.device), saved.inside.part
+        if (halfway := saved.halfway(built.device)) is not None:
+            assert built.streamed is not None
+            built.streamed.go_on(halfway)
+    for index in range(first, len(parts)):
         recorder.mark(Phase.FORWARD)
-        loss = built.loss(part.to(built.device), divisor, recorder.mark)  # it marks the backward pass, too
-        (built.scaler.scale(loss) if built.scaler else loss).backward()
+        loss = built.loss(parts[index].to(built.device), divisor, recorder.mark)  # it marks the backward pass, too
+        if saver is not None:
+            saver.part_begins(index, total, loss.detach())
+        # In this thread: the interruption of a pass that lasts hours has to reach Python before its end.
+        with torch.autograd.set_multithreading_enabled(False):
+            (built.scaler.scale(loss) if built.scaler else loss).backward()
         total += loss.detach()
+        if saver is not None and index < len(parts) - 1:
+            saver.part_done(index, total)
     return float(total)
 
 
