@@ -73,6 +73,7 @@ class _Plan(click.Group):
 @once("--out", metavar="FILE", help="Write the plan to this file (YAML).")
 @click.option("--json", "json_", is_flag=True, help="Print the plan as one JSON object, and no report.")
 @click.option("--execute", is_flag=True, help="Train what was planned; without --gpu, plan for this machine first.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped, in the plan's folder.")
 @once("--plan", "plan_", metavar="FILE", help="Take the plan from this file instead of making one.")
 @click.version_option(__version__, "--version", prog_name="tierplan", message="%(prog)s %(version)s")
 @click.pass_context
@@ -198,6 +199,9 @@ def _output_mistakes(options: Options, data: object) -> list[PlanError]:
         except PlanError as error:
             errors.append(error)
     if not options["execute"]:
+        if options["resume"]:
+            nearest = "`plan --plan FILE --execute --resume` does."
+            errors.append(PlanError("--resume", "goes on with a run, and nothing here runs one.", nearest))
         return errors
     if options["json_"]:
         why = "--json prints one object and nothing else, and training prints its progress."
@@ -221,10 +225,10 @@ def _use(plan: Plan, options: Options) -> int:
         from planner.report import print_report
 
         print_report(plan, console(), written=written, closing=not options["execute"])
-    return _execute(plan) if options["execute"] else EXIT_CODES[plan.verdict]
+    return _execute(plan, options) if options["execute"] else EXIT_CODES[plan.verdict]
 
 
-def _execute(plan: Plan) -> int:
+def _execute(plan: Plan, options: Options) -> int:
     if plan.verdict != "fits":
         _tell(f"--execute: nothing was trained. {plan.summary}")
         return EXIT_CODES[plan.verdict]
@@ -234,7 +238,7 @@ def _execute(plan: Plan) -> int:
     except ImportError as error:
         nearest = "pip install 'tierplan[train]' brings it."
         raise PlanError("--execute", f"training needs the train extra ({error}).", nearest) from error
-    return int(execute(plan))
+    return int(execute(plan, resume=options["resume"]))
 
 
 def _this_machine() -> str:

@@ -174,7 +174,7 @@ def _tokeniser(source: str) -> tuple[Tokenise | None, str]:
         tokenizer: Any = Tokenizer.from_file(str(file))
     except Exception as error:  # the package raises nothing more precise
         raise PlanError(f"model {bare}", f"its tokenizer.json cannot be read: {error}.") from error
-    tokenizer.encode_special_tokens = True  # a text may not smuggle control tokens in: trainer.session.tokenise_with
+    tokenizer.encode_special_tokens = True  # a text may not smuggle control tokens in: trainer.loading.tokenise_with
     tokenizer.no_truncation()
     tokenizer.no_padding()
 

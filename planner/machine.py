@@ -6,6 +6,7 @@ import importlib
 import os
 import platform
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,13 +122,51 @@ def host_ram_bytes() -> int:
     return min([int(psutil.virtual_memory().total), *_cgroup_limits()])
 
 
-def _cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+def free_host_bytes() -> int:
+    """Bytes of host memory that can still be had: what is free or only caches files, in the machine and each cgroup."""
+    import psutil
+
+    return max(0, min([int(psutil.virtual_memory().available), *_cgroup_room()]))
+
+
+_FILES = {
+    "memory.max": (("memory.current", "memory.stat"), ("active_file", "inactive_file")),
+    "memory.limit_in_bytes": (
+        ("memory.usage_in_bytes", "memory.stat"),
+        ("total_active_file", "total_inactive_file"),
+    ),
+}
+"""By the file of a cgroup's limit: those of its use and statistics, and what of these is cache and given up."""
+
+_ROOT, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def _cgroup_limits(root: Path = _ROOT, own: Path = _OWN) -> list[int]:
     """Memory limits of this process's cgroup and all above it, of version 1 and 2; none outside Linux."""
+    return [limit for _, _, limit in _limited_cgroups(root, own)]
+
+
+def _cgroup_room(root: Path = _ROOT, own: Path = _OWN) -> list[int]:
+    """What each of these cgroups has left; those that do not tell what they use are left out."""
+    room = []
+    for folder, name, limit in _limited_cgroups(root, own):
+        (used, statistics), caches = _FILES[name]
+        try:
+            held = int((folder / used).read_text(encoding="utf-8"))
+            lines = (folder / statistics).read_text(encoding="utf-8").splitlines()
+            cached = sum(int(line.split()[1]) for line in lines if line.split()[:1] and line.split()[0] in caches)
+        except (OSError, ValueError, IndexError):
+            continue
+        room.append(limit - max(0, held - cached))
+    return room
+
+
+def _limited_cgroups(root: Path, own: Path) -> Iterator[tuple[Path, str, int]]:
+    """Folder, name of the file with the limit, and the limit, of each cgroup that has one."""
     try:
         lines = own.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return []
-    limits = []
+        return
     for _, controllers, group in (line.split(":", 2) for line in lines if line.count(":") >= 2):
         if controllers == "":
             tree, name = root, "memory.max"
@@ -142,8 +181,8 @@ def _cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/
                 text = (folder / name).read_text(encoding="utf-8").strip()
             except OSError:
                 continue
-            limits += [int(text)] if text.isdigit() else []  # "max" is no limit
-    return limits
+            if text.isdigit():  # "max" is no limit
+                yield folder, name, int(text)
 
 
 def _no_card(why: str, nearest: str = "Name a card, or use --gpu cpu.") -> PlanError:

@@ -219,6 +219,8 @@ class Train(Strict):
     seed: int = Field(default=0, ge=0)
     validation: float = Field(default=0.1, ge=0, lt=1)
     evaluation_rows: int = Field(default=64, ge=1, le=1_000_000)
+    save_minutes: float = Field(default=0.0, ge=0, le=100_000)
+    """Minutes between two times that what `--resume` needs is stored, at the least; 0: never."""
     merge: bool = False
     """Whether a 16-bit model with the adapters merged into its weights is written beside them."""
     out: str = "run"

@@ -52,6 +52,8 @@ NOT_MODELLED = (
     "what other programs take of the card while it trains",
 )
 HOST_BYTES = 32 * GIB  # of host RAM, unless the user says how much there is
+LONG_STEP_SECONDS = 1800.0  # from here on a run is stored while it is under way, unless the user says otherwise
+SAVE_MINUTES = 15.0
 RANDOM = "random:"  # before a model: its shape with random weights, to measure with
 
 
@@ -240,6 +242,8 @@ def _write(solved: Solved) -> Plan:
     prices = Prices(request.price_per_hour, request.power_price_per_kwh)
     pins = Pins(request.required, request.excluded, request.knobs)
     time, warnings = plan_time(found, request.max_step_seconds, train, source, prices)
+    if "save_minutes" not in request.train and (time.step_seconds.estimate or 0) >= LONG_STEP_SECONDS:
+        train = train.model_copy(update={"save_minutes": SAVE_MINUTES})
     return Plan(
         verdict="fits" if fits else "does-not-fit",
         summary=_summary(situation, limits, fits, want),

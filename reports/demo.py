@@ -63,8 +63,7 @@ def stock_loss(plan: Plan, adapter: Path) -> float:
 
     from planner.documents import read_documents
     from trainer.data import evaluation_batches, prepare
-    from trainer.loading import find_source, load_tokenizer
-    from trainer.session import tokenise_with
+    from trainer.loading import find_source, load_tokenizer, tokenise_with
 
     source = find_source(plan.model.source)
     model = AutoModelForCausalLM.from_pretrained(source.place, gguf_file=source.gguf, dtype=torch.float32)

@@ -34,11 +34,17 @@ def planning_gives(monkeypatch: Patch, plan: Plan) -> list[Request]:
     return requests
 
 
-def trainer_that(monkeypatch: Patch, act: Callable[[Plan], int]) -> None:
-    """Put a trainer in place that does this."""
-    module = ModuleType("trainer.run")
-    module.execute = act  # type: ignore[attr-defined]
+def trainer_that(monkeypatch: Patch, act: Callable[[Plan], int]) -> list[bool]:
+    """Put a trainer in place that does this; the list takes of each run whether it was to go on with one."""
+    module, resumed = ModuleType("trainer.run"), []
+
+    def execute(plan: Plan, *, resume: bool) -> int:
+        resumed.append(resume)
+        return act(plan)
+
+    module.execute = execute  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trainer.run", module)
+    return resumed
 
 
 def mistakes(capsys: Capture, *arguments: str) -> list[str]:

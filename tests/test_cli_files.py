@@ -90,11 +90,22 @@ def test_a_plan_file_is_reported_as_it_is(tmp_path: Path, capsys: Capture) -> No
 
 def test_a_plan_file_is_run_unchanged(tmp_path: Path, monkeypatch: Patch) -> None:
     run: list[Plan] = []
-    trainer_that(monkeypatch, lambda plan: run.append(plan) or 130)
+    resumed = trainer_that(monkeypatch, lambda plan: run.append(plan) or 130)
     place, plan = tmp_path / "plan.yaml", make_plan(Request(tier=1, train={"data": str(tmp_path)}))
     write_plan(plan, place)
     assert main(["--plan", str(place), "--execute"]) == 130
-    assert run == [plan]
+    assert main(["--plan", str(place), "--execute", "--resume"]) == 130
+    assert run == [plan, plan] and resumed == [False, True]
+
+
+def test_a_run_of_long_steps_is_stored_while_it_is_under_way_unless_the_user_says_otherwise() -> None:
+    short, long = (make_plan(Request(gpu="rtx2060s", model="phi-2", total_tokens=n)) for n in (4096, 400 * 1024))
+    assert (short.time.step_seconds.estimate or 0) < 1800 <= (long.time.step_seconds.estimate or 0)
+    assert (short.train.save_minutes, long.train.save_minutes) == (0.0, 15.0)
+    off = make_plan(Request(gpu="rtx2060s", model="phi-2", total_tokens=400 * 1024, train={"save_minutes": 0.0}))
+    assert off.train.save_minutes == 0.0
+    often = make_plan(Request(gpu="rtx2060s", model="phi-2", total_tokens=4096, train={"save_minutes": 1.0}))
+    assert often.train.save_minutes == 1.0
 
 
 def changed(plan: Plan, **settings: Any) -> Plan:

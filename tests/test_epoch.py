@@ -23,9 +23,8 @@ from planner.epoch import row_lengths
 from planner.plan import Plan
 from planner.planning import Request, make_plan
 from trainer.data import cut, epochs, prepare
-from trainer.loading import find_source, load_tokenizer
-from trainer.run import planned_steps
-from trainer.session import tokenise_with
+from trainer.loading import find_source, load_tokenizer, tokenise_with
+from trainer.training import planned_steps
 
 
 def planned(data: Path, model: str = "smollm2-135m", gpu: str = "rtx2060s", **train: Any) -> Plan:

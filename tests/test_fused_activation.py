@@ -15,7 +15,7 @@ from planner.optimizations.mlp.fused_activation import FUSED
 from planner.plan import Plan
 from planner.planning import Request, make_plan
 from trainer.measure import Recorder
-from trainer.run import probe
+from trainer.probing import probe
 from trainer.session import build
 
 TOKENS = 512

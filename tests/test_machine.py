@@ -20,6 +20,7 @@ IDS = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
 def write(folder: Path, data: Any, name: str = "mine.yaml") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     path.write_text(data if isinstance(data, str) else yaml.safe_dump(data), encoding="utf-8")
     return path
@@ -163,6 +164,21 @@ def test_a_cgroup_lowers_host_memory_and_never_raises_it(monkeypatch: pytest.Mon
         monkeypatch.setattr(machine, "_cgroup_limits", lambda limits=limits: limits)
         assert host_ram_bytes() == expected * 2**30
     assert cpu_profile().memory_bytes.value == 32 * 2**30
+
+
+def test_what_a_cgroup_has_left_leaves_its_cache_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    statistics = "anon 700\nfile 400\nactive_file 100\ninactive_file 250\nslab_reclaimable 9"
+    second = {"a/memory.max": "2000", "a/memory.current": "1200", "a/memory.stat": statistics, "memory.max": "9000"}
+    cgroups(tmp_path / "2", "0::/a\n", second)
+    assert machine._cgroup_room(tmp_path / "2" / "fs", tmp_path / "2" / "own") == [2000 - (1200 - 350)]
+    statistics = "cache 50\ntotal_active_file 30\ntotal_inactive_file 20"
+    first = {"limit_in_bytes": "5000", "usage_in_bytes": "4100", "stat": statistics}
+    cgroups(tmp_path / "1", "4:memory:/\n", {f"memory/memory.{name}": text for name, text in first.items()})
+    assert machine._cgroup_room(tmp_path / "1" / "fs", tmp_path / "1" / "own") == [950]
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * 2**30))
+    for room, expected in (([], 3 * 2**30), ([2**30], 2**30), ([2**40], 3 * 2**30), ([-5], 0)):
+        monkeypatch.setattr(machine, "_cgroup_room", lambda room=room: room)
+        assert machine.free_host_bytes() == expected
 
 
 def test_reading_a_card_imports_neither_torch_nor_nvml() -> None:

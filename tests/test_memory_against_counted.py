@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from planner.planning import Request, make_plan
 from trainer.measure import Recorder
-from trainer.run import probe
+from trainer.probing import probe
 from trainer.session import build
 
 SIZES = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8, "vocab_size": 96}

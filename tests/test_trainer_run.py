@@ -23,9 +23,11 @@ from planner.plan import Plan, Train
 from trainer import run
 from trainer.data import NOT_TRAINED, collate, evaluation_batches, prepare
 from trainer.measure import Recorder
-from trainer.run import execute, learning_rate_factor, planned_steps, probe
+from trainer.probing import probe
+from trainer.run import execute
 from trainer.session import BuiltRun, ResidentSession
 from trainer.step import nothing
+from trainer.training import learning_rate_factor, planned_steps
 
 LEAN: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "alpha": 8},
@@ -181,9 +183,7 @@ def test_plans_that_cannot_be_run_are_refused(
     assert not Path("out").exists()
 
 
-def test_resume_is_refused_and_so_is_a_folder_in_use(place: Path, finished: Path) -> None:
-    with pytest.raises(PlanError, match="nothing to go on from"):
-        execute(_plan(place, finished), resume=True)
+def test_a_folder_in_use_is_refused(place: Path, finished: Path) -> None:
     before = sorted(path.name for path in finished.iterdir())
     with pytest.raises(PlanError, match=r"not empty.*--set train\.out="):
         execute(_plan(place, finished))

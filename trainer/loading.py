@@ -32,6 +32,7 @@ from planner.errors import PlanError
 from planner.model import shipped_folder
 from planner.model_hub import HUB_ID
 from trainer.adapters import make_lean, trainable_to_float32
+from trainer.data import Tokenise
 from trainer.four_bit import FourBit, mark_as_four_bit, quantise_linears
 from trainer.layers import is_linear, layers_of
 from trainer.random_weights import random_model
@@ -269,3 +270,19 @@ def _unreadable(source: Source, what: str, error: Exception) -> PlanError:
     hub = source.gguf is None and not Path(source.place).is_dir()
     nearest = "A folder with the model's files works without network." if hub else ""
     return PlanError(f"model {source.asked}", f"{what} cannot be read: {told}.", nearest)
+
+
+def tokenise_with(tokenizer: Any) -> Tokenise:
+    """Texts to token ids with nothing added, and no control token recognised inside a text."""
+
+    def tokenise(texts: Any) -> list[list[int]]:
+        encoded = tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=True,  # a text may not smuggle control tokens in
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return list(encoded["input_ids"])
+
+    return tokenise

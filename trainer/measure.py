@@ -84,6 +84,18 @@ class Recorder:
         """The largest ``allocated_bytes`` or ``reserved_bytes`` of all phases; None if it is not known."""
         return max((peaks[what] for peaks in self.phases.values() if what in peaks), default=None)
 
+    def found(self) -> dict[str, Any]:
+        """All peaks so far, to be stored."""
+        return {"phases": self.phases, "host_anonymous": self.host_anonymous, "driver": self.driver}
+
+    def add(self, found: Mapping[str, Any]) -> None:
+        """Peaks of an earlier part of the same run, as `found` gave them."""
+        for phase, sizes in found["phases"].items():
+            self._book(phase, **sizes)
+        self.host_anonymous = max(self.host_anonymous, found["host_anonymous"])
+        if found["driver"] is not None:
+            self.driver = max(self.driver or 0, found["driver"])
+
     def _close_phase(self) -> None:
         if self._cuda:
             allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()

@@ -19,14 +19,22 @@ _LOGS = 64 * MIB  # tokenizer, logs and records, generously
 class RunFolder:
     """``plan.yaml``, ``metrics.jsonl``, ``measurement.json``, ``tensorboard/`` and ``adapter/`` of one run.
 
+    Args:
+        resume: the folder is that of a run that was stopped.
+
     Raises:
-        PlanError: the folder holds something already, cannot be written, or lies on a disk without room.
+        PlanError: the folder holds something already, cannot be written, or lies on a disk without room; to resume in,
+            it is none.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, resume: bool = False) -> None:
         self._plan = plan
         self.path = Path(plan.train.out)
         asked = f"output folder {self.path}"
+        if resume:
+            if not self.path.is_dir():
+                raise PlanError(f"--resume with {asked}", "there is none.", "Without --resume the run begins.")
+            return
         nearest = f"--set train.out={self.path}-2 names another, as train.out does in a plan file."
         if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
             raise PlanError(asked, "is something else than a folder.", nearest)
@@ -52,6 +60,22 @@ class RunFolder:
         """One more line of ``metrics.jsonl``."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(values) + "\n")
+
+    def go_back_to(self, step: int) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl`` up to a step; what was logged after it is dropped, also from the file."""
+        kept = []
+        try:
+            text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
+        except OSError as error:
+            raise PlanError(f"--resume with output folder {self.path}", f"metrics.jsonl: {error.strerror}.") from error
+        for line in text.splitlines(keepends=True):
+            if not line.endswith("\n"):
+                break  # it was being written when the run was stopped
+            values = json.loads(line)
+            if values.get("step", 0) <= step and values.get("evaluation") != "after":
+                kept.append(values)
+        self._write("metrics.jsonl", "".join(json.dumps(values) + "\n" for values in kept))
+        return kept
 
     def save_adapter(self, built: BuiltRun, step: int) -> Path:
         """Write the adapter, a PEFT folder with tokenizer and model card; an older one is replaced whole."""

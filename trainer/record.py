@@ -43,6 +43,7 @@ class Run:
         terms: exact bytes by group, taken after a step.
         before: held-out evaluation before training; None without validation documents.
         after: the same after training.
+        resumed: where it was gone on from: steps and micro-batches done, and the layer to go back through.
     """
 
     step_seconds: Sequence[float]
@@ -53,6 +54,7 @@ class Run:
     before: Evaluation | None
     after: Evaluation | None
     data: Mapping[str, Any]
+    resumed: Sequence[Mapping[str, int | None]] = ()
 
 
 def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> dict[str, Any]:
@@ -97,6 +99,7 @@ def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> di
         },
         "losses": list(run.losses),
         "skipped_steps": run.skipped_steps,
+        "resumed": list(run.resumed),
         "evaluation": {"before": _evaluation(run.before), "after": _evaluation(run.after)},
         "data": dict(run.data),
         "kernel": built.kernel,

@@ -2,56 +2,55 @@
 
 from __future__ import annotations
 
-import copy
-import math
-import time
-from collections.abc import Iterator
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch.optim.lr_scheduler import LambdaLR
 
 from planner.documents import Reading, read_documents
 from planner.errors import PlanError
 from planner.ledger import Phase
-from planner.plan import Plan, Train
+from planner.plan import Plan
 from planner.units import format_bytes
-from trainer.data import Batch, Data, epochs, evaluation_batches, prepare, synthetic_batch
+from trainer.data import Batch, Data, evaluation_batches, prepare
+from trainer.host_room import check_host
+from trainer.layer_progress import LayerProgress, planned_ratio
 from trainer.loading import find_source
-from trainer.measure import BETWEEN, Recorder, exact_terms, resident_tensors
+from trainer.measure import BETWEEN, Recorder
 from trainer.merging import merge
 from trainer.output import RunFolder
+from trainer.probing import SHORTER, check_bound, give_back_unused, probe
 from trainer.progress import Progress
 from trainer.record import Run, measurement
 from trainer.report import closing_lines, memory_table
+from trainer.saving import Saved, Saver, digest, load
 from trainer.session import BuiltRun, build, take_device
-from trainer.step import Evaluation, evaluate, update
+from trainer.step import Evaluation, evaluate
+from trainer.training import Announce, nobody, planned_steps, train_steps
 
 INTERRUPTED = 130
-_MOST_SKIPS = 25  # the loss scale begins at 2**16; halved this often it is below every useful value
 
 
 def execute(plan: Plan, *, resume: bool = False, layers_run: int | None = None) -> int:
     """Train exactly what was planned; gives the exit code (0, or 130 where it was interrupted).
 
     Args:
+        resume: go on with the run that was stopped in the plan's folder.
         layers_run: run the first layers of a streamed model alone, to measure what each takes; the record says so.
 
     Raises:
         PlanError: the plan cannot be run here, the probe step took more than the plan's bound, or the data,
             the model or the output folder are not usable.
     """
-    if resume:
-        why = "a run is not stored while it is under way, so there is nothing to go on from."
-        raise PlanError("--resume", why, "Without it the run starts from its first step.")
     if plan.verdict == "does-not-fit":
         raise PlanError("the plan", f"says of itself that it does not fit: {plan.summary}", " ".join(plan.nearest))
     if plan.train.data is None:
         raise PlanError("train.data", "is empty, so there is nothing to train on.", "--data FOLDER names some.")
-    console, folder, device = Console(), RunFolder(plan), take_device(plan)
+    console, folder, device = Console(), RunFolder(plan, resume=resume), take_device(plan)
+    saved = load(folder.path, plan) if resume else None
+    check_host(plan)
     reading = read_documents(Path(plan.train.data))  # its mistakes come to light before minutes of loading
     built = None
     try:
@@ -62,7 +61,7 @@ def execute(plan: Plan, *, resume: bool = False, layers_run: int | None = None) 
             recorder.mark(BETWEEN)
             recorder.pinned_bytes = sum(arena.pinned_bytes for arena in built.arenas)
             with built.first_layers(layers_run or plan.model.layers):
-                return _run(plan, built, reading, recorder, folder, console)
+                return _run(plan, built, reading, recorder, folder, console, saved)
     except KeyboardInterrupt:
         console.print("Interrupted; what was saved before is whole.")
         return INTERRUPTED
@@ -71,17 +70,169 @@ def execute(plan: Plan, *, resume: bool = False, layers_run: int | None = None) 
             raise
         high = format_bytes(plan.memory.gpu.peak_bytes.high)
         why = f"ran out of memory, though the plan's bound is {high}: {str(error).splitlines()[0]}"
-        raise PlanError(f"{plan.total_tokens:,} tokens on {plan.gpu.name}", why, _SHORTER) from error
+        raise PlanError(f"{plan.total_tokens:,} tokens on {plan.gpu.name}", why, SHORTER) from error
     finally:
         if built is not None:
             built.close()
 
 
-PROBED = 2  # layers of a streamed model; the first alone would not do, since nobody needs its input's gradient
-_SHORTER = "Plan a shorter context, and please report this: the plan was wrong."
+@dataclass(frozen=True)
+class Beginning:
+    """What is known of a run when its first step begins.
+
+    Attributes:
+        terms, probe_seconds: see `probe`.
+        before: the held-out rows; None without any.
+        resumed: where the run was gone on from.
+    """
+
+    terms: dict[str, int]
+    probe_seconds: float
+    before: Evaluation | None
+    resumed: tuple[dict[str, int | None], ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As plain data."""
+        return vars(self) | {"before": vars(self.before) if self.before else None, "resumed": list(self.resumed)}
+
+    @staticmethod
+    def of(saved: Saved) -> Beginning:
+        """What was stored, and that it was gone on from there."""
+        about, inside = saved.about["beginning"], saved.inside
+        place = {
+            "steps": saved.step,
+            "micro_batches": inside.part if inside else 0,
+            "layer": inside.layer if inside else None,
+        }
+        before = Evaluation(**about["before"]) if about["before"] else None
+        return Beginning(about["terms"], about["probe_seconds"], before, (*about["resumed"], place))
 
 
-def _run(plan: Plan, built: BuiltRun, reading: Reading, recorder: Recorder, folder: RunFolder, console: Console) -> int:
+@dataclass(frozen=True)
+class Running:
+    """A run once its data are read: what all its parts work with."""
+
+    plan: Plan
+    built: BuiltRun
+    data: Data
+    judged: list[Batch]
+    recorder: Recorder
+    folder: RunFolder
+    console: Console
+    progress: Progress
+    announce: Announce
+
+    def go(self, saved: Saved | None) -> int:
+        """From the first step, or from where it was stored, to the record; gives the exit code."""
+        if saved is None:
+            beginning = self._begin()
+        else:
+            beginning = Beginning.of(saved)
+            self._go_on(saved)
+        saver = self._saver(beginning)
+        try:
+            for step in train_steps(self.plan, self.built, self.data, self.recorder, self.announce, saver, saved):
+                self.progress.show(step)
+        except KeyboardInterrupt:
+            self._tell_interrupted(saver)
+            return INTERRUPTED
+        self._finish(beginning, saver)
+        return 0
+
+    def _begin(self) -> Beginning:
+        """The probe step, the folder, and the held-out rows before training."""
+        terms, probe_seconds = probe(self.plan, self.built, self.recorder, self.announce)
+        self.console.print(memory_table(self.plan, self.recorder, terms))
+        self.folder.begin()
+        try:
+            check_bound(self.plan, self.recorder)
+        except PlanError:
+            run = Run([], probe_seconds, [], 0, terms, None, None, _data_counts(self.data))
+            self.folder.save_record(measurement(self.plan, self.built, self.recorder, run))
+            raise
+        return Beginning(terms, probe_seconds, self._judge("before"))
+
+    def _go_on(self, saved: Saved) -> None:
+        """Everything around the model as it was when the run was stored."""
+        if saved.rows != digest(self.data.train.rows):
+            why = "the data are not those that the run was trained on so far."
+            raise PlanError("--resume", why, "Put them back, or start another run with another --set train.out=…")
+        self.recorder.add(saved.about["recorder"])
+        self.progress.go_on(line for line in self.folder.go_back_to(saved.step) if "step" in line)
+        self.console.print(f"Going on {saved.where}.", highlight=False)
+
+    def _saver(self, beginning: Beginning) -> Saver | None:
+        if not self.plan.train.save_minutes:
+            return None
+
+        def about() -> dict[str, Any]:
+            return {"beginning": beginning.document(), "recorder": self.recorder.found()}
+
+        rows = digest(self.data.train.rows)
+        saver = Saver(self.folder.path, self.plan, self.built, rows, about, self.console.print)
+        saver.check_room(beginning.terms)
+        return saver
+
+    def _tell_interrupted(self, saver: Saver | None) -> None:
+        done = self.progress.done
+        written = self.folder.save_adapter(self.built, done)
+        self.console.print(f"Interrupted after step {done}; the adapter of that moment is in {written}.")
+        if saver is not None:
+            command = f"plan --plan {self.folder.path / 'plan.yaml'} --execute --resume"
+            self.console.print(f"`{command}` goes on {saver.where}.", highlight=False)
+
+    def _judge(self, when: str) -> Evaluation | None:
+        if not self.judged:
+            return None
+        self.announce(f"held-out rows {when} training", [batch.tokens for batch in self.judged])
+        made = evaluate(self.built.loss, self.judged, self.built.device, self.recorder.mark)
+        self.recorder.mark(BETWEEN)
+        self.folder.log(evaluation=when, loss=made.loss, perplexity=made.perplexity, tokens=made.tokens)
+        told = f"Held-out loss {when} training: {made.loss:.4f} (perplexity {made.perplexity:.3f})."
+        self.console.print(told, highlight=False)
+        return made
+
+    def _finish(self, beginning: Beginning, saver: Saver | None) -> None:
+        """The adapter, the held-out rows after training, the record, and the merged model."""
+        plan, built, recorder, folder, progress = self.plan, self.built, self.recorder, self.folder, self.progress
+        recorder.mark(Phase.SAVE)
+        saved = folder.save_adapter(built, progress.done)  # before the evaluation, whatever may go wrong in it
+        recorder.mark(BETWEEN)
+        after = self._judge("after")
+        run = Run(
+            step_seconds=progress.seconds,
+            probe_seconds=beginning.probe_seconds,
+            losses=progress.losses,
+            skipped_steps=progress.skipped,
+            terms=beginning.terms,
+            before=beginning.before,
+            after=after,
+            data=_data_counts(self.data),
+            resumed=beginning.resumed,
+        )
+        record = measurement(plan, built, recorder, run)
+        written, lines = folder.save_record(record), closing_lines(record)
+        folder.complete_card(progress.done, " ".join(lines))
+        if saver is not None:
+            saver.finish()
+        if plan.train.merge:
+            merged = _merge(plan, built, recorder, folder)
+            folder.save_record(measurement(plan, built, recorder, run))  # once more, with what merging took
+            lines.append(f"Merged model: {merged}")
+        self.console.print(memory_table(plan, recorder, beginning.terms))
+        for line in [*lines, f"Adapter: {saved}", f"Record: {written}"]:
+            self.console.print(line, highlight=False)
+
+
+def _run(
+    plan: Plan,
+    built: BuiltRun,
+    reading: Reading,
+    recorder: Recorder,
+    folder: RunFolder,
+    console: Console,
+    saved: Saved | None,
+) -> int:
     train = plan.train
     data = prepare(
         reading,
@@ -92,51 +243,10 @@ def _run(plan: Plan, built: BuiltRun, reading: Reading, recorder: Recorder, fold
         seed=train.seed,
     )
     _tell_data(console, data, built)
-    terms, probe_seconds = probe(plan, built, recorder)
-    console.print(memory_table(plan, recorder, terms))
-    folder.begin()
-    try:
-        check_bound(plan, recorder)
-    except PlanError:
-        run = Run([], probe_seconds, [], 0, terms, None, None, _data_counts(data))
-        folder.save_record(measurement(plan, built, recorder, run))
-        raise
     judged = evaluation_batches(data.validation, train.evaluation_rows, train.batch, train.seed)
-    before = _judge("before", built, judged, recorder, folder, console)
-    progress = Progress(console, folder, planned_steps(train, len(data.train.rows)))
-    try:
-        with progress:
-            for step in train_steps(plan, built, data, recorder):
-                progress.show(step)
-    except KeyboardInterrupt:
-        saved = folder.save_adapter(built, progress.done)
-        console.print(f"Interrupted after step {progress.done}; the adapter of that moment is in {saved}.")
-        return INTERRUPTED
-    recorder.mark(Phase.SAVE)
-    saved = folder.save_adapter(built, progress.done)  # before the evaluation, whatever may go wrong in it
-    recorder.mark(BETWEEN)
-    after = _judge("after", built, judged, recorder, folder, console)
-    run = Run(
-        step_seconds=progress.seconds,
-        probe_seconds=probe_seconds,
-        losses=progress.losses,
-        skipped_steps=progress.skipped,
-        terms=terms,
-        before=before,
-        after=after,
-        data=_data_counts(data),
-    )
-    record = measurement(plan, built, recorder, run)
-    written, lines = folder.save_record(record), closing_lines(record)
-    folder.complete_card(progress.done, " ".join(lines))
-    if train.merge:
-        merged = _merge(plan, built, recorder, folder)
-        folder.save_record(measurement(plan, built, recorder, run))  # once more, with what merging took
-        lines.append(f"Merged model: {merged}")
-    console.print(memory_table(plan, recorder, terms))
-    for line in [*lines, f"Adapter: {saved}", f"Record: {written}"]:
-        console.print(line, highlight=False)
-    return 0
+    with Progress(console, folder, planned_steps(train, len(data.train.rows))) as progress:
+        announce = listen(plan, built, progress)
+        return Running(plan, built, data, judged, recorder, folder, console, progress, announce).go(saved)
 
 
 def _merge(plan: Plan, built: BuiltRun, recorder: Recorder, folder: RunFolder) -> Path:
@@ -151,164 +261,13 @@ def _merge(plan: Plan, built: BuiltRun, recorder: Recorder, folder: RunFolder) -
     return merged
 
 
-def probe(plan: Plan, built: BuiltRun, recorder: Recorder) -> tuple[dict[str, int], float]:
-    """One step and one evaluation on the largest batch of the plan, then everything as it was.
-
-    Streamed layers take the same one by one, and a step of theirs can take hours: of these the first two are run.
-    Gives the exact bytes of what stays, and the step's seconds. Optimiser state is made first, from zero
-    gradients, so that the step finds memory as every later step does.
-    """
-    train, vocab = plan.train, built.base.config.vocab_size
-    batch = synthetic_batch(train.batch, plan.total_tokens, plan.target, vocab, train.seed).to(built.device)
-    adapters = [parameter.detach().to("cpu", copy=True) for parameter in built.trained]
-    optimizer = copy.deepcopy(built.optimizer.state_dict())
-    scaler = built.scaler.state_dict() if built.scaler else None
-    with torch.random.fork_rng(devices=[built.device] if built.device.type == "cuda" else []):
-        built.optimizer.step()
-        stays = [*resident_tensors(built), batch.inputs, batch.targets]
-        with recorder.counting(stays), built.first_layers(PROBED):
-            began = time.perf_counter()
-            _forward_backward(built, [batch] * min(2, train.accumulation), recorder)
-            recorder.mark(Phase.OPTIMIZER)
-            if built.scaler is not None:
-                built.scaler.unscale_(built.optimizer)
-            torch.nn.utils.clip_grad_norm_(built.trained, train.max_grad_norm)
-            built.optimizer.step()  # past the scaler, which might skip it; the result is thrown away
-            _wait(built.device)
-            seconds = time.perf_counter() - began
-            terms = exact_terms(built)
-            evaluate(built.loss, [batch], built.device, recorder.mark)
-            recorder.mark(BETWEEN)
-    with torch.no_grad():
-        for parameter, value in zip(built.trained, adapters, strict=True):
-            parameter.copy_(value)
-    built.optimizer.load_state_dict(optimizer)
-    built.optimizer.zero_grad(set_to_none=False)
-    if built.scaler is not None and scaler is not None:
-        built.scaler.update()  # ends the step that unscaling began
-        built.scaler.load_state_dict(scaler)
-    give_back_unused(built.device)
-    return terms, seconds
-
-
-def give_back_unused(device: torch.device) -> None:
-    """Hand back what the allocator holds unused, so that no phase pays for the sizes of the one before."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def check_bound(plan: Plan, recorder: Recorder) -> None:
-    """Stop where tensors took more than the plan's bound, although the card may have had it.
-
-    What the allocator reserves is held to the budget by ``take_device``.
-
-    Raises:
-        PlanError: by how much.
-    """
-    taken, high = recorder.peak("allocated_bytes"), plan.memory.gpu.peak_bytes.high
-    if taken is not None and taken > high:
-        asked = f"{plan.total_tokens:,} tokens on {plan.gpu.name}"
-        over = f"{format_bytes(taken - high)} ({100 * (taken / high - 1):.1f} %)"
-        why = f"the probe step took {format_bytes(taken)}, {over} more than the plan's bound of {format_bytes(high)}."
-        raise PlanError(asked, why, _SHORTER)
-
-
-def train_steps(plan: Plan, built: BuiltRun, data: Data, recorder: Recorder) -> Iterator[dict[str, Any]]:
-    """Train; each optimiser step gives what is worth writing down about it.
-
-    Raises:
-        PlanError: the loss or the gradients are no numbers any more.
-    """
-    train = plan.train
-    steps, batches = planned_steps(train, len(data.train.rows)), _batches(train, data)
-    schedule = LambdaLR(built.optimizer, lambda done: learning_rate_factor(train, done, steps))
-    skips_in_a_row = 0
-    for step in range(1, steps + 1):
-        began, rate = time.perf_counter(), schedule.get_last_lr()[0]
-        parts = list(islice(batches, train.accumulation))
-        loss = _forward_backward(built, parts, recorder)
-        recorder.mark(Phase.OPTIMIZER)
-        if built.scaler is None and not math.isfinite(loss):
-            why = f"the loss of step {step} is {loss}."
-            raise PlanError("training", why, "A smaller learning rate is the first thing to try: --set train.lr=…")
-        made = update(built.optimizer, built.scaler, built.trained, train.max_grad_norm)
-        recorder.mark(BETWEEN)
-        if made.taken:
-            schedule.step()
-        skips_in_a_row = 0 if made.taken else skips_in_a_row + 1
-        if skips_in_a_row > _MOST_SKIPS:
-            why = f"float16 overflowed in {skips_in_a_row} steps in a row, whatever the loss scale."
-            raise PlanError("training", why, "The model may need bfloat16, which is a matter of the card.")
-        _wait(built.device)
-        seconds, tokens = time.perf_counter() - began, sum(part.tokens for part in parts)
-        yield {
-            "step": step,
-            "loss": loss,
-            "lr": rate,
-            "gradient_norm": made.gradient_norm,
-            "taken": made.taken,
-            "tokens": tokens,
-            "trained_tokens": sum(part.trained for part in parts),
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "allocated_bytes": recorder.peak("allocated_bytes"),
-        }
-
-
-def _forward_backward(built: BuiltRun, parts: list[Batch], recorder: Recorder) -> float:
-    """Gradients of the mean loss per trained token over all parts; gives that loss."""
-    divisor = torch.tensor(float(sum(part.trained for part in parts)), device=built.device)
-    total = torch.zeros((), device=built.device)
-    for part in parts:
-        recorder.mark(Phase.FORWARD)
-        loss = built.loss(part.to(built.device), divisor, recorder.mark)  # it marks the backward pass, too
-        (built.scaler.scale(loss) if built.scaler else loss).backward()
-        total += loss.detach()
-    return float(total)
-
-
-def planned_steps(train: Train, rows: int) -> int:
-    """Optimiser steps of a run: as many as asked for, else as the epochs need."""
-    return train.steps or math.ceil(_micro_batches(train, rows) / train.accumulation)
-
-
-def _micro_batches(train: Train, rows: int) -> int:
-    return max(1, round(train.epochs * math.ceil(rows / train.batch)))
-
-
-def _batches(train: Train, data: Data) -> Iterator[Batch]:
-    """Without end where steps are counted; where epochs are, exactly as many as they hold."""
-    rows = data.train.rows
-    stream = epochs(rows, train.batch, train.seed)
-    return stream if train.steps else islice(stream, _micro_batches(train, len(rows)))
-
-
-def learning_rate_factor(train: Train, done: int, steps: int) -> float:
-    """The share of ``train.lr`` after ``done`` steps: a linear rise, then the schedule down to zero."""
-    warm = math.ceil(train.warmup * steps)
-    if done < warm:
-        return (done + 1) / warm
-    share = min(1.0, (done - warm) / max(1, steps - warm))
-    return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[train.schedule]
-
-
-def _judge(
-    when: str, built: BuiltRun, judged: list[Batch], recorder: Recorder, folder: RunFolder, console: Console
-) -> Evaluation | None:
-    if not judged:
-        return None
-    made = evaluate(built.loss, judged, built.device, recorder.mark)
-    recorder.mark(BETWEEN)
-    folder.log(evaluation=when, loss=made.loss, perplexity=made.perplexity, tokens=made.tokens)
-    console.print(
-        f"Held-out loss {when} training: {made.loss:.4f} (perplexity {made.perplexity:.3f}).", highlight=False
-    )
-    return made
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def listen(plan: Plan, built: BuiltRun, progress: Progress) -> Announce:
+    """Let layers be shown where they run one by one; gives what wants to be told of each step beforehand."""
+    if built.streamed is None:
+        return nobody
+    layers = LayerProgress(built.device, planned_ratio(plan), progress.show_layer)
+    built.streamed.tell = layers
+    return layers.begin
 
 
 def _data_counts(data: Data) -> dict[str, Any]:

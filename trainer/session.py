@@ -24,7 +24,16 @@ from trainer.four_bit import FourBit
 from trainer.host_memory import Arena
 from trainer.host_store import HostStore
 from trainer.layers import activation_field, layers_of, mlp_width
-from trainer.loading import RANDOM, add_adapters, find_source, load_config, load_model, load_tokenizer, tokenise_bytes
+from trainer.loading import (
+    RANDOM,
+    add_adapters,
+    find_source,
+    load_config,
+    load_model,
+    load_tokenizer,
+    tokenise_bytes,
+    tokenise_with,
+)
 from trainer.step import Loss, make_loss
 from trainer.streamed import split
 from trainer.streamed.build import Streaming, build_streamed
@@ -75,13 +84,18 @@ class BuiltRun:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     @property
+    def streamed(self) -> StreamedLoss | None:
+        """The loss where layers are streamed; None where the model runs as a whole."""
+        return self.loss if isinstance(self.loss, StreamedLoss) else None
+
+    @property
     def arenas(self) -> list[Arena]:
         """The host memory that the run works with."""
         return [arena for arena in (self.host, self.weights.host) if arena is not None]
 
     def first_layers(self, count: int) -> AbstractContextManager[None]:
         """Meanwhile a streamed model has its first layers alone; others have all of theirs."""
-        return self.loss.first_layers(count) if isinstance(self.loss, StreamedLoss) else nullcontext()
+        return self.streamed.first_layers(count) if self.streamed is not None else nullcontext()
 
     def close(self) -> None:
         """Give pinned memory back."""
@@ -243,11 +257,14 @@ class ResidentSession:
             )
             self.weights.ready()
         except BaseException:
-            if self.weights.host is not None:
-                self.weights.host.close()
+            self._give_back()
             raise
         model.requires_grad_(False)
         return add_adapters(model, rank=self._rank[0], alpha=self._rank[1], seed=plan.train.seed), tokenizer
+
+    def _give_back(self) -> None:
+        if self.weights.host is not None:
+            self.weights.host.close()
 
     def build(self) -> BuiltRun:
         """Load the model and put on it what was asked for.
@@ -267,12 +284,17 @@ class ResidentSession:
         for parameter in adapted.parameters():
             if parameter.requires_grad:  # these buffers stay for the whole run, so they never fragment memory
                 parameter.grad = torch.zeros_like(parameter)
-        host, loss = self._executor(model, streaming, device)
+        try:
+            optimizer = self._make_optimizer(adapted)
+            host, loss = self._executor(model, streaming, device)  # last, as nobody would give its memory back
+        except BaseException:
+            self._give_back()
+            raise
         return BuiltRun(
             model=adapted,
             tokenizer=tokenizer,
             tokenise=tokenise_with(tokenizer) if tokenizer is not None else tokenise_bytes,
-            optimizer=self._make_optimizer(adapted),
+            optimizer=optimizer,
             scaler=torch.amp.GradScaler(device.type) if self._scale_loss else None,
             loss=loss,
             dtype=self._dtype,
@@ -307,15 +329,15 @@ class ResidentSession:
             store = self._checkpoint(model, device)
             return (store.arena if store is not None else None), make_loss(model, self._loss_rows)
         assert self._loss_rows is not None
-        tokens = self._plan.train.batch * self._plan.total_tokens
         made = build_streamed(
             model,
             streaming,
             self.weights,
-            tokens=tokens,
+            tokens=self._plan.train.batch * self._plan.total_tokens,
             dtype=self._dtype,
             device=device,
             rows=self._loss_rows,
+            scaled=self._scale_loss,
         )
         return made.host, made.loss
 
@@ -414,19 +436,3 @@ def take_device(plan: Plan) -> torch.device:
     # smaller budget the allocator gives pages back that it holds unused before it asks for more.
     torch.cuda.set_per_process_memory_fraction(min(1.0, plan.memory.gpu.budget_bytes / here.total_memory), 0)
     return torch.device("cuda", 0)
-
-
-def tokenise_with(tokenizer: Any) -> Tokenise:
-    """Texts to token ids with nothing added, and no control token recognised inside a text."""
-
-    def tokenise(texts: Any) -> list[list[int]]:
-        encoded = tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            split_special_tokens=True,  # a text may not smuggle control tokens in
-            return_attention_mask=False,
-            verbose=False,
-        )
-        return list(encoded["input_ids"])
-
-    return tokenise

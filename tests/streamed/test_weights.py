@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fake_step import counted, predicted
-from test_gradients import CPU, streamed
+from streamed_step import CPU, make_streamed
 from test_memory_on_fake_tensors import CLOSE, planned, shortened
 from test_trainer_parity import _adapted, _assert_same, _batch, _stock, folders
 from torch import nn
@@ -36,8 +36,8 @@ needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a c
 @pytest.mark.parametrize("spacing", [1, 2, 3])
 def test_step_equals_stock_step(folders: dict[str, Path], family: str, spacing: int) -> None:
     weights, batch = StreamedWeights(CPU), _batch(23, 9, trained=5)
-    ours = streamed(folders[family], batch, chunk=9, group=2, spacing=spacing, weights=weights)
-    _assert_same(ours, _stock(folders[family], batch))
+    ours = make_streamed(folders[family], batch, chunk=9, group=2, spacing=spacing, weights=weights)
+    _assert_same(ours, _stock(folders[family], 23, 9, trained=5))
 
 
 class Layer(nn.Module):

@@ -66,6 +66,7 @@ def build_streamed(
     dtype: torch.dtype,
     device: torch.device,
     rows: int,
+    scaled: bool,
 ) -> Streamed:
     """The streamed executor of a model whose adapters are on.
 
@@ -74,6 +75,7 @@ def build_streamed(
         weights: of its layers.
         tokens: of the largest micro-batch, all its rows together.
         rows: rows of logits computed at a time.
+        scaled: there is a loss scale.
 
     Raises:
         PlanError: the model cannot be cut, or the host has not the memory; what was taken is given back.
@@ -114,4 +116,4 @@ def build_streamed(
     except BaseException:
         host.close()
         raise
-    return Streamed(StreamedLoss(layers, Head.of(model), rows), host)
+    return Streamed(StreamedLoss(layers, Head.of(model), rows, scaled=scaled), host)

@@ -20,6 +20,7 @@ from trainer.host_memory import Arena
 from trainer.step import Mark, nothing
 from trainer.streamed.arrays import HeadArray, TokenArray
 from trainer.streamed.checkpoints import Checkpoints
+from trainer.streamed.finite import Finite
 from trainer.streamed.kernels import Kernel
 from trainer.streamed.row import Group, Row, head_groups
 from trainer.streamed.split import Split
@@ -104,6 +105,8 @@ class Layers:
         self.arrays, self.checkpoints, self.sizes = arrays, checkpoints, sizes
         self.keep_outputs, self.weights = keep_outputs, weights or Weights()
         self.count = checkpoints.layers
+        chunks = -(-sizes.tokens // sizes.chunk)
+        self.finite = Finite(checkpoints.layers, chunks, sizes.chunk, sizes.dtype, transfers.device)
         self._groups = head_groups(sizes.heads, sizes.key_heads, sizes.group)
         self._row: Row | None = None
         self._asked: dict[int, tuple[float, int | None]] = {}  # scale and window of each layer
@@ -135,6 +138,7 @@ class Layers:
         """Take up a row."""
         self._row, self._tables = row, {}
         self.arrays.begin(len(row))
+        self.finite.begin()
 
     def embed(self) -> None:
         """Input of the first layer."""
@@ -185,6 +189,7 @@ class Layers:
 
     def _pass_on(self, index: int, chunk: Span, hidden: Tensor, again: bool = False) -> None:
         """Put the input of a layer away; of the one that there is none of, into the stream."""
+        self.finite.output(index - 1, chunk, hidden)
         last = index == self.count
         if not last:
             self.checkpoints.write(self.transfers, index, *chunk, hidden)
@@ -316,7 +321,9 @@ class Layers:
             )
             if passed is not None:
                 assert hidden.grad is not None
-                self.transfers.send(hidden.grad + passed, stream, *chunk)
+                taken = hidden.grad + passed
+                self.finite.gradient(index, chunk, taken)
+                self.transfers.send(taken, stream, *chunk)
 
         self.transfers.run(self.row.chunks, load, work)
 

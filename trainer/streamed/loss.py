@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,17 +17,45 @@ from torch import Tensor
 from planner.ledger import Phase
 from trainer.data import Batch
 from trainer.step import Head, Mark
+from trainer.streamed.arrays import TokenArray
 from trainer.streamed.checkpoints import backward_order
 from trainer.streamed.layer import Layers
 from trainer.streamed.row import Row, overlap
 from trainer.streamed.tiles import Span
 
-Tell = Callable[[str, int, int], None]
-"""Told of each layer: ``forward`` or ``backward``, how many are done, and how many there are."""
+Direction = Literal["forward", "backward", "evaluate"]
+Tell = Callable[[Direction, int, int], None]
+"""Told of each layer: the direction (``evaluate``: forward, and never back), how many are done, how many there are.
+
+It hears of 0 layers where a direction begins.
+"""
 
 
-def tell_nobody(direction: str, done: int, count: int) -> None:
+def tell_nobody(direction: Direction, done: int, count: int) -> None:
     """Nobody listens."""
+
+
+AfterLayer = Callable[[int], None]
+"""Told of each layer whose backward pass is done, by its number from 0: the stream is the gradient of its input."""
+
+
+def after_layer_nothing(layer: int) -> None:
+    """Nothing is to be done."""
+
+
+@dataclass(frozen=True)
+class Halfway:
+    """A backward pass that was broken off between two layers.
+
+    Attributes:
+        layer: the next one to go back through.
+        loss: what the forward pass gave.
+        fill: puts the gradient of what that layer gives into the stream.
+    """
+
+    layer: int
+    loss: Tensor
+    fill: Callable[[TokenArray], None]
 
 
 class _Whole(torch.autograd.Function):
@@ -48,11 +77,19 @@ class StreamedLoss:
 
     Args:
         rows: rows of logits computed at a time.
+        scaled: a loss scale is there to be lowered where gradients overflow.
         tell: hears of every layer that is done.
+
+    Attributes:
+        after_layer: is called between two layers of the backward pass.
     """
 
-    def __init__(self, layers: Layers, head: Head, rows: int, tell: Tell = tell_nobody) -> None:
-        self.layers, self.head, self.rows, self.tell = layers, head, rows, tell
+    def __init__(
+        self, layers: Layers, head: Head, rows: int, *, scaled: bool = False, tell: Tell = tell_nobody
+    ) -> None:
+        self.layers, self.head, self.rows, self.scaled, self.tell = layers, head, rows, scaled, tell
+        self.after_layer: AfterLayer = after_layer_nothing
+        self._halfway: Halfway | None = None
         self._anchor = torch.empty(0, requires_grad=True)
 
     @contextmanager
@@ -64,29 +101,63 @@ class StreamedLoss:
         finally:
             self.layers.count = whole
 
+    def go_on(self, halfway: Halfway) -> None:
+        """The next batch is one whose backward pass was broken off, and goes on from there."""
+        self._halfway = halfway
+
     def __call__(self, batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
-        """Forward through all layers, and the loss; the gradient of the last layer's output is ready then."""
+        """Forward through all layers, and the loss; the gradient of the last layer's output is ready then.
+
+        Where a backward pass goes on, forward through the layers below the one it goes on with.
+
+        Raises:
+            PlanError: what a layer gives is not finite; its backward pass raises it of gradients.
+        """
         layers, count = self.layers, self.layers.count
+        halfway, self._halfway = self._halfway, None
         layers.begin(Row.of(batch, layers.sizes.chunk))
         backward = torch.is_grad_enabled()
         layers.phases(mark, Phase.FORWARD if backward else Phase.EVALUATE, Phase.ATTENTION)
-        layers.weights.follow(range(count))
-        with torch.no_grad():
-            layers.embed()
-            for index in range(count):
-                layers.forward(index, again=False)
-                self.tell("forward", index + 1, count)
+        self._forward(count if halfway is None else halfway.layer, "forward" if backward else "evaluate")
+        if halfway is not None:
+            return self._going_on(halfway, mark)
         mark(Phase.LOSS if backward else Phase.EVALUATE_LOSS)
         total = self._loss(backward)
+        layers.finite.check_outputs(layers.row)
         if not backward:
             return total / divisor
 
         def go_back(gradient: Tensor) -> None:
-            layers.phases(mark, Phase.BACKWARD, Phase.ATTENTION_BACKWARD)
             # What is kept is the gradient of the summed loss; loss scale and divisor come in here, in a wide type.
-            self._backward(gradient.to(total.dtype) / divisor.to(total.dtype))
+            self._backward(mark, count - 1, gradient.to(total.dtype) / divisor.to(total.dtype))
 
         return _Whole.apply(total / divisor, go_back, self._anchor)
+
+    def _forward(self, upto: int, direction: Direction) -> None:
+        """The inputs of all layers up to this one; where it is past the last layer, what that gives is the stream."""
+        layers, count = self.layers, self.layers.count
+        layers.weights.follow(range(upto))
+        self.tell(direction, 0, count)
+        with torch.no_grad():
+            layers.embed()
+            for index in range(upto):
+                layers.forward(index, again=False)
+                self.tell(direction, index + 1, count)
+
+    def _going_on(self, halfway: Halfway, mark: Mark) -> Tensor:
+        layers = self.layers
+        if layers.keep_outputs:  # which the backward pass takes from the forward pass
+            layers.weights.follow([halfway.layer])
+            layers.weights.enter(halfway.layer)
+            layers.project(halfway.layer, again=False)
+            layers.attend(halfway.layer)
+        layers.finite.check_outputs(layers.row)
+        halfway.fill(layers.arrays.stream)
+
+        def go_back(_: Tensor) -> None:
+            self._backward(mark, halfway.layer, None)  # loss scale and divisor are in the stream already
+
+        return _Whole.apply(halfway.loss, go_back, self._anchor)
 
     def _loss(self, backward: bool) -> Tensor:
         """The summed loss; where a backward pass follows, the stream becomes its gradient."""
@@ -120,13 +191,20 @@ class StreamedLoss:
         transfers.run(row.chunks, load, work)
         return total
 
-    def _backward(self, factor: Tensor) -> None:
+    def _backward(self, mark: Mark, first: int, factor: Tensor | None) -> None:
+        """Back from this layer to the first; ``factor``: see `Layers.backward`."""
         layers, count = self.layers, self.layers.count
-        order = backward_order(count, layers.checkpoints.spacing)
+        layers.phases(mark, Phase.BACKWARD, Phase.ATTENTION_BACKWARD)
+        # Run forward once more, a layer gives the next one's input; above the layer that comes first nobody needs it.
+        order = [visit for visit in backward_order(count, layers.checkpoints.spacing) if sum(visit) <= first]
         layers.weights.follow([index for index, _ in order])
+        self.tell("backward", 0, count)
         for index, again in order:
             if again:
                 layers.forward(index, again=True)
-            else:
-                layers.backward(index, factor if index == count - 1 else None)
-                self.tell("backward", count - index, count)
+                continue
+            layers.backward(index, factor if index == first else None)
+            self.tell("backward", count - index, count)
+            self.after_layer(index)
+        if not self.scaled:
+            layers.finite.check_gradients(layers.row)

@@ -122,7 +122,8 @@ class StreamedWeights(Weights):
     def follow(self, order: Sequence[int]) -> None:
         """See `Weights`; the first of them is on its way already when this returns."""
         self._coming = deque(order)
-        self._bring(order[0])
+        if self._coming:
+            self._bring(self._coming[0])
 
     def enter(self, index: int) -> None:
         """See `Weights`; the next one's copy begins as soon as the layer before is done with its place."""

@@ -1,0 +1,111 @@
+"""A streamed step over a tiny model on the CPU, put together by hand for the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from test_trainer_parity import _adapted, _gradients, _wide_norms
+from torch import Tensor
+
+from trainer.adapters import make_lean
+from trainer.data import Batch
+from trainer.host_memory import Arena
+from trainer.loading import find_source, load_config, load_model
+from trainer.step import Head, nothing
+from trainer.streamed.checkpoints import Checkpoints, Exact
+from trainer.streamed.kernels import KERNELS
+from trainer.streamed.layer import Arrays, Layers, Sizes
+from trainer.streamed.loss import StreamedLoss
+from trainer.streamed.split import Split, register
+from trainer.streamed.transfers import Transfers
+from trainer.streamed.weights import StreamedWeights
+
+CPU = torch.device("cpu")
+
+
+def make_streamed_loss(
+    folder: Path,
+    batch: Batch,
+    *,
+    chunk: int,
+    group: int,
+    spacing: int = 1,
+    keep_outputs: bool = False,
+    rows: int = 5,
+    away: bool = True,
+    scaled: bool = False,
+    weights: StreamedWeights | None = None,
+) -> tuple[StreamedLoss, PeftModel]:
+    """The loss over a model in float64 with adapters that are not zero, and that model."""
+    source = find_source(str(folder))
+    model = load_model(
+        source,
+        load_config(source),
+        dtype=torch.float64,
+        attention=register(),
+        device=CPU,
+        four_bit=None,
+        seed=0,
+        put_away=weights.put_away if weights is not None else None,
+    )
+    if weights is not None:
+        weights.ready()
+    _wide_norms(model)
+    adapted = _adapted(model)
+    make_lean(adapted)
+    config = model.config
+    tokens = sum(batch.lengths)
+    heads = config.num_attention_heads
+    sizes = Sizes(
+        tokens=tokens,
+        chunk=chunk,
+        heads=heads,
+        key_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        width=config.hidden_size,
+        group=group,
+        dtype=torch.float64,
+    )
+    arena, count = Arena(CPU, away=away, pinned=False), config.num_hidden_layers
+    layers = Layers(
+        Split(model),
+        KERNELS["cpu"],
+        Transfers(CPU),
+        Arrays(arena, sizes, kept_outputs=count if keep_outputs else 0),
+        Checkpoints(arena, count, tokens, sizes.width, sizes.dtype, spacing=spacing, codec=Exact(torch.float64)),
+        sizes,
+        keep_outputs=keep_outputs,
+        weights=weights,
+    )
+    return StreamedLoss(layers, Head.of(model), rows, scaled=scaled), adapted
+
+
+def make_streamed(
+    folder: Path,
+    batch: Batch,
+    *,
+    chunk: int,
+    group: int,
+    spacing: int = 1,
+    keep_outputs: bool = False,
+    rows: int = 5,
+    away: bool = True,
+    weights: StreamedWeights | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean loss of a batch, and the gradients of all adapters by name."""
+    made, adapted = make_streamed_loss(
+        folder,
+        batch,
+        chunk=chunk,
+        group=group,
+        spacing=spacing,
+        keep_outputs=keep_outputs,
+        rows=rows,
+        away=away,
+        weights=weights,
+    )
+    loss = made(batch, torch.tensor(float(batch.trained)).double(), nothing)
+    loss.backward()
+    return loss.detach(), _gradients(adapted)

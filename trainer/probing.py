@@ -1,0 +1,85 @@
+"""The probe step: before anything is trained, the largest batch of the plan shows what a step takes."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import torch
+
+from planner.errors import PlanError
+from planner.ledger import Phase
+from planner.plan import Plan
+from planner.units import format_bytes
+from trainer.data import synthetic_batch
+from trainer.measure import BETWEEN, Recorder, exact_terms, resident_tensors
+from trainer.session import BuiltRun
+from trainer.step import evaluate
+from trainer.training import Announce, forward_backward, nobody, wait_for
+
+PROBED = 2  # layers of a streamed model; the first alone would not do, since nobody needs its input's gradient
+SHORTER = "Plan a shorter context, and please report this: the plan was wrong."
+
+
+def probe(plan: Plan, built: BuiltRun, recorder: Recorder, announce: Announce = nobody) -> tuple[dict[str, int], float]:
+    """One step and one evaluation on the largest batch of the plan, then everything as it was.
+
+    Streamed layers take the same one by one, and a step of theirs can take hours: of these the first two are run.
+    Gives the exact bytes of what stays, and the step's seconds. Optimiser state is made first, from zero
+    gradients, so that the step finds memory as every later step does.
+    """
+    train, vocab = plan.train, built.base.config.vocab_size
+    batch = synthetic_batch(train.batch, plan.total_tokens, plan.target, vocab, train.seed).to(built.device)
+    adapters = [parameter.detach().to("cpu", copy=True) for parameter in built.trained]
+    optimizer = copy.deepcopy(built.optimizer.state_dict())
+    scaler = built.scaler.state_dict() if built.scaler else None
+    with torch.random.fork_rng(devices=[built.device] if built.device.type == "cuda" else []):
+        built.optimizer.step()
+        stays = [*resident_tensors(built), batch.inputs, batch.targets]
+        with recorder.counting(stays), built.first_layers(PROBED):
+            began, parts = time.perf_counter(), [batch] * min(2, train.accumulation)
+            announce("probe step", [part.tokens for part in parts])
+            forward_backward(built, parts, recorder)
+            recorder.mark(Phase.OPTIMIZER)
+            if built.scaler is not None:
+                built.scaler.unscale_(built.optimizer)
+            torch.nn.utils.clip_grad_norm_(built.trained, train.max_grad_norm)
+            built.optimizer.step()  # past the scaler, which might skip it; the result is thrown away
+            wait_for(built.device)
+            seconds = time.perf_counter() - began
+            terms = exact_terms(built)
+            announce("probe evaluation", [batch.tokens])
+            evaluate(built.loss, [batch], built.device, recorder.mark)
+            recorder.mark(BETWEEN)
+    with torch.no_grad():
+        for parameter, value in zip(built.trained, adapters, strict=True):
+            parameter.copy_(value)
+    built.optimizer.load_state_dict(optimizer)
+    built.optimizer.zero_grad(set_to_none=False)
+    if built.scaler is not None and scaler is not None:
+        built.scaler.update()  # ends the step that unscaling began
+        built.scaler.load_state_dict(scaler)
+    give_back_unused(built.device)
+    return terms, seconds
+
+
+def give_back_unused(device: torch.device) -> None:
+    """Hand back what the allocator holds unused, so that no phase pays for the sizes of the one before."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def check_bound(plan: Plan, recorder: Recorder) -> None:
+    """Stop where tensors took more than the plan's bound, although the card may have had it.
+
+    What the allocator reserves is held to the budget by ``take_device``.
+
+    Raises:
+        PlanError: by how much.
+    """
+    taken, high = recorder.peak("allocated_bytes"), plan.memory.gpu.peak_bytes.high
+    if taken is not None and taken > high:
+        asked = f"{plan.total_tokens:,} tokens on {plan.gpu.name}"
+        over = f"{format_bytes(taken - high)} ({100 * (taken / high - 1):.1f} %)"
+        why = f"the probe step took {format_bytes(taken)}, {over} more than the plan's bound of {format_bytes(high)}."
+        raise PlanError(asked, why, SHORTER)

@@ -1,0 +1,163 @@
+"""The training loop: batches in their order, forward and backward, optimiser steps, learning rate."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from planner.errors import PlanError
+from planner.ledger import Phase
+from planner.plan import Plan, Train
+from trainer.data import Batch, Data, epochs
+from trainer.measure import BETWEEN, Recorder
+from trainer.saving import Inside, Saved, Saver
+from trainer.session import BuiltRun
+from trainer.step import update
+
+_MOST_SKIPS = 25  # the loss scale begins at 2**16; halved this often it is below every useful value
+
+Announce = Callable[[str, Sequence[int]], None]
+"""Told what begins, and how many tokens each of its micro-batches has."""
+
+
+def nobody(what: str, tokens: Sequence[int]) -> None:
+    """Nobody listens."""
+
+
+def train_steps(
+    plan: Plan,
+    built: BuiltRun,
+    data: Data,
+    recorder: Recorder,
+    announce: Announce = nobody,
+    saver: Saver | None = None,
+    saved: Saved | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Train; each optimiser step gives what is worth writing down about it.
+
+    Args:
+        announce: hears of each step before it begins, and how many tokens its micro-batches have.
+        saver: stores the run while it is under way.
+        saved: what was stored of a run that goes on.
+
+    Raises:
+        PlanError: the loss or the gradients are no numbers any more.
+    """
+    train = plan.train
+    steps, batches = planned_steps(train, len(data.train.rows)), _batches(train, data)
+    schedule = LambdaLR(built.optimizer, lambda done: learning_rate_factor(train, done, steps))
+    done = skips_in_a_row = 0
+    inside: Inside | None = None
+    if saved is not None:
+        saved.restore(built)  # the optimiser's own learning rate, too, which the schedule has just set
+        schedule.load_state_dict(saved.state["schedule"])
+        done, skips_in_a_row, inside = saved.step, saved.skips, saved.inside
+        batches = islice(batches, done * train.accumulation, None)
+    if saver is not None:
+        saver.begin(schedule, done, skips_in_a_row, saved)
+    for step in range(done + 1, steps + 1):
+        began, rate = time.perf_counter() - (inside.seconds if inside else 0.0), schedule.get_last_lr()[0]
+        parts = list(islice(batches, train.accumulation))
+        announce(f"step {step} of {steps}", [part.tokens for part in parts[inside.part if inside else 0 :]])
+        if saver is not None:
+            saver.step_begins(began)
+        loss = forward_backward(built, parts, recorder, saver, saved if inside else None)
+        inside = None
+        recorder.mark(Phase.OPTIMIZER)
+        if built.scaler is None and not math.isfinite(loss):
+            why = f"the loss of step {step} is {loss}."
+            raise PlanError("training", why, "A smaller learning rate is the first thing to try: --set train.lr=…")
+        made = update(built.optimizer, built.scaler, built.trained, train.max_grad_norm)
+        recorder.mark(BETWEEN)
+        if made.taken:
+            schedule.step()
+        skips_in_a_row = 0 if made.taken else skips_in_a_row + 1
+        if skips_in_a_row > _MOST_SKIPS:
+            why = f"float16 overflowed in {skips_in_a_row} steps in a row, whatever the loss scale."
+            raise PlanError("training", why, "The model may need bfloat16, which is a matter of the card.")
+        wait_for(built.device)
+        seconds, tokens = time.perf_counter() - began, sum(part.tokens for part in parts)
+        yield {
+            "step": step,
+            "loss": loss,
+            "lr": rate,
+            "gradient_norm": made.gradient_norm,
+            "taken": made.taken,
+            "tokens": tokens,
+            "trained_tokens": sum(part.trained for part in parts),
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "allocated_bytes": recorder.peak("allocated_bytes"),
+        }
+        if saver is not None:
+            saver.step_done(step, skips_in_a_row)
+
+
+def forward_backward(
+    built: BuiltRun,
+    parts: list[Batch],
+    recorder: Recorder,
+    saver: Saver | None = None,
+    saved: Saved | None = None,
+) -> float:
+    """Gradients of the mean loss per trained token over all parts; gives that loss.
+
+    Args:
+        saver: hears of each part; ``saved``: the step is under way, and goes on from there.
+    """
+    divisor = torch.tensor(float(sum(part.trained for part in parts)), device=built.device)
+    total, first = torch.zeros((), device=built.device), 0
+    if saved is not None and saved.inside is not None:
+        total, first = saved.inside.total.to(built.device), saved.inside.part
+        if (halfway := saved.halfway(built.device)) is not None:
+            assert built.streamed is not None
+            built.streamed.go_on(halfway)
+    for index in range(first, len(parts)):
+        recorder.mark(Phase.FORWARD)
+        loss = built.loss(parts[index].to(built.device), divisor, recorder.mark)  # it marks the backward pass, too
+        if saver is not None:
+            saver.part_begins(index, total, loss.detach())
+        # In this thread: the interruption of a pass that lasts hours has to reach Python before its end.
+        with torch.autograd.set_multithreading_enabled(False):
+            (built.scaler.scale(loss) if built.scaler else loss).backward()
+        total += loss.detach()
+        if saver is not None and index < len(parts) - 1:
+            saver.part_done(index, total)
+    return float(total)
+
+
+def planned_steps(train: Train, rows: int) -> int:
+    """Optimiser steps of a run: as many as asked for, else as the epochs need."""
+    return train.steps or math.ceil(_micro_batches(train, rows) / train.accumulation)
+
+
+def _micro_batches(train: Train, rows: int) -> int:
+    return max(1, round(train.epochs * math.ceil(rows / train.batch)))
+
+
+def _batches(train: Train, data: Data) -> Iterator[Batch]:
+    """Without end where steps are counted; where epochs are, exactly as many as they hold."""
+    rows = data.train.rows
+    stream = epochs(rows, train.batch, train.seed)
+    return stream if train.steps else islice(stream, _micro_batches(train, len(rows)))
+
+
+def learning_rate_factor(train: Train, done: int, steps: int) -> float:
+    """The share of ``train.lr`` after ``done`` steps: a linear rise, then the schedule down to zero."""
+    warm = math.ceil(train.warmup * steps)
+    if done < warm:
+        return (done + 1) / warm
+    share = min(1.0, (done - warm) / max(1, steps - warm))
+    return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[train.schedule]
+
+
+def wait_for(device: torch.device) -> None:
+    """Return once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
