@@ -51,7 +51,7 @@ def branches(
     situation: Situation, required: Sequence[str], excluded: Sequence[str], knobs: PinnedKnobs
 ) -> tuple[Branch, ...]:
     """Every valid set that trains something, holds what is required and lacks what is excluded."""
-    allowed = usable(situation, excluded)
+    allowed = usable(situation, required, excluded)
     certain = always_on(situation, allowed, required)
     hubs = {*certain, *(name for name in allowed if _sets_letters(name))}
     while True:

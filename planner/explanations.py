@@ -69,6 +69,8 @@ def reasons_for_rejections(
             reasons[name] = ("switched off by --without",)
         elif unmet := optimization.reasons(found.situation):
             reasons[name] = unmet
+        elif optimization.asked:
+            reasons[name] = (f"on only where it is asked for, by --with {name}: {optimization.effect}",)
         else:
             reasons[name] = (_why_off(name, found, limits, objective),)
     return reasons
@@ -109,6 +111,11 @@ def suggestions(found: Search, limits: Limits, required: Sequence[str], excluded
             f"--context {found.longest_all_trained} {rank}fits: the longest at rank {want.rank}, every token trained"
         )
     lines += _more(found, limits, found.index)
+    known = all_optimizations()
+    for name in (name for name in required if known[name].asked):
+        other = found.without(name)
+        if other is not None and bool(other.fits[found.index]):
+            lines.append(f"without {name} it fits")
     if required or excluded:
         lines.append("without the --with and --without given, more sets are free to choose from")
     return lines

@@ -274,7 +274,7 @@ def _write(solved: Solved) -> Plan:
         time=time,
         train=train,
         nearest=[] if fits else suggestions(found, limits, request.required, request.excluded),
-        warnings=[*warnings_of(situation, want.total), *warnings],
+        warnings=[*warnings_of(situation, want.total, here=request.gpu in ("local", "cpu")), *warnings],
         not_modelled=list(NOT_MODELLED),
         provenance=Provenance(
             tierplan=__version__,

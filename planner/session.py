@@ -51,3 +51,7 @@ class Session(Protocol):
     def optimize_with(self, name: Literal["adamw", "adamw_8bit"]) -> None:
         """Update the adapters with this optimiser."""
         ...
+
+    def average_weights(self, *, kind: Literal["ema", "swa"], decay: float, place: Literal["gpu", "host"]) -> None:
+        """Keep averages of the adapters over the steps; they are what is evaluated, saved and merged."""
+        ...

@@ -104,9 +104,11 @@ def _run(plan: Plan, built: BuiltRun, reading: Reading, recorder: Recorder, fold
             for step in train_steps(plan, built, data, recorder):
                 progress.show(step)
     except KeyboardInterrupt:
+        put_averages(built)
         saved = folder.save_adapter(built, progress.done)
         console.print(f"Interrupted after step {progress.done}; the adapter of that moment is in {saved}.")
         return INTERRUPTED
+    put_averages(built)
     recorder.mark(Phase.SAVE)
     saved = folder.save_adapter(built, progress.done)  # before the evaluation, whatever may go wrong in it
     recorder.mark(BETWEEN)
@@ -132,6 +134,12 @@ def _run(plan: Plan, built: BuiltRun, reading: Reading, recorder: Recorder, fold
     for line in [*lines, f"Adapter: {saved}", f"Record: {written}"]:
         console.print(line, highlight=False)
     return 0
+
+
+def put_averages(built: BuiltRun) -> None:
+    """From here on the adapters are their averages over the steps, where these are kept: saved, evaluated, merged."""
+    if built.averages is not None:
+        built.averages.put()
 
 
 def _merge(plan: Plan, built: BuiltRun, recorder: Recorder, folder: RunFolder) -> Path:
@@ -225,6 +233,8 @@ def train_steps(plan: Plan, built: BuiltRun, data: Data, recorder: Recorder) -> 
         recorder.mark(BETWEEN)
         if made.taken:
             schedule.step()
+            if built.averages is not None:
+                built.averages.update(step, steps)
         skips_in_a_row = 0 if made.taken else skips_in_a_row + 1
         if skips_in_a_row > _MOST_SKIPS:
             why = f"float16 overflowed in {skips_in_a_row} steps in a row, whatever the loss scale."

@@ -18,6 +18,7 @@ from planner.model import load_model as plan_shape
 from planner.optimizations.mlp.fused_activation import FUSED
 from planner.plan import Choice, Plan
 from trainer.attention import KERNELS, register
+from trainer.averaging import Averages, Averaging
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
 from trainer.data import Tokenise
 from trainer.four_bit import FourBit
@@ -36,6 +37,7 @@ class BuiltRun:
     Attributes:
         tokenise: texts to token ids, with nothing added and no control token recognised inside a text.
         dtype: of frozen weights and activations; adapters and optimiser state are float32 whatever it is.
+        averages: of the adapters over the steps, if they are kept.
         store: where layer inputs are kept in host memory, if they are.
         kernel: the attention actually used.
         loss_name: the loss actually used.
@@ -49,6 +51,7 @@ class BuiltRun:
     loss: Loss
     dtype: torch.dtype
     device: torch.device
+    averages: Averages | None
     store: HostStore | None
     kernel: str
     loss_name: str
@@ -85,6 +88,7 @@ class ResidentSession:
         self._fused_activation = False
         self._loss_rows: int | None = None
         self._optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+        self._averaging: Averaging | None = None
 
     @contextmanager
     def applying(self, choice: Choice) -> Iterator[None]:
@@ -159,6 +163,11 @@ class ResidentSession:
         self._once("optimize_with")
         self._optimizer = name
 
+    def average_weights(self, *, kind: Literal["ema", "swa"], decay: float, place: Literal["gpu", "host"]) -> None:
+        """See the protocol."""
+        self._once("average_weights")
+        self._averaging = Averaging.of(kind, decay, place)
+
     @property
     def dtype(self) -> torch.dtype:
         """What frozen weights and activations are computed in."""
@@ -203,9 +212,9 @@ class ResidentSession:
         base: Any = adapted.get_base_model()
         model: PreTrainedModel = base
         device = model.device
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:  # these buffers stay for the whole run, so they never fragment memory
-                parameter.grad = torch.zeros_like(parameter)
+        trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+        for parameter in trained:  # these buffers stay for the whole run, so they never fragment memory
+            parameter.grad = torch.zeros_like(parameter)
         store = self._checkpoint(model, device)
         return BuiltRun(
             model=adapted,
@@ -216,6 +225,7 @@ class ResidentSession:
             loss=make_loss(model, self._loss_rows),
             dtype=self._dtype,
             device=device,
+            averages=Averages(trained, self._averaging) if self._averaging else None,
             store=store,
             kernel=self._kernel or STOCK_ATTENTION,
             loss_name=f"chunked, {self._loss_rows} rows" if self._loss_rows else "transformers",
