@@ -85,6 +85,7 @@ def _run(plan: Plan, built: BuiltRun, reading: Reading, recorder: Recorder, fold
         target=None if plan.target == plan.total_tokens else plan.target,
         validation=train.validation,
         seed=train.seed,
+        most_documents=built.most_documents,
     )
     _tell_data(console, data, built)
     terms, probe_seconds = probe(plan, built, recorder)
@@ -158,7 +159,8 @@ def probe(plan: Plan, built: BuiltRun, recorder: Recorder) -> tuple[dict[str, in
     gradients, so that the step finds memory as every later step does.
     """
     train, vocab = plan.train, built.base.config.vocab_size
-    batch = synthetic_batch(train.batch, plan.total_tokens, plan.target, vocab, train.seed).to(built.device)
+    size = (train.batch, plan.total_tokens, plan.target)
+    batch = synthetic_batch(*size, vocab, train.seed, built.most_documents).to(built.device)
     adapters = [parameter.detach().to("cpu", copy=True) for parameter in built.trained]
     optimizer = copy.deepcopy(built.optimizer.state_dict())
     scaler = built.scaler.state_dict() if built.scaler else None

@@ -37,6 +37,7 @@ class BuiltRun:
     Attributes:
         tokenise: texts to token ids, with nothing added and no control token recognised inside a text.
         dtype: of frozen weights and activations; adapters and optimiser state are float32 whatever it is.
+        most_documents: that share one row.
         averages: of the adapters over the steps, if they are kept.
         store: where layer inputs are kept in host memory, if they are.
         kernel: the attention actually used.
@@ -51,6 +52,7 @@ class BuiltRun:
     loss: Loss
     dtype: torch.dtype
     device: torch.device
+    most_documents: int
     averages: Averages | None
     store: HostStore | None
     kernel: str
@@ -89,6 +91,7 @@ class ResidentSession:
         self._loss_rows: int | None = None
         self._optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
         self._averaging: Averaging | None = None
+        self._most_documents = 1
 
     @contextmanager
     def applying(self, choice: Choice) -> Iterator[None]:
@@ -163,6 +166,11 @@ class ResidentSession:
         self._once("optimize_with")
         self._optimizer = name
 
+    def pack_documents(self, *, most: int) -> None:
+        """See the protocol."""
+        self._once("pack_documents")
+        self._most_documents = most
+
     def average_weights(self, *, kind: Literal["ema", "swa"], decay: float, place: Literal["gpu", "host"]) -> None:
         """See the protocol."""
         self._once("average_weights")
@@ -225,6 +233,7 @@ class ResidentSession:
             loss=make_loss(model, self._loss_rows),
             dtype=self._dtype,
             device=device,
+            most_documents=self._most_documents,
             averages=Averages(trained, self._averaging) if self._averaging else None,
             store=store,
             kernel=self._kernel or STOCK_ATTENTION,

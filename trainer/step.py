@@ -34,13 +34,18 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
     decoder, head = base.get_decoder(), base.get_output_embeddings()
     divided = getattr(base.config, "logits_scaling", None) or 1.0  # Granite divides its logits
 
+    def hidden_of(batch: Batch) -> Tensor:
+        packing = {} if batch.documents is None else {"position_ids": batch.positions, "documents": batch.documents}
+        hidden: Tensor = decoder(input_ids=batch.inputs, use_cache=False, **packing).last_hidden_state
+        return hidden
+
     def until_differentiated(hidden: Tensor, mark: Mark) -> Tensor:
         if hidden.requires_grad:  # until its gradient is there, it is the loss that is differentiated
             hidden.register_hook(lambda _: mark("backward"))
         return hidden
 
     def stock(batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
-        hidden = until_differentiated(decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state, mark)
+        hidden = until_differentiated(hidden_of(batch), mark)
         mark("loss")
         return base.loss_function(
             logits=head(hidden) if divided == 1 else head(hidden) / divided,
@@ -52,7 +57,7 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
 
     def chunked(batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
         assert rows is not None
-        hidden = decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        hidden = hidden_of(batch).flatten(0, 1)
         mark("loss")
         hidden = until_differentiated(_trained(hidden, batch), mark)
         if divided != 1:
