@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from heapq import heappop, heappush
 
 
 def pack(inputs: Sequence[int], room: int, most: int) -> list[list[int]]:
@@ -18,16 +19,22 @@ def pack(inputs: Sequence[int], room: int, most: int) -> list[list[int]]:
         For each row the places of its pieces, in the order of the data; rows in the order of their first pieces.
     """
     rows: list[list[int]] = []
-    waiting: list[tuple[int, int]] = []  # room that is left, and the row, smallest first
+    waiting: dict[int, list[int]] = {}  # for each amount of room that is left the rows that have it, a heap
+    rooms: list[int] = []  # these amounts, the smallest first
     for piece in sorted(range(len(inputs)), key=lambda place: (-inputs[place], place)):
-        place = bisect_left(waiting, (inputs[piece], 0))
-        if place == len(waiting) or inputs[piece] >= room:
+        place = bisect_left(rooms, inputs[piece])
+        if place == len(rooms) or inputs[piece] >= room:
             row, left = len(rows), room
             rows.append([])
         else:
-            left, row = waiting.pop(place)
+            left = rooms[place]
+            row = heappop(waiting[left])
+            if not waiting[left]:
+                del waiting[left], rooms[place]
         rows[row].append(piece)
         left -= inputs[piece]
         if left > 0 and len(rows[row]) < most:
-            insort(waiting, (left, row))
+            if left not in waiting:
+                insort(rooms, left)
+            heappush(waiting.setdefault(left, []), row)
     return sorted(sorted(row) for row in rows)
