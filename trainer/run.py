@@ -90,6 +90,7 @@ def _run(plan: Plan, built: BuiltRun, reading: Reading, recorder: Recorder, fold
         target=None if plan.target == plan.total_tokens else plan.target,
         validation=train.validation,
         seed=train.seed,
+        most_documents=built.most_documents,
     )
     _tell_data(console, data, built)
     terms, probe_seconds = probe(plan, built, recorder)
@@ -109,9 +110,11 @@ def _run(plan: Plan, built: BuiltRun, reading: Reading, recorder: Recorder, fold
             for step in train_steps(plan, built, data, recorder):
                 progress.show(step)
     except KeyboardInterrupt:
+        put_averages(built)
         saved = folder.save_adapter(built, progress.done)
         console.print(f"Interrupted after step {progress.done}; the adapter of that moment is in {saved}.")
         return INTERRUPTED
+    put_averages(built)
     recorder.mark(Phase.SAVE)
     saved = folder.save_adapter(built, progress.done)  # before the evaluation, whatever may go wrong in it
     recorder.mark(BETWEEN)
@@ -139,6 +142,12 @@ def _run(plan: Plan, built: BuiltRun, reading: Reading, recorder: Recorder, fold
     return 0
 
 
+def put_averages(built: BuiltRun) -> None:
+    """From here on the adapters are their averages over the steps, where these are kept: saved, evaluated, merged."""
+    if built.averages is not None:
+        built.averages.put()
+
+
 def _merge(plan: Plan, built: BuiltRun, recorder: Recorder, folder: RunFolder) -> Path:
     """Write the merged model; the host memory that held checkpoints makes room for it."""
     built.close()
@@ -156,7 +165,8 @@ def probe(plan: Plan, built: BuiltRun, recorder: Recorder) -> tuple[dict[str, in
     gradients, so that the step finds memory as every later step does.
     """
     train, vocab = plan.train, built.base.config.vocab_size
-    batch = synthetic_batch(train.batch, plan.total_tokens, plan.target, vocab, train.seed).to(built.device)
+    size = (train.batch, plan.total_tokens, plan.target)
+    batch = synthetic_batch(*size, vocab, train.seed, built.most_documents).to(built.device)
     adapters = [parameter.detach().to("cpu", copy=True) for parameter in built.trained]
     optimizer = copy.deepcopy(built.optimizer.state_dict())
     scaler = built.scaler.state_dict() if built.scaler else None
@@ -232,6 +242,8 @@ def train_steps(plan: Plan, built: BuiltRun, data: Data, recorder: Recorder) -> 
         recorder.mark(BETWEEN)
         if made.taken:
             schedule.step()
+            if built.averages is not None:
+                built.averages.update(step, steps)
         skips_in_a_row = 0 if made.taken else skips_in_a_row + 1
         if skips_in_a_row > _MOST_SKIPS:
             why = f"float16 overflowed in {skips_in_a_row} steps in a row, whatever the loss scale."

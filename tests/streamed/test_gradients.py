@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from test_trainer_parity import _adapted, _assert_same, _batch, _gradients, _stock, _wide_norms, folders
+from test_trainer_packing import LENGTHS, _together
+from test_trainer_parity import _adapted, _assert_same, _batch, _gradients, _stock_of, _wide_norms, folders
 from torch import Tensor
 from trainer_tiny import CONFIGS
 
 from planner.errors import PlanError
 from trainer.adapters import make_lean
-from trainer.data import Batch
+from trainer.data import Batch, PackedRow, collate
 from trainer.host_memory import Arena
 from trainer.loading import find_source, load_config, load_model
 from trainer.step import Head, nothing
@@ -20,6 +22,7 @@ from trainer.streamed.checkpoints import Checkpoints, Exact
 from trainer.streamed.kernels import KERNELS
 from trainer.streamed.layer import Arrays, Layers, Sizes
 from trainer.streamed.loss import StreamedLoss
+from trainer.streamed.row import Row
 from trainer.streamed.split import Split, register
 from trainer.streamed.transfers import Transfers
 
@@ -75,6 +78,15 @@ def streamed(
     return loss.detach(), _gradients(adapted)
 
 
+def packed_and_alone(trained: int | None) -> tuple[Batch, Batch]:
+    """Documents that share rows, and the same with a row for each; so many targets of each are trained, or all."""
+    together = [
+        PackedRow(tuple(replace(piece, trained=min(trained or piece.trained, piece.trained)) for piece in row.pieces))
+        for row in _together()
+    ]
+    return collate(together), collate([piece for row in together for piece in row.pieces])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("lengths", [(17,), (32, 32), (31, 19, 1)], ids=str)
 @pytest.mark.parametrize("sizes", [(8, 1), (7, 3), (1000, 4)], ids=str)
@@ -83,7 +95,7 @@ def test_step_equals_stock_step(
 ) -> None:
     batch = _batch(*lengths)
     ours = streamed(folders[family], batch, chunk=sizes[0], group=sizes[1], away=len(lengths) > 1)
-    _assert_same(ours, _stock(folders[family], batch))
+    _assert_same(ours, _stock_of(folders[family], batch))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -94,7 +106,40 @@ def test_spacing_and_kept_outputs_change_nothing(
 ) -> None:
     batch = _batch(23, 9, trained=5)
     ours = streamed(folders[family], batch, chunk=9, group=2, spacing=spacing, keep_outputs=keep_outputs)
-    _assert_same(ours, _stock(folders[family], batch))
+    _assert_same(ours, _stock_of(folders[family], batch))
+
+
+def test_packed_rows_are_taken_apart_into_their_documents() -> None:
+    row = Row.of(collate(_together()), chunk=8)
+    assert row.documents == (
+        (0, 7),
+        (7, 19),
+        (19, 20),
+        (20, 25),
+        (25, 34),
+        (34, 37),
+    )  # the second row's padding is gone
+    assert row.positions.tolist() == [place for lengths in LENGTHS for length in lengths for place in range(length)]
+    assert row.tokens.tolist() == [
+        int(token) for row in _together() for piece in row.pieces for token in piece.tokens[:-1]
+    ]
+    assert row.targets.tolist() == [
+        int(token) for row in _together() for piece in row.pieces for token in piece.tokens[1:]
+    ]
+    assert sum(stop - start for start, stop in row.trained) == 37
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("trained", [None, 3])
+@pytest.mark.parametrize("sizes", [(8, 1), (7, 3), (1000, 4)], ids=str)
+def test_packed_step_equals_stock_steps_of_documents_alone(
+    folders: dict[str, Path], family: str, trained: int | None, sizes: tuple[int, int]
+) -> None:
+    """The stock steps of a batch that has a row for each document: none sees another there."""
+    packed, alone = packed_and_alone(trained)
+    assert packed.documents == ((7, 12, 1, 5), (9, 3, 13)) and alone.documents is None
+    ours = streamed(folders[family], packed, chunk=sizes[0], group=sizes[1], spacing=2)
+    _assert_same(ours, _stock_of(folders[family], alone))
 
 
 @pytest.mark.parametrize("family", sorted(CAPPED))
