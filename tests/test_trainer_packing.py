@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_trainer_parity import _adapted, _assert_same, _gradients, _wide_norms
+from test_trainer_parity import _adapted, _assert_same, _gradients, _grouped_products_of_any_type, _kernel, _wide_norms
 from torch import Tensor
 from trainer_tiny import CONFIGS, VOCAB, make_plan, save_model, write_sources
 
@@ -19,10 +19,12 @@ from trainer.adapters import make_lean
 from trainer.attention import register
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
 from trainer.data import Batch, PackedRow, Row, collate, packed, prepare, synthetic_batch, tokenise_and_cut
+from trainer.layers import layers_of
 from trainer.loading import find_source, load_config, load_model
 from trainer.run import execute
 from trainer.step import make_loss, nothing
 
+__all__ = ["_grouped_products_of_any_type"]  # a fixture of every test here
 Step = tuple[Tensor, dict[str, Tensor]]
 LENGTHS = ((7, 12, 1, 5), (9, 3))  # two rows, the second padded
 
@@ -55,7 +57,7 @@ class _Model:
         self.adapted = _adapted(model)
         make_lean(self.adapted)
         if store is not None:
-            checkpoint_layers(model.get_decoder().layers, store)
+            checkpoint_layers(layers_of(model), store)
         self.loss = make_loss(model, rows)
 
     def step(self, batch: Batch, divisor: int) -> Step:
@@ -84,7 +86,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_a_packed_step_is_that_of_its_documents_alone(folders: dict[str, Path], family: str) -> None:
     """An exact kernel for each document, layers recomputed, loss by slices."""
     assert collate(_together()).documents == ((7, 12, 1, 5), (9, 3, 13))
-    _assert_same(*_Model(folders[family], register("cpu"), 5, DeviceStore()).both())
+    _assert_same(*_Model(folders[family], register(_kernel(family)), 5, DeviceStore()).both())
 
 
 @pytest.mark.parametrize("family", ["llama", "phi", "gemma3_text", "gpt_neox"])
