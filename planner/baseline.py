@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from planner.baseline_formulas import (
     adapter_inner,
+    attention_by_document,
     attention_inputs_expanded,
     attention_output,
     backward_bytes,
@@ -70,6 +71,7 @@ PER_LAYER: tuple[Term, ...] = (
     _saved("activations/routing", saved_routing, one_byte, "which experts a token takes, and with what weight"),
     _saved("attention/qkv", attention_inputs_expanded, bits_of_activation, "query, key and value after rotation"),
     _saved("attention/output", attention_output, bits_of_activation, "output of attention"),
+    _saved("attention/documents", attention_by_document, bits_of_activation, "output of attention by document"),
     _saved("attention/scores", eager_scores, scores_bits, "what attention saves beside its inputs and output"),
 )
 

@@ -40,6 +40,11 @@ def tokens(x: Letters) -> Number:
     return x.B * x.S
 
 
+def packed(x: Letters) -> Number:
+    """1 where several documents may share a row."""
+    return least(x.d_r - 1, 1)
+
+
 def linear_weights(x: Letters) -> Number:
     """Weights of the linears inside the layers."""
     return x.L * x.P
@@ -71,13 +76,13 @@ def rotary_frequencies(x: Letters) -> Number:
 
 
 def token_ids(x: Letters) -> Number:
-    """Input ids and targets."""
-    return 2 * tokens(x)
+    """Input ids and targets, and positions where documents share a row."""
+    return (2 + packed(x)) * tokens(x)
 
 
 def rotary_tables(x: Letters) -> Number:
-    """Cosines and sines, shared by the layers and by the sequences of a batch."""
-    return 2 * x.S * x.o
+    """Cosines and sines, shared by the layers, and by the sequences of a batch where all have the same positions."""
+    return 2 * x.S * x.o * (1 + packed(x) * (x.B - 1))
 
 
 def layer_inputs(x: Letters) -> Number:
@@ -134,6 +139,16 @@ def attention_inputs_expanded(x: Letters) -> Number:
 def attention_output(x: Letters) -> Number:
     """What attention gives, saved as the input of the output projection."""
     return x.A * tokens(x) * x.H * x.E
+
+
+def attention_by_document(x: Letters) -> Number:
+    """What attention gives for each document by itself, before it is joined: saved by its kernel, where there is one.
+
+    Documents share a row as far as they have no more tokens than are trained. In rows shorter than the longest, what
+    attention saves of each token is less by as many tokens.
+    """
+    shorter = (x.S - x.T) * (2 * x.H + 2 * x.K) * x.E
+    return (1 - x.e) * packed(x) * x.A * x.B * greatest(x.T * x.H * x.E - shorter, 0)
 
 
 def eager_scores(x: Letters) -> Number:

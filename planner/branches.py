@@ -46,7 +46,7 @@ def branches(
     situation: Situation, required: Sequence[str], excluded: Sequence[str], knobs: PinnedKnobs
 ) -> tuple[Branch, ...]:
     """Every valid set that trains something, holds what is required and lacks what is excluded."""
-    allowed = usable(situation, excluded)
+    allowed = usable(situation, required, excluded)
     certain = always_on(situation, allowed, required)
     hubs = _with_what_they_need({*certain, *(name for name in allowed if _is_hub(name))}, allowed)
     ties = _ties([name for name in allowed if name not in hubs])

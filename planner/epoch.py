@@ -1,16 +1,19 @@
 """The data once through: how many rows and steps that is, and how long it takes.
 
-Rows are cut and dealt as the trainer does it (``trainer/data.py``). Short documents give short rows, which take less
-than the planned step: each row is timed at its own length.
+Rows are cut, packed and dealt as the trainer does it (``trainer/data.py``). Short documents give short rows, which take
+less than the planned step: each row is timed at its own length, and attention at that of each document in it.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from planner.data_profile import DataProfile
 from planner.documents import validation_places
 from planner.errors import PlanError
+from planner.packing import pack
 from planner.plan import Epoch, Train
 from planner.plan_time import StepClock, significant
 
@@ -20,6 +23,42 @@ def row_lengths(tokens: np.ndarray, length: int) -> np.ndarray:
     inputs = np.maximum(tokens - 1, 0)  # the last token of a document is a target alone
     full, rest = np.divmod(inputs, length)
     return np.concatenate([np.full(int(full.sum()), length, dtype=np.int64), rest[rest > 0]])
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Inputs of every row, and its pairs: s (s + 1) summed over the s inputs of each document in it."""
+
+    lengths: np.ndarray
+    pairs: np.ndarray
+
+
+def packed_rows(pieces: np.ndarray, room: int, most: int) -> PackedRows:
+    """Rows of pieces of documents, as many as ``most`` of which may share one."""
+    if most == 1:
+        return PackedRows(pieces, pieces * (pieces + 1))
+    together = pack(pieces.tolist(), room, most)
+    order = np.array([piece for row in together for piece in row], dtype=np.int64)
+    starts = np.cumsum([0, *map(len, together[:-1])]) if together else np.zeros(0, dtype=np.int64)
+    sizes = pieces[order]
+    if not len(sizes):
+        return PackedRows(sizes, sizes)
+    return PackedRows(np.add.reduceat(sizes, starts), np.add.reduceat(sizes * (sizes + 1), starts))
+
+
+def packing_hint(data: DataProfile, train: Train, clock: StepClock) -> str | None:
+    """A word on how much fuller rows could be; None where they are at least half full, or packed already."""
+    want = clock.found.wanted[clock.found.index]
+    pieces = row_lengths(np.array(data.tokens, dtype=np.int64), want.total)
+    if clock.configuration.letters["d_r"] > 1 or not len(pieces):
+        return None
+    full = pieces.sum() / (len(pieces) * want.target)
+    if full > 0.5:
+        return None
+    return (
+        f"Documents are shorter than what is planned to be trained in a row: rows are {100 * full:.2g} % full. "
+        "--with sequence_packing lets documents share a row, so that an epoch has fewer steps."
+    )
 
 
 def epoch(data: DataProfile, train: Train, clock: StepClock) -> Epoch:
@@ -33,10 +72,10 @@ def epoch(data: DataProfile, train: Train, clock: StepClock) -> Epoch:
     kept = validation_places(len(data.sizes), train.validation, train.seed)
     trained = np.array([count for place, count in enumerate(data.tokens) if place not in kept], dtype=np.int64)
     want = clock.found.wanted[clock.found.index]
-    rows = row_lengths(trained, want.total)
-    if not len(rows):
+    rows = packed_rows(row_lengths(trained, want.total), want.target, clock.configuration.letters["d_r"])
+    if not len(rows.lengths):
         raise PlanError("the data", "leaves nothing to train on: no document has two tokens or more.")
-    micro_batches = -(-len(rows) // train.batch)
+    micro_batches = -(-len(rows.lengths) // train.batch)
     steps = -(-micro_batches // train.accumulation)
     seconds = _seconds(rows, train, clock)
     update = clock.update()
@@ -47,24 +86,31 @@ def epoch(data: DataProfile, train: Train, clock: StepClock) -> Epoch:
         bytes=sum(data.sizes),
         tokens=sum(data.tokens),
         tokens_basis="exact" if data.exact else "estimated",
-        rows=len(rows),
+        rows=len(rows.lengths),
         steps=steps,
         hours=hours,
         basis=data.basis,
     )
 
 
-def _seconds(rows: np.ndarray, train: Train, clock: StepClock) -> float | None:
+def _seconds(rows: PackedRows, train: Train, clock: StepClock) -> float | None:
     """Expected seconds of all micro-batches, each as long as its longest row."""
     want = clock.found.wanted[clock.found.index]
+    packing = clock.configuration.letters["d_r"] > 1
+    inputs, pairs = rows.lengths, rows.pairs
     if train.batch > 1:
-        rows = np.random.default_rng(train.seed).permutation(rows)
-    places = np.arange(0, len(rows), train.batch)
-    longest = np.maximum.reduceat(rows, places)
-    sizes = np.diff(np.append(places, len(rows)))
-    shapes, counts = np.unique(np.stack([sizes, longest]), axis=1, return_counts=True)
+        order = np.random.default_rng(train.seed).permutation(len(inputs))
+        inputs, pairs = inputs[order], pairs[order]
+    places = np.arange(0, len(inputs), train.batch)
+    longest = np.maximum.reduceat(inputs, places)
+    sizes = np.diff(np.append(places, len(inputs)))
+    # Padding is a document of its own where rows are packed; else each row is as long as the longest.
+    padding = np.repeat(longest, sizes) - inputs
+    attended = np.add.reduceat(pairs + padding * (padding + 1), places) if packing else sizes * longest * (longest + 1)
+    shapes, counts = np.unique(np.stack([sizes, longest, attended]), axis=1, return_counts=True)
     lengths = shapes[1].astype(np.float64)
+    share = shapes[2] / (shapes[0] * lengths * (lengths + 1))
     # Trained tokens of a row: as many as the plan trains, or all of a shorter row.
     targets = lengths if want.target == want.total else np.minimum(lengths, want.target)
-    each = clock.micro_batches(shapes[0].astype(np.float64), lengths, targets)
+    each = clock.micro_batches(shapes[0].astype(np.float64), lengths, targets, attended=share)
     return None if each is None else float(np.sum(each * counts))

@@ -70,6 +70,8 @@ def reasons_for_rejections(
             reasons[name] = ("switched off by --without",)
         elif unmet := optimization.reasons(found.situation):
             reasons[name] = unmet
+        elif optimization.asked:
+            reasons[name] = (f"on only where it is asked for, by --with {name}: {optimization.effect}",)
         else:
             reasons[name] = (_why_off(name, found, limits, objective),)
     return reasons

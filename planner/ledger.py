@@ -60,6 +60,7 @@ AFTER_LOAD = ALWAYS - {Phase.LOAD}
 GROUPS = (
     "weights",
     "adapters",
+    "averages",
     "activations",
     "attention",
     "gradients",

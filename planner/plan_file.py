@@ -14,8 +14,8 @@ from planner.errors import PlanError, did_you_mean, raise_all
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Knob
 from planner.plan import SCHEMA, Choice, Plan, Scalar, Strict
+from planner.settings import out_of_bounds
 from planner.tiers import TIERS
-from planner.units import format_count
 
 MAX_FILE_BYTES = 4 * 2**20
 
@@ -159,8 +159,7 @@ def _value(knob: Knob, value: Scalar) -> str:
     """What is wrong with the value of a knob, as far as it does not depend on card and model; else empty."""
     if knob.low is None:
         return "" if isinstance(value, str) else f"is {value!r}, not a name."
-    if isinstance(value, bool) or not isinstance(value, int):
-        return f"is {value!r}, not a whole number."
-    if not knob.low <= value <= (knob.high or value):
-        return f"is {value}; it must be from {knob.low} to {format_count(knob.high or value)}."
-    return ""
+    if isinstance(value, bool) or not isinstance(value, int if knob.whole else (int, float)):
+        return f"is {value!r}, not a {'whole ' if knob.whole else ''}number."
+    wrong = out_of_bounds(knob, value)
+    return f"is {value}; it {wrong}" if wrong else ""

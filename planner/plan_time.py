@@ -11,7 +11,7 @@ import numpy as np
 
 from planner.compose import Configuration
 from planner.errors import PlanError
-from planner.ledger import Phase
+from planner.ledger import Phase, Resource
 from planner.plan import PhaseWork, Rate, Seconds, Time, Train
 from planner.rates import KINDS, TO_DEVICE, TO_HOST, kind_of, rates_of
 from planner.solver import Search
@@ -50,9 +50,17 @@ class StepClock:
         """FLOPs or bytes of every piece of work of a micro-batch."""
         return {work.name: work.amount(letters) for work in self.configuration.ledger.work.values()}
 
-    def micro_batches(self, batch: Any, total: Any, target: Any) -> Any:
-        """Expected seconds of micro-batches of these sizes; None where they are unknown."""
+    def micro_batches(self, batch: Any, total: Any, target: Any, *, attended: Any = 1.0) -> Any:
+        """Expected seconds of micro-batches of these sizes; None where they are unknown.
+
+        Args:
+            attended: share of the pairs of a row's tokens that an exact kernel attends to, where documents share rows.
+        """
         amounts = self.amounts(self.letters(batch, total, target))
+        if not self.configuration.letters["e"]:
+            for name, work in self.configuration.ledger.work.items():
+                if work.resource is Resource.ATTENTION:
+                    amounts[name] = amounts[name] * attended
         return step_time(self.configuration, amounts, self.found.situation.gpu, self.found.constants).estimate
 
     def update(self) -> float | None:
@@ -80,12 +88,14 @@ def plan_time(found: Search, limit_seconds: float, train: Train, source: str, pr
     time, warnings = step_section(found, limit_seconds, train.accumulation), []
     if train.data is not None:
         from planner.data_profile import profile_data
-        from planner.epoch import epoch
+        from planner.epoch import epoch, packing_hint
 
         clock = StepClock(found, train.accumulation)
         try:
-            once = epoch(profile_data(Path(train.data).expanduser(), source, found.constants), train, clock)
-            time = time.model_copy(update={"epoch": once})
+            data = profile_data(Path(train.data).expanduser(), source, found.constants)
+            time = time.model_copy(update={"epoch": epoch(data, train, clock)})
+            if (hint := packing_hint(data, train, clock)) is not None:
+                warnings.append(hint)
         except PlanError as error:
             warnings.append(f"How long an epoch takes is not known. {error}")
     if prices == Prices():

@@ -11,10 +11,15 @@ from planner.units import format_bytes, format_count
 KERNELS_CHECKED = 524_288  # tokens; docs/decisions.md, attention kernels at length
 
 
-def warnings_of(situation: Situation, total: int) -> list[str]:
-    """One sentence each."""
+def warnings_of(situation: Situation, total: int, *, here: bool = False) -> list[str]:
+    """One sentence each. ``here``: whether the card is that of the machine at hand, which could be measured."""
     gpu, model = situation.gpu, situation.model
     warnings = []
+    if here and gpu.measured is None:
+        warnings.append(
+            "This machine has not been measured. `plan measure` does it, in a minute or two, and writes a profile that "
+            f"--gpu {'cpu' if gpu.kind == 'cpu' else 'local'} then plans with."
+        )
     if gpu.kind == "gpu" and gpu.id not in calibration().document["measured_cards"]:
         warnings.append(
             f"No run on {gpu.name} is recorded: bound and times rest on runs on other cards (docs/validation.md)."

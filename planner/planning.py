@@ -270,7 +270,11 @@ def _write(solved: Solved) -> Plan:
         time=time,
         train=train,
         nearest=[] if fits else suggestions(found, limits, pins, partial(_replanned, solved, want)),
-        warnings=[*warnings_of(situation, want.total), *knobs_without_effect(request.knobs, rejected), *warnings],
+        warnings=[
+            *warnings_of(situation, want.total, here=request.gpu in ("local", "cpu")),
+            *knobs_without_effect(request.knobs, rejected),
+            *warnings,
+        ],
         not_modelled=list(NOT_MODELLED),
         provenance=Provenance(
             tierplan=__version__,

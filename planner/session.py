@@ -74,3 +74,11 @@ class Session(Protocol):
     def optimize_with(self, name: Literal["adamw", "adamw_8bit"]) -> None:
         """Update the adapters with this optimiser."""
         ...
+
+    def pack_documents(self, *, most: int) -> None:
+        """Let so many documents share a row, each attending to itself alone."""
+        ...
+
+    def average_weights(self, *, kind: Literal["ema", "swa"], decay: float, place: Literal["gpu", "host"]) -> None:
+        """Keep averages of the adapters over the steps; they are what is evaluated, saved and merged."""
+        ...

@@ -12,10 +12,11 @@ from planner.optimizations.base import Scalar, Situation
 PinnedKnobs = Mapping[str, Mapping[str, Scalar]]
 
 
-def usable(situation: Situation, excluded: Sequence[str]) -> list[str]:
-    """What the card and the model allow, and nobody has switched off."""
+def usable(situation: Situation, required: Sequence[str], excluded: Sequence[str]) -> list[str]:
+    """What the card and the model allow, and nobody has switched off; what has to be asked for, where it is."""
     known = all_optimizations()
-    return [name for name in known if name not in excluded and not known[name].reasons(situation)]
+    offered = [name for name in known if name not in excluded and (name in required or not known[name].asked)]
+    return [name for name in offered if not known[name].reasons(situation)]
 
 
 def always_on(situation: Situation, allowed: Sequence[str], required: Sequence[str]) -> frozenset[str]:
@@ -27,7 +28,7 @@ def always_on(situation: Situation, allowed: Sequence[str], required: Sequence[s
 
 def valid_sets(situation: Situation, required: Sequence[str], excluded: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Every valid set, one by one; what the search finds without (``planner.branches``) is held against it."""
-    allowed = usable(situation, excluded)
+    allowed = usable(situation, required, excluded)
     certain = always_on(situation, allowed, required)
     for extra in subsets([name for name in allowed if name not in certain]):
         ids = tuple(sorted({*certain, *extra}))

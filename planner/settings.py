@@ -72,10 +72,25 @@ def _knob_value(assignment: str, owner: str, name: str, text: str) -> Scalar:
             there_are = f"There are {', '.join(knob.names)}."
             raise PlanError(asked, f"is no {name}.", did_you_mean(text, knob.names) or there_are)
         return text
-    value = _count(asked, text)
-    if not knob.low <= value <= (knob.high or value):
-        raise PlanError(asked, f"must be from {knob.low} to {format_count(knob.high or value)}.")
+    value = _count(asked, text) if knob.whole else _fraction(asked, text)
+    if wrong := out_of_bounds(knob, value):
+        raise PlanError(asked, wrong)
     return value
+
+
+def out_of_bounds(knob: Knob, value: float) -> str:
+    """What a number should be; empty where the knob may have it, or has no bounds."""
+    if knob.low is None or knob.low <= value <= (value if knob.high is None else knob.high):
+        return ""
+    low, high = (format_count(int(edge)) if knob.whole else f"{edge:g}" for edge in (knob.low, knob.high or value))
+    return f"must be from {low} to {high}."
+
+
+def _fraction(asked: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise PlanError(asked, f"'{text}' is not a number.") from error
 
 
 def _count(asked: str, text: str) -> int:

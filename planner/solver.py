@@ -285,7 +285,9 @@ def _never_used(
         PlanError(
             " ".join(f"--set {owner}.{name}={value}" for name, value in values.items()),
             f"no set of optimisations that is left has {owner} with it.",
-            f"`plan explain {owner}` says what it needs.",
+            f"It is off unless --with {owner} asks for it."
+            if known[owner].asked
+            else f"`plan explain {owner}` says what it needs.",
         )
         for owner, values in lost
         if not known[owner].reasons(situation)

@@ -152,17 +152,28 @@ def forward_chunk(x: Letters) -> Number:
     return size * (x.D * (1 + more) + greatest(before, after))
 
 
+def several_documents(x: Letters) -> Number:
+    """1 where a micro-batch may hold several documents."""
+    return least(x.B * x.d_r - 1, 1)
+
+
 def group_forward(x: Letters) -> Number:
-    """Bytes of a group of heads over the whole sequence: its inputs and the next one's, its outputs and the last's."""
+    """Bytes of a group of heads over the whole sequence: its inputs and the next one's, its outputs and the last's.
+
+    Outputs of several documents are joined, and for that moment there twice.
+    """
     size = tokens(x) * x.E * x.a // 8
     moving = 1 + x.j_h * more_groups(x)
     inputs = x.j_h * moving * size * (group_heads(x) + 2 * group_key_heads(x))
-    outputs = moving * (size * group_heads(x) + 4 * tokens(x) * group_heads(x))
-    return inputs + outputs
+    outputs = size * group_heads(x) + 4 * tokens(x) * group_heads(x)
+    return inputs + (moving + several_documents(x)) * outputs
 
 
 def group_backward(x: Letters) -> Number:
-    """The same in the backward pass: five inputs and the log-sum-exp, three gradients."""
+    """The same in the backward pass: five inputs and the log-sum-exp, three gradients.
+
+    Joining these over documents takes one of them twice, less than the kernel's workspace, which is gone by then.
+    """
     size = tokens(x) * x.E * x.a // 8
     moving = 1 + x.j_h * more_groups(x)
     heads, key_heads = group_heads(x), group_key_heads(x)

@@ -32,6 +32,7 @@ LETTERS: tuple[Letter, ...] = (
     Letter("S", "tokens of one sequence: context plus target", "tokens", "total_tokens"),
     Letter("T", "trained tokens of one sequence, that is rows of logits", "tokens", "target"),
     Letter("W_m", "1 where the adapters are merged into the weights after training", "flag", "train.merge", least=0),
+    Letter("d_r", "documents that share one row at most", "documents", "sequence_packing.documents"),
     # The model
     Letter("L", "decoder layers", "layers", "layers"),
     Letter("D", "width of the model (hidden size)", "elements", "width"),

@@ -127,9 +127,9 @@ def update_bytes(ledger: Ledger, letters: Letters) -> int:
     """Bytes through the card's memory in one optimiser step, `trainer.step.update`.
 
     Adapters and optimiser state are read and written. Gradients are read for their norm, scaled in place, read for
-    the step, and set to zero.
+    the step, and set to zero. Averages are read and written, and what they are averages of is read once more.
     """
-    passes = {"adapters": 2, "optimizer": 2, "gradients": 5}
+    passes = {"adapters": 2, "optimizer": 2, "gradients": 5, "averages": 3}
     return sum(
         passes[group] * int(term.bytes(letters))
         for name, term in ledger.terms.items()

@@ -62,7 +62,7 @@ def counted(plan: Plan) -> Counted:
     with _nothing_real():
         built = session.build(plan)
         vocab = built.base.config.vocab_size
-        batch = synthetic_batch(plan.train.batch, plan.total_tokens, plan.target, vocab, 0)
+        batch = synthetic_batch(plan.train.batch, plan.total_tokens, plan.target, vocab, 0, built.most_documents)
         _make_state(built)
         elsewhere = [array for arena in built.arenas for array in arena.held]
         stays = [*resident_tensors(built), batch.inputs, batch.targets]

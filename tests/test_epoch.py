@@ -19,7 +19,7 @@ from planner import data_profile
 from planner.calibration import calibration
 from planner.data_profile import profile_data
 from planner.documents import read_documents
-from planner.epoch import row_lengths
+from planner.epoch import packed_rows, row_lengths
 from planner.plan import Plan
 from planner.planning import Request, make_plan
 from trainer.data import cut, epochs, prepare
@@ -80,6 +80,50 @@ def test_hours_are_those_of_rows_of_their_own_length(tmp_path: Path) -> None:
     assert hours(4 * inputs) < 1.05 * hours(inputs)
     half = (inputs + 1) // 2
     assert hours(half) == pytest.approx(8 * step(half) / 3600, rel=0.1)
+
+
+@pytest.mark.parametrize(("batch", "target"), [(1, None), (3, None), (1, 40)])
+def test_packed_rows_are_those_of_the_trainer(tmp_path: Path, batch: int, target: int | None) -> None:
+    data = write_sources(tmp_path / "data", 40)
+
+    def told(packing: bool) -> tuple[Plan, Any]:
+        request = Request(
+            gpu="rtx4090",
+            model="random:smollm2-135m",
+            total_tokens=2048,
+            target=target and 1024,
+            required=("sequence_packing",) if packing else (),
+            knobs={"sequence_packing": {"documents": 5}} if packing else {},
+            train={"data": str(data), "batch": batch},
+        )
+        plan = make_plan(request)
+        assert plan.time.epoch is not None
+        return plan, plan.time.epoch
+
+    (plain, alone), (plan, together) = told(False), told(True)
+    rows = prepare(
+        read_documents(data),
+        lambda texts: [list(text.encode()) for text in texts],
+        length=2048,
+        target=None if plan.target == plan.total_tokens else plan.target,
+        validation=0.1,
+        seed=0,
+        most_documents=5,
+    ).train.rows
+    assert together.rows == len(rows) < alone.rows
+    assert together.steps == math.ceil(len(rows) / batch) and together.hours < alone.hours
+    hints = [[w for w in each.warnings if "sequence_packing" in w] for each in (plain, plan)]
+    assert len(hints[0]) == 1 and not hints[1]
+
+
+def test_attention_of_a_packed_row_is_that_of_its_documents() -> None:
+    pieces = np.array([100, 30, 60, 7, 3])
+    rows = packed_rows(pieces, 100, 3)
+    assert sorted(rows.lengths.tolist()) == [3, 97, 100] and rows.lengths.sum() == pieces.sum()
+    assert rows.pairs.sum() == sum(size * (size + 1) for size in pieces.tolist())
+    alone = packed_rows(pieces, 100, 1)
+    assert alone.lengths.tolist() == pieces.tolist() and alone.pairs.sum() == rows.pairs.sum()
+    assert not len(packed_rows(pieces[:0], 100, 3).lengths)
 
 
 @given(tokens=st.lists(st.integers(0, 60), min_size=1, max_size=8), length=st.integers(1, 20))

@@ -253,6 +253,24 @@ def test_an_unknown_card_gets_times_by_being_measured(monkeypatch: pytest.Monkey
     assert time.step_seconds.estimate is not None and time.step_seconds.bound is None
 
 
+@pytest.mark.parametrize("name", ["local", "cpu"])
+def test_a_plan_for_this_machine_says_how_to_measure_it_until_it_is(
+    name: str, monkeypatch: pytest.MonkeyPatch, own_folder: Path
+) -> None:
+    card = replace(load_profile("rtx4090"), uuid="GPU-1") if name == "local" else cpu_profile()
+    monkeypatch.setattr("planner.planning.detect_local", lambda: card)
+
+    def told(gpu: str) -> list[str]:
+        plan = make_plan(Request(gpu, "smollm2-135m", total_tokens=256))
+        return [warning for warning in plan.warnings if "`plan measure`" in warning]
+
+    assert len(told(name)) == 1 and f"--gpu {name} then plans with" in told(name)[0]
+    assert told("rtx4090") == []
+    own_folder.mkdir(parents=True)
+    own_file(card).write_text(profile_text(measured_card(card)), encoding="utf-8")
+    assert told(name) == []
+
+
 def test_a_card_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     fake_nvml(monkeypatch, ("NVIDIA GeForce RTX 2060 SUPER", 8192, 440, 300))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -264,7 +264,7 @@ def test_choices_of_knobs_are_within_their_bounds(name: str) -> None:
                 if knob.low is None:
                     assert isinstance(choice, str) and choice
                 else:
-                    assert type(choice) is int
+                    assert type(choice) is (int if knob.whole else float)
                     # 0 is no bound of a number, it stands for "as the plan finds best".
                     assert knob.low <= choice <= (knob.high or 0) or (choice == 0 and len(choices) == 1)
 

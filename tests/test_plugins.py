@@ -1,16 +1,18 @@
-"""Adding an optimisation touches one file, adding a card one YAML: both are done here at run time."""
+"""Adding an optimisation is one file, adding a card one YAML: dropped into a copy of the package, and nothing else."""
 
-import importlib.util
+from __future__ import annotations
+
 import json
+import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from planner.cli import main
-from planner.hardware import FOLDERS_VARIABLE, SHIPPED
-from planner.optimizations.base import REGISTRY
+import planner
+from planner.hardware import SHIPPED
 
 ONE_FILE = '''
 """Hold the float32 adapters' gradients on the host."""
@@ -35,32 +37,36 @@ class GradientsAway(Optimization):
 '''
 
 
-@pytest.fixture
-def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    module = tmp_path / "gradients_away.py"
-    module.write_text(ONE_FILE, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("gradients_away", module)
-    assert spec and spec.loader
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules["gradients_away"] = loaded
-    spec.loader.exec_module(loaded)
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package and its cards, as they are."""
+    place = tmp_path_factory.mktemp("copy")
+    for folder in (Path(planner.__file__).parent, SHIPPED):
+        shutil.copytree(folder, place / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+    return place
+
+
+def _plan(copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    command = [sys.executable, "-m", "planner", *words]
+    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_dropped_file_is_all_it_takes(copy: Path) -> None:
+    before = _plan(copy, "--gpu", "newcard", "--with", "gradients_away")
+    assert before.returncode == 2 and "newcard" in before.stderr and "gradients_away" in before.stderr
+
+    (copy / "planner" / "optimizations" / "adapters" / "gradients_away.py").write_text(ONE_FILE, encoding="utf-8")
     card = (SHIPPED / "rtx2060s.yaml").read_text(encoding="utf-8")
     card = card.replace("id: rtx2060s", "id: newcard").replace("RTX 2060 SUPER", "RTX 9999 TEST")
     aliases = next(line for line in card.splitlines() if line.startswith("aliases:"))
-    (tmp_path / "newcard.yaml").write_text(card.replace(aliases, "aliases: []"), encoding="utf-8")
-    monkeypatch.setenv(FOLDERS_VARIABLE, str(tmp_path))
-    yield
-    REGISTRY.pop("gradients_away")
-    sys.modules.pop("gradients_away")
+    (copy / "hwprofiles" / "newcard.yaml").write_text(card.replace(aliases, "aliases: []"), encoding="utf-8")
 
-
-def test_both_are_found_in_the_report(plugins: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--gpu", "newcard", "--with", "gradients_away"]) == 0
-    report = capsys.readouterr().out
-    assert "RTX 9999 TEST" in report and "gradients_away" in report
-    assert main(["--gpu", "newcard", "--with", "gradients_away", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
+    report = _plan(copy, "--gpu", "newcard", "--with", "gradients_away")
+    assert report.returncode == 0, report.stderr
+    assert "RTX 9999 TEST" in report.stdout and "gradients_away" in report.stdout
+    plan = json.loads(_plan(copy, "--gpu", "newcard", "--with", "gradients_away", "--json").stdout)
     assert "gradients/adapters" in plan["memory"]["host"]["terms"]
     assert all("gradients/adapters" not in terms for terms in plan["memory"]["gpu"]["phases"].values())
-    assert main(["gpus"]) == 0 and "newcard" in capsys.readouterr().out
-    assert main(["optimizations"]) == 0 and "gradients_away" in capsys.readouterr().out
+    assert "newcard" in _plan(copy, "gpus").stdout
+    assert "gradients_away" in _plan(copy, "optimizations").stdout

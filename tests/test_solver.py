@@ -122,7 +122,7 @@ def knob_values(
 
 def everything(asked: Asked, *, every_name: bool = False) -> list[Configuration]:
     """Each valid subset of all optimisations that trains something, with each choice of each knob."""
-    names = sorted(all_optimizations())
+    names = sorted(name for name, each in all_optimizations().items() if name in asked.required or not each.asked)
     return [
         compose(ids, values, asked.situation)
         for ids in chain.from_iterable(combinations(names, size) for size in range(len(names) + 1))

@@ -105,8 +105,12 @@ def _gradients(model: PeftModel) -> dict[str, Tensor]:
 
 @cache
 def _stock(folder: Path, *lengths: int, trained: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """What `_stock_of` gives for rows of these lengths."""
+    return _stock_of(folder, _batch(*lengths, trained=trained))
+
+
+def _stock_of(folder: Path, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """What plain transformers and PEFT give for a batch, with transformers' own default attention."""
-    batch = _batch(*lengths, trained=trained)
     config = AutoConfig.from_pretrained(folder)
     dropouts = {name: 0.0 for name in config.to_dict() if name.endswith(("dropout", "pdrop"))}
     attention = _stock_attention(folder)

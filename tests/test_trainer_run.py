@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from planner.documents import read_documents
 from planner.errors import PlanError
-from planner.plan import Plan, Train
+from planner.plan import DiskMemory, Plan, Train
 from trainer import run
 from trainer.data import NOT_TRAINED, collate, evaluation_batches, prepare
 from trainer.measure import Recorder
+from trainer.output import RunFolder
 from trainer.probing import probe
 from trainer.run import execute
 from trainer.session import BuiltRun, ResidentSession
@@ -181,6 +183,20 @@ def test_plans_that_cannot_be_run_are_refused(
     with pytest.raises(PlanError, match=why):
         execute(make_plan(place / "model", out="out", choices=LEAN, **options))
     assert not Path("out").exists()
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_loaded(place: Path, tmp_path: Path) -> None:
+    plan = _plan(place, tmp_path / "deep" / "out")
+    free = shutil.disk_usage(tmp_path).free
+    for needed, refused in ((2 * free, True), (free // 2, False)):
+        memory = plan.memory.model_copy(update={"disk": DiskMemory(peak_bytes=needed)})
+        asked = plan.model_copy(update={"memory": memory})
+        if refused:
+            with pytest.raises(PlanError, match=r"needs .*iB on disk, and .*iB are free\..*--set train\.out="):
+                execute(asked)
+        else:
+            RunFolder(asked)
+    assert not (tmp_path / "deep").exists()
 
 
 def test_a_folder_in_use_is_refused(place: Path, finished: Path) -> None:

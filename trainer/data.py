@@ -2,7 +2,8 @@
 
 A row of n inputs has n targets, each input's next token. Rows of one document follow each other without a
 gap: the last target of one is the first input of the next. So every token of a document is a target once, but
-for its first, and every token is an input once, but for its last. Documents are never joined.
+for its first, and every token is an input once, but for its last. Documents share a row only where they are packed,
+and even then none sees another.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from planner.documents import Document, Reading, validation_places
 from planner.errors import PlanError
+from planner.packing import pack
+from trainer.attention import Lengths
 
 NOT_TRAINED = -100
 """The target of a position that is not trained: padding, and context before the trained tokens."""
@@ -36,6 +39,31 @@ class Row:
         """How many tokens the model reads."""
         return len(self.tokens) - 1
 
+    @property
+    def pieces(self) -> tuple[Row, ...]:
+        """The row itself."""
+        return (self,)
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """Several rows in one, each seeing itself alone."""
+
+    pieces: tuple[Row, ...]
+
+    @property
+    def inputs(self) -> int:
+        """How many tokens the model reads."""
+        return sum(piece.inputs for piece in self.pieces)
+
+    @property
+    def trained(self) -> int:
+        """How many targets are trained."""
+        return sum(piece.trained for piece in self.pieces)
+
+
+AnyRow = Row | PackedRow
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -48,7 +76,7 @@ class Rows:
         trained: targets that are trained.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[AnyRow, ...]
     documents: int
     tokens: int
     lost: int
@@ -62,7 +90,7 @@ class Rows:
     @property
     def largest_token(self) -> int:
         """The largest token id; -1 without rows."""
-        return max((int(row.tokens.max()) for row in self.rows), default=-1)
+        return max((int(piece.tokens.max()) for row in self.rows for piece in row.pieces), default=-1)
 
 
 @dataclass(frozen=True)
@@ -85,6 +113,8 @@ class Batch:
         tokens: inputs that are no padding.
         trained: trained targets.
         lengths: inputs of each row without its padding.
+        documents: where rows are packed, for each of them the inputs of its documents, padding counted as one.
+        positions: ``[B, S]``, places of tokens in their documents, where rows are packed.
     """
 
     inputs: Tensor
@@ -93,10 +123,14 @@ class Batch:
     tokens: int
     trained: int
     lengths: tuple[int, ...]
+    documents: Lengths | None = None
+    positions: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+        positions = None if self.positions is None else self.positions.to(device)
+        inputs, targets = self.inputs.to(device), self.targets.to(device)
+        return replace(self, inputs=inputs, targets=targets, positions=positions)
 
 
 def split_documents(documents: Sequence[Document], fraction: float, seed: int) -> tuple[list[Document], list[Document]]:
@@ -127,8 +161,16 @@ def cut(tokens: Tensor, length: int, target: int | None) -> list[Row]:
     return rows
 
 
-def tokenise_and_cut(documents: Sequence[Document], tokenise: Tokenise, length: int, target: int | None) -> Rows:
-    """Tokenise documents and cut each into rows."""
+def packed(rows: Sequence[Row], room: int, most: int) -> list[AnyRow]:
+    """Rows put together (`planner.packing.pack`)."""
+    together = pack([row.inputs for row in rows], room, most)
+    return [rows[places[0]] if len(places) == 1 else PackedRow(tuple(rows[p] for p in places)) for places in together]
+
+
+def tokenise_and_cut(
+    documents: Sequence[Document], tokenise: Tokenise, length: int, target: int | None, most_documents: int = 1
+) -> Rows:
+    """Tokenise documents, cut each into rows, and pack these where several documents may share one."""
     rows: list[Row] = []
     with_rows = tokens = lost = 0
     for start in range(0, len(documents), 64):  # bounds the Python integers that are alive at once
@@ -138,11 +180,20 @@ def tokenise_and_cut(documents: Sequence[Document], tokenise: Tokenise, length: 
             with_rows += bool(pieces)
             tokens += len(ids)
             lost += min(1, len(ids))
-    return Rows(tuple(rows), with_rows, tokens, lost, sum(row.trained for row in rows))
+    trained = sum(row.trained for row in rows)
+    together = rows if most_documents == 1 else packed(rows, target or length, most_documents)
+    return Rows(tuple(together), with_rows, tokens, lost, trained)
 
 
 def prepare(
-    reading: Reading, tokenise: Tokenise, *, length: int, target: int | None, validation: float, seed: int
+    reading: Reading,
+    tokenise: Tokenise,
+    *,
+    length: int,
+    target: int | None,
+    validation: float,
+    seed: int,
+    most_documents: int = 1,
 ) -> Data:
     """Split, tokenise and cut what was read.
 
@@ -151,38 +202,53 @@ def prepare(
         length: inputs of a row at most.
         target: see `cut`.
         validation: the share of documents to judge by.
+        most_documents: that may share one row.
 
     Raises:
         PlanError: there is too little of it.
     """
     parts = split_documents(reading.documents, validation, seed)
-    train, judged = (tokenise_and_cut(part, tokenise, length, target) for part in parts)
+    train, judged = (tokenise_and_cut(part, tokenise, length, target, most_documents) for part in parts)
     for purpose, rows, wanted in (("train on", train, True), ("judge by", judged, validation > 0)):
         if wanted and not rows.rows:
             raise PlanError("the data", f"leaves nothing to {purpose}: no document has two tokens or more.")
     return Data(train, judged, reading)
 
 
-def collate(rows: Sequence[Row]) -> Batch:
+def collate(rows: Sequence[AnyRow]) -> Batch:
     """Put rows into one batch, padded on the right; a padded position is seen by no real one."""
     width = max(row.inputs for row in rows)
     inputs = torch.zeros(len(rows), width, dtype=torch.int64)
     targets = torch.full((len(rows), width), NOT_TRAINED, dtype=torch.int64)
     spans: list[tuple[int, int]] = []
     for index, row in enumerate(rows):
-        first = row.inputs - row.trained
-        inputs[index, : row.inputs] = row.tokens[:-1]
-        targets[index, first : row.inputs] = row.tokens[first + 1 :]
-        start, stop = index * width + first, index * width + row.inputs
-        if spans and spans[-1][1] == start:
-            start = spans.pop()[0]
-        spans.append((start, stop))
-    trained = sum(row.trained for row in rows)
+        begins = 0
+        for piece in row.pieces:
+            first, ends = begins + piece.inputs - piece.trained, begins + piece.inputs
+            inputs[index, begins:ends] = piece.tokens[:-1]
+            targets[index, first:ends] = piece.tokens[piece.inputs - piece.trained + 1 :]
+            start, stop = index * width + first, index * width + ends
+            if spans and spans[-1][1] == start:
+                start = spans.pop()[0]
+            spans.append((start, stop))
+            begins = ends
     lengths = tuple(row.inputs for row in rows)
-    return Batch(inputs, targets, tuple(spans), sum(lengths), trained, lengths)
+    batch = Batch(inputs, targets, tuple(spans), sum(lengths), sum(row.trained for row in rows), lengths)
+    return batch if all(len(row.pieces) == 1 for row in rows) else _with_documents(batch, rows)
 
 
-def epochs(rows: Sequence[Row], size: int, seed: int) -> Iterator[Batch]:
+def _with_documents(batch: Batch, rows: Sequence[AnyRow]) -> Batch:
+    """The batch with what says where its documents begin."""
+    width = batch.inputs.shape[1]
+    lengths = []
+    for row in rows:
+        padding = width - row.inputs
+        lengths.append((*(piece.inputs for piece in row.pieces), *([padding] if padding else [])))
+    positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in lengths])
+    return replace(batch, documents=tuple(lengths), positions=positions)
+
+
+def epochs(rows: Sequence[AnyRow], size: int, seed: int) -> Iterator[Batch]:
     """Batches of ``size`` rows without end: every epoch has each row once, in an order of its own.
 
     The last batch of an epoch holds what is left.
@@ -201,8 +267,21 @@ def evaluation_batches(rows: Rows, most: int, size: int, seed: int) -> list[Batc
     return [collate(picked[start : start + size]) for start in range(0, len(picked), size)]
 
 
-def synthetic_batch(size: int, length: int, target: int, vocab: int, seed: int) -> Batch:
-    """The largest batch of a plan, random tokens: ``size`` rows of ``length`` inputs, ``target`` trained."""
+def synthetic_batch(size: int, length: int, target: int, vocab: int, seed: int, most_documents: int = 1) -> Batch:
+    """The largest batch of a plan, random tokens: ``size`` rows of ``length`` inputs, ``target`` trained.
+
+    Where every token is trained and documents may share a row, each row has as many of them as it may.
+    """
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(vocab, (size, length + 1), generator=generator)
-    return collate([Row(row, target) for row in tokens])
+    many = min(most_documents, length) if target == length else 1
+    sizes = [length // many + (place < length % many) for place in range(many)]
+
+    if many == 1:
+        tokens = torch.randint(vocab, (size, length + 1), generator=generator)
+        return collate([Row(row, target) for row in tokens])
+
+    def pieces() -> Iterator[Row]:
+        for inputs in sizes:
+            yield Row(torch.randint(vocab, (inputs + 1,), generator=generator), inputs)
+
+    return collate([PackedRow(tuple(pieces())) for _ in range(size)])

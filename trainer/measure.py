@@ -179,6 +179,7 @@ def _parts(built: BuiltRun) -> Mapping[str, list[Tensor]]:
     return {
         "weights": [*frozen, *constants, *built.model.buffers()],
         "adapters": list(trained),
+        "averages": built.averages.tensors if built.averages is not None and not built.averages.elsewhere else [],
         "gradients": [parameter.grad for parameter in trained if parameter.grad is not None],
         "optimizer": state,
     }

@@ -29,7 +29,8 @@ def probe(plan: Plan, built: BuiltRun, recorder: Recorder, announce: Announce = 
     gradients, so that the step finds memory as every later step does.
     """
     train, vocab = plan.train, built.base.config.vocab_size
-    batch = synthetic_batch(train.batch, plan.total_tokens, plan.target, vocab, train.seed).to(built.device)
+    size = (train.batch, plan.total_tokens, plan.target)
+    batch = synthetic_batch(*size, vocab, train.seed, built.most_documents).to(built.device)
     adapters = [parameter.detach().to("cpu", copy=True) for parameter in built.trained]
     optimizer = copy.deepcopy(built.optimizer.state_dict())
     scaler = built.scaler.state_dict() if built.scaler else None

@@ -175,6 +175,7 @@ class Running:
 
     def _tell_interrupted(self, saver: Saver | None) -> None:
         done = self.progress.done
+        put_averages(self.built)
         written = self.folder.save_adapter(self.built, done)
         self.console.print(f"Interrupted after step {done}; the adapter of that moment is in {written}.")
         if saver is not None:
@@ -195,6 +196,7 @@ class Running:
     def _finish(self, beginning: Beginning, saver: Saver | None) -> None:
         """The adapter, the held-out rows after training, the record, and the merged model."""
         plan, built, recorder, folder, progress = self.plan, self.built, self.recorder, self.folder, self.progress
+        put_averages(built)
         recorder.mark(Phase.SAVE)
         saved = folder.save_adapter(built, progress.done)  # before the evaluation, whatever may go wrong in it
         recorder.mark(BETWEEN)
@@ -241,12 +243,19 @@ def _run(
         target=None if plan.target == plan.total_tokens else plan.target,
         validation=train.validation,
         seed=train.seed,
+        most_documents=built.most_documents,
     )
     _tell_data(console, data, built)
     judged = evaluation_batches(data.validation, train.evaluation_rows, train.batch, train.seed)
     with Progress(console, folder, planned_steps(train, len(data.train.rows))) as progress:
         announce = listen(plan, built, progress)
         return Running(plan, built, data, judged, recorder, folder, console, progress, announce).go(saved)
+
+
+def put_averages(built: BuiltRun) -> None:
+    """From here on the adapters are their averages over the steps, where these are kept: saved, evaluated, merged."""
+    if built.averages is not None:
+        built.averages.put()
 
 
 def _merge(plan: Plan, built: BuiltRun, recorder: Recorder, folder: RunFolder) -> Path:

@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from planner.errors import PlanError
 from planner.plan import Plan
 from planner.units import MIB, format_bytes
-from trainer.data import Row
+from trainer.data import AnyRow
 from trainer.session import BuiltRun
 from trainer.streamed.arrays import TokenArray
 from trainer.streamed.loss import Halfway
@@ -93,6 +93,8 @@ class Saved:
         built.optimizer.load_state_dict(self.state["optimizer"])
         if built.scaler is not None:
             built.scaler.load_state_dict(self.state["scaler"])
+        if built.averages is not None:
+            built.averages.restore(self.state["averages"])
         torch.set_rng_state(self.state["random"]["cpu"])
         if built.device.type == "cuda":
             torch.cuda.set_rng_state(self.state["random"]["card"], built.device)
@@ -149,12 +151,14 @@ def fingerprint(plan: Plan) -> str:
     return hashlib.sha256(document.to_json().encode()).hexdigest()
 
 
-def digest(rows: Sequence[Row]) -> str:
+def digest(rows: Sequence[AnyRow]) -> str:
     """Digest of rows in their order: batches follow from them and the seed."""
     found = hashlib.sha256()
     for row in rows:
-        found.update(f"{row.inputs}/{row.trained}:".encode())
-        found.update(row.tokens.contiguous().numpy().tobytes())
+        found.update(f"{len(row.pieces)} pieces:".encode())
+        for piece in row.pieces:
+            found.update(f"{piece.inputs}/{piece.trained}:".encode())
+            found.update(piece.tokens.contiguous().numpy().tobytes())
     return found.hexdigest()
 
 
@@ -201,7 +205,9 @@ class Saver:
         if self._built.streamed is not None:
             sizes = self._built.streamed.layers.sizes
             stream = sizes.tokens * sizes.width * sizes.dtype.itemsize
-        needed = 2 * (stream + sum(terms[group] for group in ("adapters", "gradients", "optimizer")))
+        averages = self._built.averages.tensors if self._built.averages is not None else []
+        kept = sum(terms[group] for group in ("adapters", "gradients", "optimizer"))
+        needed = 2 * (stream + kept + sum(average.nbytes for average in averages))
         place = next(each for each in [self._folder.absolute(), *self._folder.absolute().parents] if each.exists())
         free = shutil.disk_usage(place).free
         if free < needed:
@@ -273,6 +279,7 @@ class Saver:
             "optimizer": built.optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": built.scaler.state_dict() if built.scaler is not None else None,
+            "averages": built.averages.state() if built.averages is not None else None,
             "random": {
                 "cpu": torch.get_rng_state(),
                 "card": torch.cuda.get_rng_state(built.device) if cuda else None,

@@ -18,6 +18,7 @@ from planner.model import load_model as plan_shape
 from planner.optimizations.mlp.fused_activation import FUSED
 from planner.plan import Choice, Plan
 from trainer.attention import BLOCKS, KERNEL_OPS, NAMES, register
+from trainer.averaging import Averages, Averaging
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
 from trainer.data import Tokenise
 from trainer.four_bit import FourBit
@@ -51,6 +52,8 @@ class BuiltRun:
     Attributes:
         tokenise: texts to token ids, with nothing added and no control token recognised inside a text.
         dtype: of frozen weights and activations; adapters and optimiser state are float32 whatever it is.
+        most_documents: that share one row.
+        averages: of the adapters over the steps, if they are kept.
         executor: ``resident`` or ``streamed``.
         host: the host memory that what is on its way to or from the card is kept in, if any.
         weights: of the layers; told which are needed.
@@ -66,6 +69,8 @@ class BuiltRun:
     loss: Loss
     dtype: torch.dtype
     device: torch.device
+    most_documents: int
+    averages: Averages | None
     executor: Literal["resident", "streamed"]
     host: Arena | None
     weights: Weights
@@ -121,6 +126,8 @@ class ResidentSession:
         self.weights = Weights()
         self._loss_rows: int | None = None
         self._optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+        self._averaging: Averaging | None = None
+        self._most_documents = 1
 
     @contextmanager
     def applying(self, choice: Choice) -> Iterator[None]:
@@ -221,6 +228,16 @@ class ResidentSession:
         self._once("optimize_with")
         self._optimizer = name
 
+    def pack_documents(self, *, most: int) -> None:
+        """See the protocol."""
+        self._once("pack_documents")
+        self._most_documents = most
+
+    def average_weights(self, *, kind: Literal["ema", "swa"], decay: float, place: Literal["gpu", "host"]) -> None:
+        """See the protocol."""
+        self._once("average_weights")
+        self._averaging = Averaging.of(kind, decay, place)
+
     @property
     def dtype(self) -> torch.dtype:
         """What frozen weights and activations are computed in."""
@@ -281,9 +298,9 @@ class ResidentSession:
         base: Any = adapted.get_base_model()
         model: PreTrainedModel = base
         device = model.device
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:  # these buffers stay for the whole run, so they never fragment memory
-                parameter.grad = torch.zeros_like(parameter)
+        trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+        for parameter in trained:  # these buffers stay for the whole run, so they never fragment memory
+            parameter.grad = torch.zeros_like(parameter)
         try:
             optimizer = self._make_optimizer(adapted)
             host, loss = self._executor(model, streaming, device)  # last, as nobody would give its memory back
@@ -299,6 +316,8 @@ class ResidentSession:
             loss=loss,
             dtype=self._dtype,
             device=device,
+            most_documents=self._most_documents,
+            averages=Averages(trained, self._averaging) if self._averaging else None,
             executor="streamed" if streaming else "resident",
             host=host,
             weights=self.weights,

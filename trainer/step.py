@@ -72,13 +72,18 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
     """
     decoder, head = base.get_decoder(), Head.of(base)
 
+    def hidden_of(batch: Batch) -> Tensor:
+        packing = {} if batch.documents is None else {"position_ids": batch.positions, "documents": batch.documents}
+        hidden: Tensor = decoder(input_ids=batch.inputs, use_cache=False, **packing).last_hidden_state
+        return hidden
+
     def until_differentiated(hidden: Tensor, mark: Mark) -> Tensor:
         if hidden.requires_grad:  # until its gradient is there, it is the loss that is differentiated
             hidden.register_hook(lambda _: mark(Phase.BACKWARD))
         return hidden
 
     def stock(batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
-        hidden = until_differentiated(decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state, mark)
+        hidden = until_differentiated(hidden_of(batch), mark)
         mark(Phase.LOSS if torch.is_grad_enabled() else Phase.EVALUATE_LOSS)
         return base.loss_function(
             logits=head.logits(hidden),
@@ -90,10 +95,11 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
 
     def chunked(batch: Batch, divisor: Tensor, mark: Mark) -> Tensor:
         assert rows is not None
-        hidden = decoder(input_ids=batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        hidden = hidden_of(batch).flatten(0, 1)
         mark(Phase.LOSS if torch.is_grad_enabled() else Phase.EVALUATE_LOSS)
-        hidden = head.scaled(until_differentiated(_trained(hidden, batch), mark))
-        return head.loss(hidden, _trained(batch.targets.flatten(), batch), rows, divisor)
+        # Where trained tokens are copied together, nothing holds the others from here on.
+        hidden = until_differentiated(_trained(hidden, batch), mark)
+        return head.loss(head.scaled(hidden), _trained(batch.targets.flatten(), batch), rows, divisor)
 
     return stock if rows is None else chunked
 

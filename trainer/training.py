@@ -77,6 +77,8 @@ def train_steps(
         recorder.mark(BETWEEN)
         if made.taken:
             schedule.step()
+            if built.averages is not None:
+                built.averages.update(step, steps)
         skips_in_a_row = 0 if made.taken else skips_in_a_row + 1
         if skips_in_a_row > _MOST_SKIPS:
             why = f"float16 overflowed in {skips_in_a_row} steps in a row, whatever the loss scale."

@@ -152,14 +152,16 @@ class Knob:
         choices: what the solver may choose from, best first, given the situation.
         low, high: bounds of what a user may set (numbers), or None where only ``choices`` will do.
         names: of a choice by name, all there are on any card.
+        whole: whether it is a whole number, where it is a number.
     """
 
     name: str
     meaning: str
     choices: Callable[[Situation], tuple[Scalar, ...]]
     letter: str = ""
-    low: int | None = None
-    high: int | None = None
+    low: float | None = None
+    high: float | None = None
+    whole: bool = True
     names: tuple[str, ...] = ()
 
 
@@ -192,6 +194,7 @@ class Optimization(ABC):
         exact: whether the trained result is the same function as without it.
         free: exact, and never more memory or time than without it (``is_free`` says where): on wherever it can be,
             unless switched off.
+        asked: on only where the user asks for it: what it brings is neither memory nor time.
         effect: what it does to the result where it is not exact, in a few words.
     """
 
@@ -206,6 +209,7 @@ class Optimization(ABC):
     evidence: ClassVar[tuple[Evidence, ...]]
     exact: ClassVar[bool] = True
     free: ClassVar[bool] = False
+    asked: ClassVar[bool] = False
     effect: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:

@@ -1,9 +1,14 @@
-"""The tokens of one micro-batch as one row of documents, cut into chunks; and heads cut into groups."""
+"""The tokens of one micro-batch as one row of documents, cut into chunks; and heads cut into groups.
+
+Whether documents had a row each or shared one makes no difference here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -34,10 +39,9 @@ class Row:
     def of(batch: Batch, chunk: int) -> Row:
         """The batch's rows without their padding, on the batch's device."""
         lengths = batch.lengths
-        ends = torch.tensor(lengths).cumsum(0).tolist()
         device, width = batch.inputs.device, batch.inputs.shape[1]
-        documents = tuple((end - length, end) for end, length in zip(ends, lengths, strict=True))
-        padded = ((index * width, start, stop) for index, (start, stop) in enumerate(documents))
+        padded = ((index * width, *row) for index, row in enumerate(_behind_each_other(lengths)))
+        pieces = [length for row in _pieces(batch) for length in row]
         trained = tuple(
             (start + part[0] - first, start + part[1] - first)
             for first, start, stop in padded
@@ -47,8 +51,8 @@ class Row:
         return Row(
             tokens=torch.cat([batch.inputs[index, :length] for index, length in enumerate(lengths)]),
             targets=torch.cat([batch.targets[index, :length] for index, length in enumerate(lengths)]),
-            positions=torch.cat([torch.arange(length, device=device) for length in lengths]),
-            documents=documents,
+            positions=torch.cat([torch.arange(length, device=device) for length in pieces]),
+            documents=tuple(_behind_each_other(pieces)),
             trained=trained,
             chunk=chunk,
         )
@@ -69,6 +73,22 @@ class Row:
     def document_of(self, place: int) -> int:
         """Which document a token is of."""
         return next(index for index, (_, stop) in enumerate(self.documents) if place < stop)
+
+
+def _behind_each_other(lengths: Sequence[int]) -> list[Span]:
+    ends = accumulate(lengths)
+    return [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+
+
+def _pieces(batch: Batch) -> Iterator[tuple[int, ...]]:
+    """For each row the inputs of its documents, without its padding, which a packed batch counts as one at its end."""
+    if batch.documents is None:
+        yield from ((length,) for length in batch.lengths)
+        return
+    for documents, length in zip(batch.documents, batch.lengths, strict=True):
+        pieces = documents if sum(documents) == length else documents[:-1]
+        assert sum(pieces) == length
+        yield pieces
 
 
 def overlap(one: Span, other: Span) -> Span | None:

@@ -66,8 +66,15 @@ def attend_backward(
         found.append(tuple(each[0] for each in made))
     if len(found) == 1:
         return found[0]
-    dq, dk, dv = (torch.cat(each, 1) for each in zip(*found, strict=True))
+    made_of = [list(each) for each in zip(*found, strict=True)]
+    found.clear()
+    dq, dk, dv = (_joined(made_of.pop(0)) for _ in range(3))
     return dq, dk, dv
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    """One tensor of the documents' own, which are gone then: what is joined next finds room."""
+    return torch.cat(pieces, 1)
 
 
 def merge(first: Tensor, first_sum: Tensor, second: Tensor, second_sum: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,8 +34,8 @@ def repeated_inputs(x: Letters) -> Number:
 
 
 def log_sum_exp(x: Letters) -> Number:
-    """One value for each query and head; kernels pad the sequence to a multiple of 32."""
-    return x.A * x.B * x.H * round_up(x.S, 32)
+    """One value for each query and head; kernels pad a sequence, and each document of a row, to a multiple of 32."""
+    return x.A * x.B * x.H * (round_up(x.S, 32) + 32 * (x.d_r - 1))
 
 
 def float32(x: Letters) -> Number:

@@ -10,7 +10,7 @@ from planner.baseline_formulas import bits_of_activation
 from planner.ledger import Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Evidence, Knob, Knobs, Optimization, Situation
 from planner.session import Session
-from planner.symbols import Letters, Number, least
+from planner.symbols import Letters, Number, greatest, least
 
 
 def slice_of_logits(x: Letters) -> Number:
@@ -26,17 +26,35 @@ def logits_bits(x: Letters) -> Number:
     return 64 - x.a * (1 - x.t)
 
 
-def gradient_rows(x: Letters) -> Number:
-    """Gradient of the trained tokens' hidden states, and their own copy where they do not lie side by side.
+def picked(x: Letters) -> Number:
+    """1 where trained tokens are copied together: in several sequences of which not every token is trained."""
+    return least((x.B - 1) * (x.S - x.T), 1)
 
-    They do in one sequence, and where every token is trained.
-    """
-    return x.B * x.T * x.D + least((x.B - 1) * (x.S - x.T), 1) * x.B * x.T * x.D
+
+def gradient_rows(x: Letters) -> Number:
+    """Gradient of the trained tokens' hidden states, and their own copy where they do not lie side by side."""
+    return (1 + picked(x)) * x.B * x.T * x.D
+
+
+def slice_in_activations(x: Letters) -> Number:
+    """The slice of logits in elements of the compute dtype."""
+    return slice_of_logits(x) * (logits_bits(x) // x.a)
 
 
 def normed(x: Letters) -> Number:
-    """Output of the final norm, for every token."""
-    return x.B * x.S * x.D
+    """Output of the final norm, for every token.
+
+    Where trained tokens are copied together it is gone after that, and counts as far as it stands above what follows.
+    """
+    rows, trained = x.B * x.S * x.D, x.B * x.T * x.D
+    return (1 - picked(x)) * rows + picked(x) * greatest(rows - trained - slice_in_activations(x), 0)
+
+
+def normed_in_evaluation(x: Letters) -> Number:
+    """The same without a gradient: the copy of the trained tokens where there is one, and a copy of each slice."""
+    rows, trained, part = x.B * x.S * x.D, x.B * x.T * x.D, least(x.C, x.B * x.T) * x.D
+    above = greatest(rows - part - slice_in_activations(x), 0)
+    return (1 - picked(x)) * rows + picked(x) * (trained + above) + part
 
 
 def head_flops(x: Letters) -> Number:
@@ -52,7 +70,7 @@ class ChunkedLoss(Optimization):
     numbers = (41,)
     free = True
     claims = frozenset({"loss/logits.count", "loss/logits.bits", "head/both.amount", "letter C"})
-    makes = frozenset({"loss/gradient", "loss/normed"})
+    makes = frozenset({"loss/gradient", "loss/normed", "loss/normed_evaluation"})
     knobs = (
         Knob(
             "rows",
@@ -81,9 +99,17 @@ class ChunkedLoss(Optimization):
                     "loss/normed",
                     normed,
                     bits_of_activation,
-                    frozenset({Phase.LOSS, Phase.EVALUATE_LOSS}),
+                    frozenset({Phase.LOSS}),
                     "last hidden states, read slice by slice",
-                    "trainer/loss.py",
+                    "trainer/step.py",
+                ),
+                Term(
+                    "loss/normed_evaluation",
+                    normed_in_evaluation,
+                    bits_of_activation,
+                    frozenset({Phase.EVALUATE_LOSS}),
+                    "the same while evaluating",
+                    "trainer/step.py",
                 ),
                 Term(
                     "loss/gradient",

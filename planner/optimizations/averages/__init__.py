@@ -1,0 +1,1 @@
+"""Averages of what is trained, kept beside it."""
