@@ -36,6 +36,7 @@ PASSED_OVER = frozenset(
         "time.rates",
         "provenance.command",
         "longest",
+        "rope.reason",
     }
 )
 CAUSES = {
@@ -96,7 +97,7 @@ def planned_again(plan: Plan) -> Plan:
         return now
     found = list(differences(plan, now))
     causes = [CAUSES[each.place] for each in found if each.place in CAUSES]
-    wrong = [each for each in found if each.place.startswith(("memory.", "choices."))]
+    wrong = [each for each in found if each.place.startswith(("memory.", "choices.", "rope."))]
     if wrong and not causes:
         file, today = _told(wrong[0])
         why = f"its figures are not those of its settings: {wrong[0].place} is {file} in the file, {today} planned now."
@@ -119,6 +120,8 @@ def same_settings(plan: Plan, gpu: str) -> Request:
         tier=plan.tier,
         total_tokens=None if plan.tier else plan.total_tokens,
         target=plan.target,
+        rope=plan.rope.scaling,
+        rope_factor=plan.rope.factor if plan.rope.scaling != "none" else None,
         objective=plan.objective,
         host_bytes=plan.memory.host.budget_bytes,
         max_step_seconds=plan.time.limit_seconds,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from planner.calibration import calibration
 from planner.optimizations.base import Situation
+from planner.plan import Rope
+from planner.rope_scaling import rope_warnings
 from planner.units import format_bytes, format_count
 
 KERNELS_CHECKED = 524_288  # tokens; docs/decisions.md, attention kernels at length
 
 
-def warnings_of(situation: Situation, total: int) -> list[str]:
-    """One sentence each."""
+def warnings_of(situation: Situation, total: int, rope: Rope) -> list[str]:
+    """A few sentences each, for sequences of ``total`` tokens."""
     gpu, model = situation.gpu, situation.model
     warnings = []
     if gpu.kind == "gpu" and gpu.id not in calibration().document["measured_cards"]:
@@ -20,11 +22,7 @@ def warnings_of(situation: Situation, total: int) -> list[str]:
     if gpu.context_bytes.basis == "assumed":
         size = format_bytes(int(gpu.context_bytes.value or 0))
         warnings.append(f"The CUDA context of {gpu.name} is assumed to be {size}, not measured.")
-    if total > model.native_context:
-        warnings.append(
-            f"{model.id} was made for {format_count(model.native_context)} tokens. Longer sequences train without "
-            "error, but positions beyond are new to it: context trained is not context used."
-        )
+    warnings += rope_warnings(model, total, rope)
     if total > KERNELS_CHECKED:
         warnings.append(
             f"Exact attention kernels were checked against float64 up to {format_count(KERNELS_CHECKED)} tokens; "

@@ -23,7 +23,17 @@ from trainer.data import Tokenise
 from trainer.four_bit import FourBit
 from trainer.host_memory import Arena
 from trainer.host_store import HostStore
-from trainer.loading import RANDOM, add_adapters, find_source, load_config, load_model, load_tokenizer, tokenise_bytes
+from trainer.loading import (
+    RANDOM,
+    add_adapters,
+    find_source,
+    for_training,
+    load_model,
+    load_tokenizer,
+    read_config,
+    tokenise_bytes,
+)
+from trainer.rotary import go_by_batch, scale
 from trainer.step import Loss, make_loss
 from trainer.streamed import split
 from trainer.streamed.build import Streaming, build_streamed
@@ -37,6 +47,7 @@ class BuiltRun:
     """Everything a training loop needs.
 
     Attributes:
+        config: the base model's own, with the plan's rotary scaling: what a user of the adapter builds the base from.
         tokenise: texts to token ids, with nothing added and no control token recognised inside a text.
         dtype: of frozen weights and activations; adapters and optimiser state are float32 whatever it is.
         executor: ``resident`` or ``streamed``.
@@ -46,6 +57,7 @@ class BuiltRun:
     """
 
     model: PeftModel
+    config: PretrainedConfig
     tokenizer: Any
     tokenise: Tokenise
     optimizer: torch.optim.Optimizer
@@ -200,7 +212,9 @@ class ResidentSession:
         plan, device = self._plan, take_device(self._plan)
         source = find_source(plan.model.source)
         tokenizer = load_tokenizer(source)
-        config = load_config(source)
+        stock = read_config(source)
+        scale(stock, plan.rope)
+        config = for_training(stock)
         self._check_config(config)
         if self._fused_activation:
             config.hidden_act = self._fused(config.hidden_act)
@@ -214,6 +228,7 @@ class ResidentSession:
             seed=plan.train.seed,
         )
         model.requires_grad_(False)
+        go_by_batch(model)
         adapted = add_adapters(model, rank=self._rank[0], alpha=self._rank[1], seed=plan.train.seed)
         for parameter in adapted.parameters():
             if parameter.requires_grad:  # these buffers stay for the whole run, so they never fragment memory
@@ -221,6 +236,7 @@ class ResidentSession:
         host, loss = self._executor(model, streaming, device)
         return BuiltRun(
             model=adapted,
+            config=stock,
             tokenizer=tokenizer,
             tokenise=tokenise_with(tokenizer) if tokenizer is not None else tokenise_bytes,
             optimizer=self._make_optimizer(adapted),

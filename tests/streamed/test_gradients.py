@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer_parity import _adapted, _assert_same, _batch, _gradients, _stock, _wide_norms, folders
+from test_trainer_parity import UNSCALED, _adapted, _assert_same, _batch, _gradients, _stock, _wide_norms, folders
 from torch import Tensor
 from trainer_tiny import CONFIGS
 
+from planner.plan import Rope
 from trainer.adapters import make_lean
 from trainer.data import Batch
-from trainer.loading import find_source, load_config, load_model
-from trainer.step import Head, nothing
 from trainer.host_memory import Arena
+from trainer.loading import find_source, load_config, load_model
+from trainer.rotary import go_by_batch, scale
+from trainer.step import Head, nothing
 from trainer.streamed.checkpoints import Checkpoints, Exact
 from trainer.streamed.kernels import KERNELS
 from trainer.streamed.layer import Arrays, Layers, Sizes
@@ -36,11 +38,13 @@ def streamed(
     keep_outputs: bool = False,
     rows: int = 5,
     away: bool = True,
+    rope: Rope = UNSCALED,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     source = find_source(str(folder))
-    model = load_model(
-        source, load_config(source), dtype=torch.float64, attention=register(), device=CPU, four_bit=None, seed=0
-    )
+    config = load_config(source)
+    scale(config, rope)
+    model = load_model(source, config, dtype=torch.float64, attention=register(), device=CPU, four_bit=None, seed=0)
+    go_by_batch(model)
     _wide_norms(model)
     adapted = _adapted(model)
     make_lean(adapted)
