@@ -31,8 +31,13 @@ NATIVE, TOTAL = 12, 32
 
 
 def made_for_few(folder: Path, family: str, **rope: Any) -> Path:
-    """A tiny model made for 12 tokens."""
-    save_model(family, folder)
+    """A tiny model made for 12 tokens, whose queries and keys are large enough for positions to matter."""
+    model = save_model(family, folder)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+                parameter.mul_(20)
+    model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config["max_position_embeddings"] = NATIVE
     config["rope_parameters"] |= rope
@@ -76,7 +81,7 @@ def test_the_adapter_carries_its_scaling(tmp_path: Path, family: str, kind: Any)
     adapter = tmp_path / "out" / "adapter"
     config, plain = AutoConfig.from_pretrained(adapter), AutoConfig.from_pretrained(model)
     assert config.rope_parameters == plain.rope_parameters | rope.parameters
-    other = {"rope_parameters", "transformers_version"}
+    other = {"rope_parameters", "transformers_version", "_name_or_path"}
     assert {key: value for key, value in config.to_dict().items() if key not in other} == {
         key: value for key, value in plain.to_dict().items() if key not in other
     }  # nothing of how it was trained: no dropout set to zero, no attention of ours
@@ -85,6 +90,8 @@ def test_the_adapter_carries_its_scaling(tmp_path: Path, family: str, kind: Any)
     assert math.isclose(held_out_loss(scaled, adapter, data), after, rel_tol=1e-5)
     unscaled = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     assert not math.isclose(held_out_loss(unscaled, adapter, data), after, rel_tol=1e-5)
+    with pytest.raises(OSError, match="no file named"):  # never without a word as an unscaled model
+        AutoModelForCausalLM.from_pretrained(adapter)
     card = (adapter / "README.md").read_text()
     assert "made for 12 tokens" in card and "AutoConfig.from_pretrained(this_folder)" in card
 
