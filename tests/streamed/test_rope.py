@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from test_gradients import streamed
 from test_trainer_parity import CPU, _adapted, _assert_same, _batch, _ours, _stock, _wide_norms, folders
 from torch import Tensor
@@ -29,9 +30,16 @@ from trainer.streamed.build import Streaming, build_streamed
 __all__ = ["folders"]
 
 NATIVE, FACTOR = 24, 2.5
+RELEASE = tuple(map(int, transformers.__version__.split(".")[:2]))
 PLANNED = ("linear", "dynamic", "yarn")
 OWN = ("llama3", "longrope")
 Outcome = tuple[Tensor, dict[str, Tensor]]
+
+
+def known_to_stock(family: str, kind: str) -> None:
+    """Skip what stock transformers itself stumbles over; no published model is of this sort."""
+    if (family, kind) == ("gemma3_text", "longrope") and RELEASE < (5, 21):
+        pytest.skip("before 5.21 transformers fails at the second long row where longrope differs by kind of layer")
 
 
 def own_parameters(kind: str, turned: int) -> dict[str, Any]:
@@ -95,6 +103,7 @@ def test_a_scaled_step_equals_the_stock_step(
     folders: dict[str, Path], tmp_path: Path, family: str, kind: str, lengths: tuple[int, ...]
 ) -> None:
     """With a scaling of the plan's on a model that has none, and with the model's own, which is kept."""
+    known_to_stock(family, kind)
     plain = with_rope(folders[family], tmp_path / "plain", None)
     own = with_rope(folders[family], tmp_path / "own", kind)
     folder, asked = (plain, (kind, FACTOR)) if kind in PLANNED else (own, (None, None))
@@ -114,6 +123,7 @@ def test_a_row_goes_by_the_longest_of_its_batch(
     folders: dict[str, Path], tmp_path: Path, kind: str, family: str
 ) -> None:
     """As transformers has it: short rows beside a long one are computed with the long one's frequencies."""
+    known_to_stock(family, kind)
     folder = with_rope(folders[family], tmp_path / "own", kind)
     generator = torch.Generator().manual_seed(11)
     long, short = (Row(torch.randint(VOCAB, (size + 1,), generator=generator), size) for size in (40, 12))
