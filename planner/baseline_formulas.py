@@ -71,7 +71,12 @@ def norms_and_biases(x: Letters) -> Number:
 
 
 def rotary_frequencies(x: Letters) -> Number:
-    """Inverse frequencies of rotary embedding, half a head's dimensions, held twice: in use, and as first computed."""
+    """Inverse frequencies of rotary embedding, half a head's dimensions each time: in use, and as first computed.
+
+    Linear, YaRN and Llama 3 scaling change their values alone; so does scaling by length (``dynamic``) as
+    ``trainer/rotary.py`` runs it. LongRoPE holds those for long rows besides.
+    Approximate: before transformers 5.21 these and those in use are one tensor, and counted twice.
+    """
     return x.O
 
 

@@ -36,6 +36,7 @@ PASSED_OVER = frozenset(
         "time.rates",
         "provenance.command",
         "longest",
+        "rope.reason",
     }
 )
 CAUSES = {
@@ -108,7 +109,7 @@ def planned_again(plan: Plan) -> Plan:
         return now
     found = list(differences(plan, now))
     causes = [CAUSES[each.place] for each in found if each.place in CAUSES]
-    wrong = [each for each in found if each.place.startswith(("memory.", "choices.", "model.", "gpu."))]
+    wrong = [each for each in found if each.place.startswith(("memory.", "choices.", "model.", "gpu.", "rope."))]
     by_hand = [each for each in wrong if not _explained(each, found)] + list(_bound_by_hand(plan, now))
     if by_hand:
         file, today = _told(by_hand[0])
@@ -157,6 +158,8 @@ def same_settings(plan: Plan, gpu: str) -> Request:
         tier=plan.tier,
         total_tokens=None if plan.tier else plan.total_tokens,
         target=plan.target,
+        rope=plan.rope.scaling,
+        rope_factor=plan.rope.factor if plan.rope.scaling != "none" else None,
         objective=plan.objective,
         host_bytes=plan.memory.host.budget_bytes,
         max_step_seconds=plan.time.limit_seconds,

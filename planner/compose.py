@@ -36,7 +36,7 @@ def model_letters(model: ModelShape) -> dict[str, int]:
         "H": model.heads,
         "K": model.kv_heads,
         "E": model.head_size,
-        "O": model.rotary_tables * model.rotary_width,
+        "O": model.rotary_tables * model.rotary_width + int(model.rope_type == "longrope") * model.rotary_width // 2,
         "o": model.rotary_tables * model.rotary_table_width,
         "V": model.vocab,
         "P": model.linear_parameters_per_layer,

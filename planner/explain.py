@@ -1,4 +1,4 @@
-"""What is behind a name: an optimisation, a term of memory or work, a letter, or a knob."""
+"""What is behind a name: an optimisation, a term of memory or work, a letter, a knob, or the scaling of positions."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ from planner.ledger import Term, Work
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Knob, Optimization
 from planner.plan import Plan
+from planner.rope_scaling import MEANINGS, ROPE_SETTINGS, rope_warnings
 from planner.symbols import BY_SYMBOL, LETTERS, symbolic_letters
 
-Kind = Literal["optimisation", "term", "work", "letter", "knob"]
+Kind = Literal["optimisation", "term", "work", "letter", "knob", "setting"]
 RESOURCES = {
     "linear": "the matrix units, on products with weights",
     "attention": "the matrix units, in the attention kernel",
@@ -67,7 +68,7 @@ def explanation(name: str, plan: Plan, gpu: str = "") -> Explanation:
     """Explain one name with the numbers of a plan.
 
     Args:
-        name: id of an optimisation, name of a term or of a piece of work, letter, letter's word, or knob.
+        name: id of an optimisation, name of a term or of a piece of work, letter, letter's word, knob, or ``rope``.
         gpu: the card as the user named it, where the plan's id does not find it again (a file, ``local``).
 
     Raises:
@@ -84,12 +85,14 @@ def explanation(name: str, plan: Plan, gpu: str = "") -> Explanation:
         return _knob(*knobs[asked], run)
     if asked in words:
         return _letter(words[asked], run)
+    if asked in ROPE_SETTINGS:
+        return _rope(asked, run)
     terms, work = _terms_and_work(run)
     if asked in terms:
         return _term(terms[asked], run)
     if asked in work:
         return _work(work[asked], run)
-    raise _unknown(asked, list(dict.fromkeys([*known, *terms, *work, *words, *knobs])))
+    raise _unknown(asked, list(dict.fromkeys([*known, *terms, *work, *words, *knobs, *ROPE_SETTINGS])))
 
 
 def _terms_and_work(run: Run) -> tuple[dict[str, Term], dict[str, Work]]:
@@ -158,6 +161,26 @@ def _knob(owner: Optimization, knob: Knob, run: Run) -> Explanation:
     facts += [("Used by", used)] if knob.letter and (used := used_by(knob.letter, run)) else []
     letters = values([getattr(symbolic_letters(), knob.letter)], run) if knob.letter else ()
     return Explanation(name, "knob", knob.meaning, "", tuple(facts), (), letters, _where(run))
+
+
+def _rope(name: str, run: Run) -> Explanation:
+    plan, rope = run.plan, run.plan.rope
+    facts = [
+        ("Value", f"{rope.scaling}, factor {rope.factor:g}: {rope.reason}"),
+        (
+            "Model",
+            f"{plan.model.id}, made for {plan.model.native_context:,} tokens, with rotary embedding {rope.model}",
+        ),
+        ("Set it with", "--set train.rope=KIND and --set train.rope_factor=NUMBER"),
+        *((f"KIND {kind}", meaning) for kind, meaning in MEANINGS.items()),
+        ("NUMBER", "from 1; left out, total tokens by native context, rounded up"),
+        ("Left out", "yarn where the sequence is longer than the native context and the model has no scaling itself"),
+    ]
+    if rope.parameters:
+        facts.append(("In the config", ", ".join(f"{key} {value}" for key, value in rope.parameters.items())))
+    text = "\n".join(rope_warnings(run.situation.model, plan.total_tokens, rope))
+    title = "how the rotary embedding is scaled for sequences longer than the model was made for"
+    return Explanation(name, "setting", title, text, tuple(facts), (), (), _where(run))
 
 
 def _optimisation(each: Optimization, run: Run) -> Explanation:

@@ -16,6 +16,7 @@ SCHEMA: Literal["tierplan/1"] = "tierplan/1"
 
 Verdict = Literal["fits", "does-not-fit"]
 Scalar = int | float | str | bool | None
+Scaling = Literal["none", "linear", "dynamic", "yarn"]
 
 
 class Strict(BaseModel):
@@ -203,6 +204,22 @@ class Longest(Strict):
     all_trained: int | None
 
 
+class Rope(Strict):
+    """How positions are told apart.
+
+    Attributes:
+        model: kind of the model's own rotary embedding (``default``, ``llama3`` ...); ``none`` without one.
+        scaling: what the plan puts on top of a ``default`` one; ``factor``: by how much, 1 for ``none``.
+        parameters: what the model's ``rope_parameters`` get beside what they hold; empty for ``none``.
+    """
+
+    model: str = "default"
+    scaling: Scaling = "none"
+    factor: float = Field(default=1.0, ge=1, le=2**26)
+    reason: str = ""
+    parameters: dict[str, str | int | float] = {}
+
+
 class Train(Strict):
     """Everything a run needs that is not memory."""
 
@@ -256,6 +273,7 @@ class Plan(Strict):
     rejected: list[Rejection]
     memory: Memory
     time: Time
+    rope: Rope = Rope()
     train: Train
     nearest: list[str] = []
     warnings: list[str] = []

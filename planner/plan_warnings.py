@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 
 from planner.calibration import calibration
 from planner.optimizations.base import Scalar, Situation
+from planner.plan import Rope
+from planner.rope_scaling import rope_warnings
 from planner.units import format_bytes, format_count
 
 KERNELS_CHECKED = 524_288  # tokens; docs/decisions.md, attention kernels at length
 
 
-def warnings_of(situation: Situation, total: int, *, here: bool = False) -> list[str]:
-    """One sentence each. ``here``: whether the card is that of the machine at hand, which could be measured."""
+def warnings_of(situation: Situation, total: int, rope: Rope, *, here: bool = False) -> list[str]:
+    """A few sentences each, for sequences of ``total`` tokens.
+
+    ``here``: whether the card is that of the machine at hand, which could be measured.
+    """
     gpu, model = situation.gpu, situation.model
     warnings = []
     if here and gpu.measured is None:
@@ -27,11 +32,7 @@ def warnings_of(situation: Situation, total: int, *, here: bool = False) -> list
     if gpu.context_bytes.basis == "assumed":
         size = format_bytes(int(gpu.context_bytes.value or 0))
         warnings.append(f"The CUDA context of {gpu.name} is assumed to be {size}, not measured.")
-    if total > model.native_context:
-        warnings.append(
-            f"{model.id} was made for {format_count(model.native_context)} tokens. Longer sequences train without "
-            "error, but positions beyond are new to it: context trained is not context used."
-        )
+    warnings += rope_warnings(model, total, rope)
     if model.experts:
         warnings.append(
             f"Adapters and NF4 reach the linears of attention alone: the experts of {model.id}, {model.experts} in a "

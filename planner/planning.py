@@ -36,10 +36,12 @@ from planner.plan import (
     Plan,
     Provenance,
     Rejection,
+    Scaling,
     Train,
 )
 from planner.plan_time import Prices, plan_time
 from planner.plan_warnings import knobs_without_effect, warnings_of
+from planner.rope_scaling import rope_mistakes, rope_of
 from planner.settings import check_sets, unknown_names
 from planner.solver import COARSEST, Objective, Search, Wanted, search, space_of
 from planner.space import Space
@@ -66,6 +68,8 @@ class Request:
     tier: int | None = None
     total_tokens: int | None = None
     target: int | None = None
+    rope: Scaling | None = None  # left to the plan
+    rope_factor: float | None = None
     objective: Objective = "context"
     host_bytes: int | None = None  # 32 GiB, or with `--gpu cpu` what the machine has
     max_step_seconds: float = 86_400.0
@@ -127,7 +131,8 @@ def solved_for(
     """The same for a card and a model that have been read, and for a space that may have been made before."""
     host_bytes = HOST_BYTES if request.host_bytes is None else request.host_bytes
     situation = Situation(gpu, model, host_bytes, merge=bool(request.train.get("merge")))
-    raise_all(check_sets(request.required, request.excluded, request.knobs, situation))
+    wrong = check_sets(request.required, request.excluded, request.knobs, situation)
+    raise_all([*wrong, *rope_mistakes(model, request.rope, request.rope_factor)])
     if model.not_planned:
         raise PlanError(
             f"model {request.model}",
@@ -239,6 +244,7 @@ def _write(solved: Solved) -> Plan:
     rejected = reasons_for_rejections(found, limits, request.objective, request.excluded)
     executor = _executor(best.configuration.settings["executor"])
     train, source = _train(request, f"runs/{_slug(model.id)}-{want.total}", executor), _source(request.model, model)
+    rope = rope_of(model, want.total, request.rope, request.rope_factor)
     prices = Prices(request.price_per_hour, request.power_price_per_kwh)
     pins = Pins(request.required, request.excluded, request.knobs)
     time, warnings = plan_time(found, request.max_step_seconds, train, source, prices)
@@ -268,10 +274,11 @@ def _write(solved: Solved) -> Plan:
         rejected=[Rejection(id=name, reasons=list(reasons)) for name, reasons in rejected.items()],
         memory=Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits), disk=_disk_memory(found)),
         time=time,
+        rope=rope,
         train=train,
         nearest=[] if fits else suggestions(found, limits, pins, partial(_replanned, solved, want)),
         warnings=[
-            *warnings_of(situation, want.total, here=request.gpu in ("local", "cpu")),
+            *warnings_of(situation, want.total, rope, here=request.gpu in ("local", "cpu")),
             *knobs_without_effect(request.knobs, rejected),
             *warnings,
         ],

@@ -17,6 +17,7 @@ from rich.text import Text
 from planner.ledger import GROUPS, Phase
 from planner.plan import Plan, Scalar
 from planner.report_time import time_facts, time_section
+from planner.rope_scaling import rope_told
 from planner.units import GIB, MIB, format_bytes
 
 NARROWEST, WIDEST = 80, 120  # what the table of phases needs; what can be read with ease
@@ -115,6 +116,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.context == 0:
         parts = f"{plan.total_tokens:,} tokens, all of them trained"
     yield "Sequence", f"{tier}{parts}, LoRA rank {plan.lora_rank}"
+    if plan.rope.reason:
+        yield "Positions", f"{rope_told(plan.rope)}: {plan.rope.reason}"
     yield "Longest", longest(plan)
     yield from time_facts(plan)
     pinned = f", {format_bytes(host.pinned_bytes)} of it pinned" if host.pinned_bytes else ""

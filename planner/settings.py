@@ -12,11 +12,13 @@ from planner.compose import problems
 from planner.errors import PlanError, did_you_mean, raise_all
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Knob, Scalar, Situation
-from planner.plan import Train
+from planner.plan import Rope, Scaling, Train
 from planner.units import format_count, parse_count
 
 Pinned = tuple[dict[str, dict[str, Scalar]], dict[str, Scalar]]
-TRAIN_KEYS = (*Train.model_fields, "target")
+# Settings of training that a plan writes down elsewhere than under ``train``.
+ELSEWHERE = ("target", "rope", "rope_factor")
+TRAIN_KEYS = (*Train.model_fields, *ELSEWHERE)
 
 
 def parse_settings(assignments: Sequence[str]) -> Pinned:
@@ -107,11 +109,8 @@ def _train_value(assignment: str, name: str, text: str) -> Scalar:
         raise PlanError(
             asked, f"there is no training setting '{name}'.", did_you_mean(name, TRAIN_KEYS) or _train_list()
         )
-    if name == "target":
-        value: Scalar = _count(asked, text)
-        if int(value) < 1:
-            raise PlanError(asked, "at least one token must be trained.")
-        return value
+    if name in ELSEWHERE:
+        return _elsewhere(asked, name, text)
     kinds = _kinds(name)
     try:
         value = _read(asked, text, kinds)
@@ -134,6 +133,24 @@ def _read(asked: str, text: str, kinds: tuple[object, ...]) -> Scalar:
             raise ValueError(text)
         return text.lower() == "true"
     return _count(asked, text) if int in kinds else float(text) if float in kinds else text
+
+
+def _elsewhere(asked: str, name: str, text: str) -> Scalar:
+    if name == "target":
+        tokens = _count(asked, text)
+        if tokens < 1:
+            raise PlanError(asked, "at least one token must be trained.")
+        return tokens
+    if name == "rope":
+        known = get_args(Scaling)
+        if text not in known:
+            nearest = did_you_mean(text, known) or f"It is one of {', '.join(known)}."
+            raise PlanError(asked, f"'{text}' is no scaling of the rotary embedding.", nearest)
+        return text
+    try:
+        return Rope(factor=float(text)).factor
+    except ValueError as error:  # pydantic's is one
+        raise PlanError(asked, "must be a number from 1 to 67,108,864.") from error
 
 
 def _train_list() -> str:

@@ -40,7 +40,12 @@ LETTERS: tuple[Letter, ...] = (
     Letter("H", "query heads", "heads", "heads"),
     Letter("K", "key and value heads", "heads", "kv_heads"),
     Letter("E", "width of one head", "elements", "head_size"),
-    Letter("O", "inverse frequencies of rotary embedding, each held twice", "elements", least=0),
+    Letter(
+        "O",
+        "inverse frequencies that rotary embedding holds, in use, as first computed, and for long rows",
+        "elements",
+        least=0,
+    ),
     Letter("o", "cosines that rotary embedding holds for one token, in all its tables", "elements", least=0),
     Letter("V", "rows of the vocabulary", "rows", "vocab"),
     Letter("P", "weights in the linears of one layer, biases left out", "elements"),

@@ -22,6 +22,7 @@ from trainer_tiny import CONFIGS, VOCAB, save_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from planner.model import load_model as plan_shape
+from planner.plan import Rope
 from trainer.adapters import make_lean
 from trainer.attention import register
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
@@ -29,6 +30,7 @@ from trainer.data import NOT_TRAINED, Batch, Row, collate
 from trainer.host_store import HostStore
 from trainer.layers import is_linear, layers_of
 from trainer.loading import find_source, load_config, load_model
+from trainer.rotary import go_by_batch, scale
 from trainer.step import make_loss, nothing
 
 CPU = torch.device("cpu")
@@ -40,6 +42,9 @@ WRITTEN_OUT = {"gemma2": "blocks", "gpt_oss": "cpu"}
 @pytest.fixture(autouse=True)
 def _grouped_products_of_any_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.integrations.moe._can_use_grouped_mm", lambda *_: False)
+
+
+UNSCALED = Rope()
 
 
 @pytest.fixture(scope="module")
@@ -129,18 +134,21 @@ def _stock_of(folder: Path, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def _ours(
-    folder: Path, batch: Batch, *, kernel: str | None, store: Store | None, rows: int | None
+    folder: Path, batch: Batch, *, kernel: str | None, store: Store | None, rows: int | None, rope: Rope = UNSCALED
 ) -> tuple[Tensor, dict[str, Tensor]]:
     source = find_source(str(folder))
+    config = load_config(source)
+    scale(config, rope)
     model = load_model(
         source,
-        load_config(source),
+        config,
         dtype=torch.float64,
         attention=register(kernel) if kernel else _stock_attention(folder),
         device=CPU,
         four_bit=None,
         seed=0,
     )
+    go_by_batch(model)
     _wide_norms(model)
     adapted = _adapted(model)
     assert make_lean(adapted) == LAYERS * len(plan_shape(folder).linears)

@@ -5,6 +5,7 @@ Only safetensors and GGUF are read, and no code out of a model repository is eve
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -115,9 +116,28 @@ def tokenise_bytes(texts: Sequence[str]) -> list[list[int]]:
 
 
 def load_config(source: Source) -> PretrainedConfig:
-    """The model's config, without cache, with every dropout at zero, and experts computed in one named way.
+    """The model's config as it is trained with: see `for_training`."""
+    return for_training(read_config(source))
+
+
+def for_training(config: PretrainedConfig) -> PretrainedConfig:
+    """The same config, without cache, with every dropout at zero, and experts computed in one named way.
 
     Recomputing a layer has to give the same values, and dropout would not.
+    """
+    config = copy.deepcopy(config)
+    for name, value in config.to_dict().items():
+        if _DROPOUT.search(name) and isinstance(value, int | float):
+            setattr(config, name, 0.0)
+    config.use_cache = False
+    if getattr(config, "num_experts_per_tok", None):
+        config._experts_implementation = EXPERTS
+        config.router_jitter_noise = 0.0  # Mixtral's own kind of dropout
+    return config
+
+
+def read_config(source: Source) -> PretrainedConfig:
+    """The model's config as it comes.
 
     Raises:
         PlanError: it cannot be read, needs remote code, is quantised already, or has pickled weights.
@@ -139,13 +159,6 @@ def load_config(source: Source) -> PretrainedConfig:
         method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"
         why = f"its weights are quantised already ({method})."
         raise PlanError(f"model {source.asked}", why, "Take the model's 16-bit weights; NF4 is made while loading.")
-    for name, value in config.to_dict().items():
-        if _DROPOUT.search(name) and isinstance(value, int | float):
-            setattr(config, name, 0.0)
-    config.use_cache = False
-    if getattr(config, "num_experts_per_tok", None):
-        config._experts_implementation = EXPERTS
-        config.router_jitter_noise = 0.0  # Mixtral's own kind of dropout
     return config
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from trainer.counting import TensorBytes
 from trainer.four_bit import constants_of
 from trainer.host_memory import pinned_now
+from trainer.rotary import frequencies_beside_buffers
 from trainer.session import BuiltRun
 
 BETWEEN = "between"
@@ -177,7 +178,7 @@ def _parts(built: BuiltRun) -> Mapping[str, list[Tensor]]:
         if isinstance(value, Tensor)
     ]
     return {
-        "weights": [*frozen, *constants, *built.model.buffers()],
+        "weights": [*frozen, *constants, *built.model.buffers(), *frequencies_beside_buffers(built.model)],
         "adapters": list(trained),
         "averages": built.averages.tensors if built.averages is not None and not built.averages.elsewhere else [],
         "gradients": [parameter.grad for parameter in trained if parameter.grad is not None],

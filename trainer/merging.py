@@ -20,15 +20,17 @@ from peft.tuners.lora.layer import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import cached_file
 
 from planner.errors import PlanError
 from planner.merging import BLOCK, FILE
+from planner.plan import Rope
 from planner.plan_file import load_plan
 from planner.units import format_bytes
-from trainer.loading import Source, find_source
+from trainer.loading import Source, find_source, read_config
+from trainer.rotary import scale as scale_rotary
 from trainer.session import ResidentSession
 from trainer.streamed.weights import Weights
 
@@ -38,7 +40,13 @@ Product = tuple[Tensor, Tensor, float]
 
 
 def merge(
-    model: PeftModel, source: Source, tokenizer: Any, final: Path, dtype: torch.dtype, weights: Weights | None = None
+    model: PeftModel,
+    source: Source,
+    tokenizer: Any,
+    final: Path,
+    dtype: torch.dtype,
+    weights: Weights | None = None,
+    rope: Rope | None = None,
 ) -> Path:
     """Write the merged model as a folder of its own: weights, config, tokenizer.
 
@@ -46,13 +54,14 @@ def merge(
         dtype: of the training; where it has more than 16 bits the weights get the 16-bit type that their config names,
             else bfloat16.
         weights: of the layers, where they are not all on the card.
+        rope: the rotary scaling it was trained with, if any; it goes into the config.
 
     Raises:
         PlanError: the folder is there already, the disk has no room for it, or a weight is no float16 number.
     """
     if final.exists():
         raise PlanError(f"merged model {final}", "is there already, and nothing is overwritten.", "Move it away.")
-    config = _stock_config(source)
+    config = _stock_config(source, rope or Rope())
     dtype = dtype if dtype in SIXTEEN_BITS else _own_sixteen_bits(config)
     made = final.with_name(f".{final.name}-being-written")
     shutil.rmtree(made, ignore_errors=True)
@@ -148,7 +157,7 @@ def merge_run(folder: Path) -> Path:
         raise PlanError(f"merged model {final}", "is there already, and nothing is overwritten.", "Move it away.")
     session = ResidentSession(plan)
     session.apply_choices()
-    adapted, tokenizer = session.adapted_model()
+    adapted, tokenizer, _ = session.adapted_model()
     try:
         adapter = load_file(file)
     except (OSError, SafetensorError) as error:
@@ -160,7 +169,7 @@ def merge_run(folder: Path) -> Path:
         set_peft_model_state_dict(adapted, adapter)
     except (RuntimeError, KeyError) as error:
         raise PlanError(f"adapter {file}", f"does not fit the plan's model: {str(error).splitlines()[0]}") from error
-    return merge(adapted, find_source(plan.model.source), tokenizer, final, session.dtype, session.weights)
+    return merge(adapted, find_source(plan.model.source), tokenizer, final, session.dtype, session.weights, plan.rope)
 
 
 def _merged_rows(weight: Tensor, products: Sequence[Product], dtype: torch.dtype) -> Tensor:
@@ -194,9 +203,13 @@ def _stored(stock: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
     return stored, {name: names[id(tensor)] for name, tensor in stored.items()}
 
 
-def _stock_config(source: Source) -> PretrainedConfig:
-    """The model's config as its source has it: dropout, cache and activation are the training's own business."""
-    config = AutoConfig.from_pretrained(source.place, **source.options)
+def _stock_config(source: Source, rope: Rope) -> PretrainedConfig:
+    """The model's config as its source has it, with the rotary scaling of the training.
+
+    Dropout, cache and activation are the training's own business.
+    """
+    config = read_config(source)
+    scale_rotary(config, rope)
     if hasattr(config, "quantization_config"):  # a GGUF file's
         del config.quantization_config
     return config

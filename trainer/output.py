@@ -10,6 +10,7 @@ from typing import Any
 
 from planner.errors import PlanError
 from planner.plan import Plan
+from planner.rope_scaling import rope_told
 from planner.units import MIB, format_bytes
 from trainer.session import BuiltRun
 
@@ -78,13 +79,18 @@ class RunFolder:
         return kept
 
     def save_adapter(self, built: BuiltRun, step: int) -> Path:
-        """Write the adapter, a PEFT folder with tokenizer and model card; an older one is replaced whole."""
+        """Write the adapter, a PEFT folder with tokenizer and model card; an older one is replaced whole.
+
+        Where the plan scales the rotary embedding, the base's config with that scaling lies beside it.
+        """
         final, made = self.path / "adapter", self.path / ".adapter-being-written"
         shutil.rmtree(made, ignore_errors=True)
         # PEFT would otherwise ask the hub whether the vocabulary grew; it is never trained here.
         built.model.save_pretrained(str(made), safe_serialization=True, save_embedding_layers=False)
         if built.tokenizer is not None:
             built.tokenizer.save_pretrained(made)
+        if self._plan.rope.scaling != "none":
+            built.config.save_pretrained(made)
         (made / "README.md").write_text(_card(self._plan, step, ""), encoding="utf-8")
         old = self.path / ".adapter-old"
         if final.exists():
@@ -138,6 +144,23 @@ What was switched on:
 
 {choices}
 
-Load it with `peft.PeftModel.from_pretrained(base_model, this_folder)`. The context it was trained on is no
-promise of the context the model makes use of.
+{_how_to_load(plan)}
+
+The context it was trained on is no promise of the context the model makes use of.
 """
+
+
+def _how_to_load(plan: Plan) -> str:
+    if plan.rope.scaling == "none":
+        return "Load it with `peft.PeftModel.from_pretrained(base_model, this_folder)`."
+    return f"""The model was made for {plan.model.native_context:,} tokens. This adapter was trained with its rotary
+embedding scaled by {rope_told(plan.rope)} and belongs to it: on the base model as it comes it computes something else.
+`config.json` in this folder is the base model's with that scaling, and has to be handed over:
+
+```python
+config = transformers.AutoConfig.from_pretrained(this_folder)
+base = transformers.AutoModelForCausalLM.from_pretrained(base_model, config=config)
+model = peft.PeftModel.from_pretrained(base, this_folder)
+```
+
+A server that takes base and adapter apart has to be given the `rope_parameters` of that file."""

@@ -264,7 +264,13 @@ def _merge(plan: Plan, built: BuiltRun, recorder: Recorder, folder: RunFolder) -
         built.host.close()
     recorder.mark(Phase.MERGE)
     merged = merge(
-        built.model, find_source(plan.model.source), built.tokenizer, folder.path / "merged", built.dtype, built.weights
+        built.model,
+        find_source(plan.model.source),
+        built.tokenizer,
+        folder.path / "merged",
+        built.dtype,
+        built.weights,
+        plan.rope,
     )
     recorder.mark(BETWEEN)
     return merged

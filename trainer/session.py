@@ -29,12 +29,14 @@ from trainer.loading import (
     RANDOM,
     add_adapters,
     find_source,
-    load_config,
+    for_training,
     load_model,
     load_tokenizer,
+    read_config,
     tokenise_bytes,
     tokenise_with,
 )
+from trainer.rotary import go_by_batch, scale
 from trainer.step import Loss, make_loss
 from trainer.streamed import split
 from trainer.streamed.build import Streaming, build_streamed
@@ -50,6 +52,7 @@ class BuiltRun:
     """Everything a training loop needs.
 
     Attributes:
+        config: the base model's own, with the plan's rotary scaling: what a user of the adapter builds the base from.
         tokenise: texts to token ids, with nothing added and no control token recognised inside a text.
         dtype: of frozen weights and activations; adapters and optimiser state are float32 whatever it is.
         most_documents: that share one row.
@@ -62,6 +65,7 @@ class BuiltRun:
     """
 
     model: PeftModel
+    config: PretrainedConfig
     tokenizer: Any
     tokenise: Tokenise
     optimizer: torch.optim.Optimizer
@@ -243,8 +247,8 @@ class ResidentSession:
         """What frozen weights and activations are computed in."""
         return self._dtype
 
-    def adapted_model(self) -> tuple[PeftModel, Any]:
-        """Load the model with fresh adapters on it, and the tokenizer (None: there is none).
+    def adapted_model(self) -> tuple[PeftModel, Any, PretrainedConfig]:
+        """Load the model with fresh adapters on it; the tokenizer, if there is one; the config that the base is built from.
 
         Raises:
             PlanError: the device, the model or the choices do not allow it.
@@ -254,7 +258,9 @@ class ResidentSession:
         plan, device = self._plan, take_device(self._plan)
         source = find_source(plan.model.source)
         tokenizer = load_tokenizer(source)
-        config = load_config(source)
+        stock = read_config(source)
+        scale(stock, plan.rope)
+        config = for_training(stock)
         self._check_config(config)
         if self._fused_activation:
             name = activation_field(config)
@@ -277,7 +283,8 @@ class ResidentSession:
             self._give_back()
             raise
         model.requires_grad_(False)
-        return add_adapters(model, rank=self._rank[0], alpha=self._rank[1], seed=plan.train.seed), tokenizer
+        go_by_batch(model)
+        return add_adapters(model, rank=self._rank[0], alpha=self._rank[1], seed=plan.train.seed), tokenizer, stock
 
     def _give_back(self) -> None:
         if self.weights.host is not None:
@@ -294,7 +301,7 @@ class ResidentSession:
         streaming = self._streaming_options()
         if self._streaming_weights and streaming is None:
             raise PlanError("the plan's choices", "keep weights in host memory, but ask for no layers in pieces.")
-        adapted, tokenizer = self.adapted_model()
+        adapted, tokenizer, config = self.adapted_model()
         base: Any = adapted.get_base_model()
         model: PreTrainedModel = base
         device = model.device
@@ -309,6 +316,7 @@ class ResidentSession:
             raise
         return BuiltRun(
             model=adapted,
+            config=config,
             tokenizer=tokenizer,
             tokenise=tokenise_with(tokenizer) if tokenizer is not None else tokenise_bytes,
             optimizer=optimizer,

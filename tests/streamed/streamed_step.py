@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from test_trainer_parity import _adapted, _gradients, _wide_norms
+from test_trainer_parity import UNSCALED, _adapted, _gradients, _wide_norms
 from torch import Tensor
 
+from planner.plan import Rope
 from trainer.adapters import make_lean
 from trainer.data import Batch
 from trainer.host_memory import Arena
 from trainer.loading import find_source, load_config, load_model
+from trainer.rotary import go_by_batch, scale
 from trainer.step import Head, nothing
 from trainer.streamed.checkpoints import Checkpoints, Exact
 from trainer.streamed.kernels import KERNELS
@@ -37,12 +39,15 @@ def make_streamed_loss(
     away: bool = True,
     scaled: bool = False,
     weights: StreamedWeights | None = None,
+    rope: Rope = UNSCALED,
 ) -> tuple[StreamedLoss, PeftModel]:
     """The loss over a model in float64 with adapters that are not zero, and that model."""
     source = find_source(str(folder))
+    config = load_config(source)
+    scale(config, rope)
     model = load_model(
         source,
-        load_config(source),
+        config,
         dtype=torch.float64,
         attention=register(),
         device=CPU,
@@ -52,6 +57,7 @@ def make_streamed_loss(
     )
     if weights is not None:
         weights.ready()
+    go_by_batch(model)
     _wide_norms(model)
     adapted = _adapted(model)
     make_lean(adapted)
@@ -93,6 +99,7 @@ def make_streamed(
     rows: int = 5,
     away: bool = True,
     weights: StreamedWeights | None = None,
+    rope: Rope = UNSCALED,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean loss of a batch, and the gradients of all adapters by name."""
     made, adapted = make_streamed_loss(
@@ -105,6 +112,7 @@ def make_streamed(
         rows=rows,
         away=away,
         weights=weights,
+        rope=rope,
     )
     loss = made(batch, torch.tensor(float(batch.trained)).double(), nothing)
     loss.backward()
