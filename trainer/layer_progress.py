@@ -76,6 +76,8 @@ class Pace:
 
     def begin(self, layers: int, *, backward: bool) -> None:
         """A pass begins; ``backward``: it comes back."""
+        if layers != self._layers:
+            self._before = []
         self._layers, self._places, self._now = layers, layers * (2 if backward else 1), {}
 
     def note(self, place: int, seconds: float) -> None:
