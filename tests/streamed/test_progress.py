@@ -94,6 +94,16 @@ def test_a_pass_that_goes_on_in_the_middle_has_no_unknown_time() -> None:
     assert pace.left(4 + 2) == pytest.approx(6.0)
 
 
+def test_a_pass_over_fewer_layers_says_nothing_of_one_over_all() -> None:
+    pace = Pace(3.0)
+    pace.begin(1, backward=True)
+    pace.note(0, 1.0)
+    pace.note(1, 3.0)
+    pace.begin(4, backward=True)
+    pace.note(0, 2.0)
+    assert pace.left(0) == pytest.approx(3 * 2 + 4 * 6)
+
+
 def test_ratio_is_the_plans_where_it_has_one(tmp_path: Path) -> None:
     save_model("llama", tmp_path)
     plan = make_plan(tmp_path)
