@@ -8,7 +8,7 @@ from planner.evaluate import Limits, Outcome
 from planner.optimizations import all_optimizations
 from planner.solver import Objective, Search
 from planner.units import format_bytes, format_count
-from planner.weighing import CARD_BYTES, HOST_BYTES
+from planner.weighing import CARD_MEMORY, HOST_MEMORY
 
 
 def reasons_for_choices(found: Search, limits: Limits, objective: Objective, required: Sequence[str]) -> dict[str, str]:
@@ -29,7 +29,7 @@ def _why_on(name: str, found: Search, limits: Limits, objective: Objective, requ
         if (reached := found.reached(name, False)) is not None:
             want = found.wanted[reached]
             return f"without it tier {want.tier} ({format_count(want.total)} tokens) is the longest that fits"
-        on_card, in_host = (found.least(measure, wish=(name, False)) for measure in (CARD_BYTES, HOST_BYTES))
+        on_card, in_host = (found.least(measure, wish=(name, False)) for measure in (CARD_MEMORY, HOST_MEMORY))
         assert on_card is not None and in_host is not None
         return _missing(int(on_card.high), int(in_host.host), limits)
     faster = float(best.time.rank[index])

@@ -11,7 +11,7 @@ from planner.evaluate import Candidates, Limits, Outcome
 from planner.optimizations.base import Scalar
 from planner.solver import Search, chosen
 from planner.units import format_bytes, format_count, format_seconds
-from planner.weighing import CARD_BYTES, HOST_BYTES, SECONDS, Weights
+from planner.weighing import CARD_MEMORY, HOST_MEMORY, SECONDS, Weights
 
 Owners = Mapping[str, Mapping[str, Scalar]]
 
@@ -161,9 +161,9 @@ def _more(found: Search, limits: Limits) -> list[str]:
     shared = found.situation.gpu.kind == "cpu"
     memory = {"gpu_bytes": 2**62, "host_bytes": 2**62}
     alone = (
-        (HOST_BYTES, {} if shared else {"host_bytes": 2**62}),
+        (HOST_MEMORY, {} if shared else {"host_bytes": 2**62}),
         (SECONDS, {"step_seconds": float("inf")}),
-        (HOST_BYTES if shared else CARD_BYTES, memory if shared else {"gpu_bytes": 2**62}),
+        (HOST_MEMORY if shared else CARD_MEMORY, memory if shared else {"gpu_bytes": 2**62}),
     )
     within = (found.least(key, replace(limits, **freed)) for key, freed in alone if freed)
     needs = [_beyond(weights, limits, shared=shared) for weights in within if weights is not None]

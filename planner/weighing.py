@@ -196,7 +196,7 @@ def _plain(name: str) -> Measure:
     )
 
 
-CARD_BYTES, HOST_BYTES, SECONDS, INEXACT_COUNT, KNOB_ORDER = map(
+CARD_MEMORY, HOST_MEMORY, SECONDS, INEXACT_COUNT, KNOB_ORDER = map(
     _plain, ("high", "host", "seconds", "inexact", "order")
 )
 TIME = Measure(

@@ -248,7 +248,7 @@ class ResidentSession:
         return self._dtype
 
     def adapted_model(self) -> tuple[PeftModel, Any, PretrainedConfig]:
-        """The model with fresh adapters on it, the tokenizer if there is one, and the config that the base is built from.
+        """The model with fresh adapters on it, the tokenizer if there is one, and the config the base is built from.
 
         Raises:
             PlanError: the device, the model or the choices do not allow it.

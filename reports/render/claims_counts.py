@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from planner.compose import compose, problems
+from planner.evaluate import Evaluator
 from planner.explain_formulas import Run as Explained
 from planner.explain_formulas import planned_run, run_without
 from planner.ledger import Device
@@ -91,9 +93,12 @@ def memory_items(document: Document) -> Found:
     on = set(explained.configuration.ids)
     lower = {number for name, gain in gains().items() if gain > 0 for number in all_optimizations()[name].numbers}
     found, index = planned(CARD), plan.tier - 1 if plan.tier else 0
+    evaluate = Evaluator(found.candidates, found.situation, found.constants, found.limits)
     for name in set(all_optimizations()) - on:  # what is off in the plan may lower its peak all the same
-        having = [outcome for outcome in found.outcomes if set(outcome.configuration.ids) == on | {name}]
-        if any(int(outcome.expected[index]) < int(found.best.expected[index]) for outcome in having):
+        if problems(on | {name}, found.situation):
+            continue
+        having = evaluate(compose(on | {name}, found.best.configuration.knobs, found.situation))
+        if int(having.expected[index]) < int(found.best.expected[index]):
             lower |= set(all_optimizations()[name].numbers)
     have = sorted(lower)
     return Found(f"{len(have)} items lower the peak here: {listed(have)}", len(have))

@@ -13,7 +13,7 @@ from planner.optimizations import all_optimizations
 from planner.tiers import TIERS
 from planner.units import format_seconds
 from reports.render.claims_data import Document, MemoryLine, MemoryTable, TierLine, gigabytes
-from reports.render.claims_plans import NAMES, Run, budget, composed, least_memory, planned, run, verdict
+from reports.render.claims_plans import NAMES, Run, budget, composed, least_memory, planned, run, tier_fits, verdict
 from reports.render.claims_terms import states
 from reports.render.figures import CARD, MODEL
 from reports.render.markdown import table
@@ -236,15 +236,14 @@ def adds_up(context: str, target: str, total: str) -> str:
 def needed(number: int) -> list[str]:
     """Optimisations that every fitting set of a tier has, those left out that cost nothing or train."""
     found, known = planned(CARD), all_optimizations()
-    fitting = [set(outcome.configuration.ids) for outcome in found.outcomes if bool(outcome.fits[number - 1])]
-    names = sorted(set.intersection(*fitting)) if fitting else []
-    return [name for name in names if not known[name].free and "adapters/weights" not in known[name].makes]
+    level = found.on_card.at(found.candidates, number - 1)
+    asked = [name for name, each in known.items() if not each.free and "adapters/weights" not in each.makes]
+    return [name for name in asked if tier_fits(CARD, number) and not level.fits(found.limits, (name, False))]
 
 
 def _verdicts(line: TierLine) -> tuple[str, ...]:
     def names() -> Iterator[str]:
         yield from (f"`{name}`" for name in needed(line.tier))
 
-    fits = any(bool(outcome.fits[line.tier - 1]) for outcome in planned(CARD).outcomes)
-    told = ", ".join(names()) or "nothing in particular" if fits else "all there is does not do"
+    told = ", ".join(names()) or "nothing in particular" if tier_fits(CARD, line.tier) else "all there is does not do"
     return str(line.line), str(line.tier), line.requirement, told, *(verdict(card, line.tier) for card in CARDS)

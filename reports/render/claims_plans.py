@@ -18,10 +18,11 @@ from planner.lengths import NO_TIER_RANK
 from planner.model import load_model
 from planner.optimizations.base import Situation
 from planner.planning import HOST_BYTES, Request
-from planner.solver import Search, Wanted, search
+from planner.solver import ENDLESS_LIMITS, Search, Wanted, search
 from planner.symbols import Letters
 from planner.tiers import TIERS
 from planner.units import GIB, format_bytes, format_seconds
+from planner.weighing import CARD_MEMORY, HOST_MEMORY, SECONDS, Key
 from reports.render.claims_data import Document, Found, gigabytes
 from reports.render.figures import CARD, MODEL
 
@@ -49,17 +50,46 @@ def planned(card: str) -> Search:
 
 
 @cache
-def at_length(card: str, total: int, target: int, rank: int) -> tuple[Outcome, ...]:
-    """Every configuration of that search at one length."""
+def least(card: str, key: Key, total: int, target: int, rank: int, *, fitting: bool = False) -> Outcome | None:
+    """The configuration that takes least of something at one length; None where nothing fits and it has to.
+
+    Args:
+        fitting: within the limits of that search; else whatever card, host and time allow.
+    """
     found = planned(card)
     one = Candidates(np.array([total]), np.array([target]), np.array([rank]))
+    limits = found.limits if fitting else ENDLESS_LIMITS
+    best = found.on_card.at(one, 0).having(None).cheapest(limits, key)
+    if best is None:
+        return None
     evaluate = Evaluator(one, found.situation, found.constants, found.limits)
-    return tuple(evaluate(outcome.configuration) for outcome in found.outcomes)
+    return evaluate(found.space.configuration(best.branch, best.places))
 
 
 def least_memory(card: str, total: int, target: int, rank: int) -> Outcome:
     """The configuration that takes least of the card at one length, whatever host and time allow."""
-    return min(at_length(card, total, target, rank), key=lambda outcome: (outcome.high[0], outcome.host[0]))
+    return _found(least(card, (CARD_MEMORY, HOST_MEMORY), total, target, rank))
+
+
+def fastest(card: str, total: int, target: int, rank: int) -> Outcome:
+    """The configuration whose step is estimated shortest at one length, whatever card, host and time allow."""
+    return _found(least(card, (SECONDS,), total, target, rank))
+
+
+def at_tier(card: str, key: Key, number: int, *, fitting: bool) -> Outcome | None:
+    """As ``least`` at the length of a tier."""
+    tier = TIERS[number - 1]
+    return least(card, key, tier.total, tier.target, tier.rank, fitting=fitting)
+
+
+def tier_fits(card: str, number: int) -> bool:
+    """Whether any configuration trains a tier."""
+    return at_tier(card, (SECONDS,), number, fitting=True) is not None
+
+
+def _found(outcome: Outcome | None) -> Outcome:
+    assert outcome is not None, "without limits everything is within them"
+    return outcome
 
 
 @dataclass(frozen=True)
@@ -124,15 +154,13 @@ def longest(card: str) -> int:
 
 def verdict(card: str, number: int) -> str:
     """Whether a tier fits, and the figure that decides it."""
-    found, index = planned(card), number - 1
-    fitting = [outcome for outcome in found.outcomes if bool(outcome.fits[index])]
-    if fitting:
-        step = min(float(outcome.time.estimate[index]) for outcome in fitting)
-        return f"fits, about {format_seconds(step)} a step"
-    least = min(found.outcomes, key=lambda outcome: int(outcome.high[index]))
-    if int(least.high[index]) > found.limits.gpu_bytes:
-        lacking = f"{gigabytes(int(least.high[index]))} of {gigabytes(found.limits.gpu_bytes)}"
-    elif (host := min(int(outcome.host[index]) for outcome in found.outcomes)) > found.limits.host_bytes:
+    found, best = planned(card), at_tier(card, (SECONDS,), number, fitting=True)
+    if best is not None:
+        return f"fits, about {format_seconds(float(best.time.estimate[0]))} a step"
+    on_card, in_host = (_found(at_tier(card, key, number, fitting=False)) for key in ((CARD_MEMORY,), (HOST_MEMORY,)))
+    if int(on_card.high[0]) > found.limits.gpu_bytes:
+        lacking = f"{gigabytes(int(on_card.high[0]))} of {gigabytes(found.limits.gpu_bytes)}"
+    elif (host := int(in_host.host[0])) > found.limits.host_bytes:
         lacking = f"host RAM: {gigabytes(host)} of {gigabytes(found.limits.host_bytes)}"
     else:
         lacking = "card, host and time together are not enough"
@@ -173,9 +201,8 @@ def achieved(document: Document, card: str, base: int) -> Found:
 
 def epochs_take(document: Document, card: str, tier: int, epochs: int, days: float) -> Found:
     """What so many epochs of a single sequence of a tier take, at the card's peak rates and as estimated."""
-    times = [outcome.time for outcome in planned(card).outcomes]
-    bound = min(float(time.bound[tier - 1]) for time in times)
-    estimate = min(float(time.estimate[tier - 1]) for time in times)
+    time = _found(at_tier(card, (SECONDS,), tier, fitting=False)).time
+    bound, estimate = float(time.bound[0]), float(time.estimate[0])
     fits = tier_of(card) >= tier
     shortest, likely = format_seconds(bound * epochs), format_seconds(estimate * epochs)
     several = f"; {epochs} epochs of a single sequence {shortest} to {likely}" if epochs > 1 else ""
@@ -189,9 +216,8 @@ def epochs_take(document: Document, card: str, tier: int, epochs: int, days: flo
 
 def sequences(document: Document, card: str, tier: int, hours: float) -> Found:
     """How many sequences of a tier a card is through with in so many hours."""
-    found = planned(card)
-    fitting = [outcome for outcome in found.outcomes if bool(outcome.fits[tier - 1])] or list(found.outcomes)
-    step = min(float(outcome.time.estimate[tier - 1]) for outcome in fitting)
+    best = at_tier(card, (SECONDS,), tier, fitting=True) or _found(at_tier(card, (SECONDS,), tier, fitting=False))
+    step = float(best.time.estimate[0])
     total = TIERS[tier - 1].total
     many = hours * 3600 / step
     told = (
@@ -255,10 +281,7 @@ def stage(document: Document, card: str, tokens: int) -> Found:
 
 def curriculum(document: Document, card: str, stages: list[int]) -> Found:
     """Estimated time of as many tokens in each stage, against all of them at the longest."""
-    each = [
-        min(float(outcome.time.estimate[0]) for outcome in at_length(card, length, length, NO_TIER_RANK)) / length
-        for length in stages
-    ]
+    each = [float(fastest(card, length, length, NO_TIER_RANK).time.estimate[0]) / length for length in stages]
     saved = 1 - sum(each) / len(each) / each[-1]
     text = (
         f"as many tokens in each stage, {stages[0]:,} to {stages[-1]:,} long, are estimated to take "
@@ -284,11 +307,11 @@ def peak_of(document: Document, ids: list[str], tokens: int, rank: int) -> Found
 def per_gigabyte(document: Document, standard: list[str], before: int, after: int, rank: int) -> Found:
     """Tokens for each gigabyte of the card: the least that can be had, over a standard set."""
     plain = composed(tuple(standard), before, rank=rank).peak()
-    least = int(least_memory(CARD, after, after, rank).expected[0])
-    ratio = (after / least) / (before / plain)
+    lowest = int(least_memory(CARD, after, after, rank).expected[0])
+    ratio = (after / lowest) / (before / plain)
     return Found(
         f"{before / plain * 1e9:,.0f} tokens a GB with the standard set at {before:,}, "
-        f"{after / least * 1e9:,.0f} with the "
+        f"{after / lowest * 1e9:,.0f} with the "
         f"best at {after:,}: {ratio:.1f} times",
         ratio,
     )
