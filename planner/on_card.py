@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from weakref import proxy
 
 import numpy as np
 
@@ -134,10 +135,14 @@ class SpaceOnCard:
 
 
 class Level:
-    """A space on one card at one candidate. ``sums``: row × column."""
+    """A space on one card at one candidate. ``sums``: row × column.
+
+    It holds its space weakly: what each holds of the other would else keep all sums until the collector comes by, and
+    the matrix goes through thousands of them.
+    """
 
     def __init__(self, on_card: SpaceOnCard, sums: Values) -> None:
-        self.on_card, self.sums = on_card, sums
+        self.on_card, self.sums = proxy(on_card), sums
         self._found: dict[tuple[Wish | None, bool], Bounded] = {}
         self._kept: dict[int, list[Array]] = {}
 
@@ -167,14 +172,14 @@ class Level:
             whole: with all places, where it is not worth while to look which are beaten.
         """
         if (wish, whole) not in self._found:
-            stack, scale = self.on_card.stack(wish), self.on_card.scale
+            stack, scale, level = self.on_card.stack(wish), self.on_card.scale, proxy(self)
             if stack is None:
-                self._found[wish, whole] = Bounded(NOTHING, lambda number: self._field(self.on_card.products[number]))
+                self._found[wish, whole] = Bounded(NOTHING, lambda number: level._field(level.on_card.products[number]))
             else:
                 products = stack.products
                 self._found[wish, whole] = Bounded(
                     stack.least(self.sums[:, :, None], scale),
-                    lambda number: self._field(products[number] if whole else self._shrunk(products[number], wish)),
+                    lambda number: level._field(products[number] if whole else level._shrunk(products[number], wish)),
                 )
         return self._found[wish, whole]
 

@@ -6,13 +6,14 @@ in every respect; so the search needs no heuristic, and can say of every loser w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
+from planner.bounds import Sum
 from planner.branches import branches
 from planner.calibration import Calibration
 from planner.compose import compose, problems
@@ -27,7 +28,6 @@ from planner.space import Space
 from planner.weighing import CARD_MEMORY, INEXACT_COUNT, SECONDS, TIME, Key, Measure, Weights, share
 
 Objective = Literal["context", "speed", "memory"]
-MANY = 1000  # patterns of places from which on it is quicker to look at fewer lengths more often
 ENDLESS_LIMITS = Limits(2**62, 2**62, float("inf"))
 COARSEST, FINEST = 64, 64  # tokens: the least sequence that is looked at, and the step of the longest
 LONGEST = 2**24  # tokens; nothing longer is looked at
@@ -64,25 +64,44 @@ def longest(
 ) -> int | None:
     """The longest sequence any configuration can train; None where not even ``least`` tokens fit.
 
-    Memory and time grow with the sequence, so the answer is bracketed on a grid that is refined around it.
+    Memory and time of each configuration grow with the sequence. So from one that fits its own longest sequence is
+    found, and one step beyond it another that fits, until there is none.
 
     Args:
         target: trained tokens, or None where every token is trained.
     """
-    low, high = max(least, COARSEST), on_card.space.situation.model.most_tokens or LONGEST
-    low = min(low, high)
-    best: int | None = None
+    most = on_card.space.situation.model.most_tokens or LONGEST
+    best, total = None, min(max(least, COARSEST), most)
     while True:
-        grid = grid_between(low, high, 65 if on_card.space.table.patterns <= MANY else 9)
-        targets = grid if target is None else np.minimum(grid, target)
-        at = Candidates(grid, targets, np.full_like(grid, rank), batch)
-        last = on_card.last_of_growing(at, limits)
-        if last is None:
+        at = _runs(np.array([total]), rank, target, batch)
+        roomiest = on_card.at(at, 0).having(None, whole=True).cheapest(limits, (share(limits),))
+        if roomiest is None:
             return best
-        best = int(grid[last])
+        best = _longest_of(on_card, roomiest, limits, total, most, lambda grid: _runs(grid, rank, target, batch))
+        if best >= most:
+            return best
+        total = min(best // FINEST * FINEST + FINEST, most)
+
+
+def _longest_of(
+    on_card: SpaceOnCard, one: Sum, limits: Limits, low: int, high: int, runs: Callable[[Array], Candidates]
+) -> int:
+    """The longest sequence of one configuration that fits ``low``: on a grid that is refined around it."""
+    configuration = on_card.space.configuration(one.branch, one.places)
+    situation = replace(on_card.space.situation, gpu=on_card.scale.gpu)  # cards of one kind share their space
+    while True:
+        grid = grid_between(low, high)
+        evaluate = Evaluator(runs(grid), situation, on_card.scale.constants, limits)
+        fits = np.flatnonzero(evaluate(configuration).fits)
+        last = int(fits[-1]) if len(fits) else 0
         if last == len(grid) - 1 or grid[last + 1] - grid[last] <= FINEST:
-            return best
-        low, high = best, int(grid[last + 1])
+            return int(grid[last])
+        low, high = int(grid[last]), int(grid[last + 1])
+
+
+def _runs(totals: Array, rank: int, target: int | None, batch: int) -> Candidates:
+    targets = totals if target is None else np.minimum(totals, target)
+    return Candidates(totals, targets, np.full_like(totals, rank), batch)
 
 
 def grid_between(low: int, high: int, count: int = 65) -> Array:

@@ -19,8 +19,8 @@ from planner.optimizations.base import Evidence, Knob, Knobs, Needs, OnCard, Opt
 from planner.session import Session
 from planner.symbols import Letters, Number
 
-CHUNKS = (8192, 16384, 4096, 2048, 1024)
-HEADS = (8, 4, 2, 1, 16)
+CHUNKS = (8192, 4096, 2048, 1024)
+HEADS = (8, 4, 2, 1)
 LIVE = frozenset({Phase.BACKWARD})
 SOURCE = "trainer/streamed/layer.py"
 
