@@ -18,27 +18,22 @@ from planner.errors import PlanError, raise_all
 from planner.evaluate import Limits
 from planner.explanations import reasons_for_choices, reasons_for_rejections
 from planner.hardware import HardwareProfile, load_profile
-from planner.ledger import PASSES, Device, Phase
 from planner.lengths import NO_TIER_RANK, wanted
 from planner.machine import cpu_profile, detect_local
 from planner.model import ModelShape, load_model, shipped_folder
 from planner.optimizations.base import Scalar, Situation
 from planner.plan import (
     Choice,
-    DiskMemory,
     Gpu,
-    GpuMemory,
-    HostMemory,
     Longest,
-    Memory,
     Model,
-    Peak,
     Plan,
     Provenance,
     Rejection,
     Scaling,
     Train,
 )
+from planner.plan_memory import memory_of
 from planner.plan_time import Prices, plan_time
 from planner.plan_warnings import knobs_without_effect, warnings_of
 from planner.rope_scaling import rope_mistakes, rope_of
@@ -272,7 +267,7 @@ def _write(solved: Solved) -> Plan:
         longest=Longest(with_target=found.longest_with_target, all_trained=found.longest_all_trained),
         choices=[Choice(id=name, reason=chosen[name], knobs=knobs[name]) for name in best.ids],
         rejected=[Rejection(id=name, reasons=list(reasons)) for name, reasons in rejected.items()],
-        memory=Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits), disk=_disk_memory(found)),
+        memory=memory_of(found, limits),
         time=time,
         rope=rope,
         train=train,
@@ -358,45 +353,6 @@ def _profile_data(gpu: HardwareProfile) -> dict[str, Any]:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _gpu_memory(found: Search, limits: Limits) -> GpuMemory:
-    best, index = found.best, found.index
-    by_phase = found.phases((Device.GPU,))
-    totals = {phase: sum(terms.values()) for phase, terms in by_phase.items()}
-    return GpuMemory(
-        budget_bytes=limits.gpu_bytes,
-        peak_bytes=Peak(low=int(best.low[index]), expected=int(best.expected[index]), high=int(best.high[index])),
-        peak_phase=max(totals, key=lambda phase: totals[phase]).value,
-        phases={phase.value: terms for phase, terms in by_phase.items() if terms and _happens(phase, found)},
-    )
-
-
-def _happens(phase: Phase, found: Search) -> bool:
-    """Whether a run has the phase: merging has to be asked for, and attention is one where layers run in passes."""
-    if phase in PASSES:
-        return found.best.configuration.settings["executor"] == "streamed"
-    return phase is not Phase.MERGE or found.situation.merge
-
-
-def _disk_memory(found: Search) -> DiskMemory:
-    by_phase = found.phases((Device.DISK,))
-    largest = {name: size for terms in by_phase.values() for name, size in terms.items()}
-    return DiskMemory(peak_bytes=max(sum(terms.values()) for terms in by_phase.values()), terms=largest)
-
-
-def _host_memory(found: Search, limits: Limits) -> HostMemory:
-    largest: dict[str, int] = {}
-    for terms in found.phases((Device.HOST, Device.PINNED)).values():
-        for name, size in terms.items():
-            largest[name] = max(size, largest.get(name, 0))
-    largest["runtime/process"] = found.constants.host_process_bytes(found.situation.gpu.kind)
-    return HostMemory(
-        budget_bytes=limits.host_bytes,
-        peak_bytes=int(found.best.host[found.index]),
-        pinned_bytes=int(found.best.pinned[found.index]),
-        terms=largest,
-    )
 
 
 def _summary(situation: Situation, limits: Limits, fits: bool, want: Wanted) -> str:
