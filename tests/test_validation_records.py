@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import statistics
 from functools import cache
 from typing import Any
 
 import pytest
 import yaml
 
-from planner.cli_check import card_of, same_settings
+from planner.cli_check import same_settings
 from planner.errors import PlanError
 from planner.hardware import load_profile
+from planner.ledger import PASSES
 from planner.plan import Plan
 from planner.plan_file import load_plan
 from planner.planning import RANDOM, make_plan
 from reports.render import validation
-from reports.render.records import DEMO, FOLDER, Record, on_cards, records
-from reports.validation.cases import CASES
+from reports.render.records import DEMO, FOLDER, Record, card_named, on_cards, records
+from reports.validation.cases import CASES, PENDING, run_of
 
 ON_CARDS = {record.name: record.content for record in on_cards(records())}
 ALL = {record.name: record.content for record in records()}
@@ -41,7 +43,7 @@ def frozen(name: str) -> Plan:
 def planned_again(name: str) -> Plan:
     """What is planned today with the settings of the run."""
     plan = plan_of(ALL[name])
-    return make_plan(same_settings(plan, card_of(plan)))
+    return make_plan(same_settings(plan, card_named(plan.gpu.id)))
 
 
 def standing(plan: Plan) -> dict[str, int]:
@@ -50,8 +52,18 @@ def standing(plan: Plan) -> dict[str, int]:
     return {group: sum(size for name, size in terms.items() if name.partition("/")[0] == group) for group in GROUPS}
 
 
+def phases_of(plan: Plan) -> set[str]:
+    """The phases that a run of the plan has."""
+    return {*PHASES, *(PASSES if plan.executor == "streamed" else ())}
+
+
 def test_every_case_was_run_and_every_run_is_a_case() -> None:
-    assert {case.name for case in CASES} == {*ON_CARDS} == {path.stem for path in (FOLDER / "plans").glob("*.yaml")}
+    """A case was run if it was on one of the chips that it is planned for; a pending one on none of them."""
+    cases = {case.name for case in CASES}
+    assert {*ON_CARDS} <= cases == {path.stem for path in (FOLDER / "plans").glob("*.yaml")}
+    ran = {run_of(name) for name in ON_CARDS}
+    assert {case.run for case in CASES if not case.pending} == ran
+    assert {case.run for case in CASES if case.pending} == PENDING and not PENDING & ran
     assert not list(FOLDER.glob("*.failed.txt"))
 
 
@@ -71,7 +83,9 @@ def test_a_record_has_what_the_design_promises(name: str) -> None:
     plan = plan_of(record)
     assert (record["executor"], record["card"], record["model"]["id"]) == (plan.executor, plan.gpu.id, plan.model.id)
     assert record["limit_bytes"] == plan.memory.gpu.budget_bytes
-    assert record["layers_run"] == record["layers"] == plan.model.layers, "the whole model ran"
+    layers = next((case.layers for case in CASES if case.name == name), None)
+    assert record["layers"] == plan.model.layers
+    assert record["layers_run"] == (layers or plan.model.layers), "the whole model ran, or as much as the case says"
     assert record["total_tokens"] == record["tokens_held"] == plan.total_tokens
     assert record["set"] in ("calibration", "holdout")
     assert len(record["revision"]) == 40 and record["environment"]["packages"]["torch"]
@@ -95,8 +109,9 @@ def test_a_record_of_a_card_has_every_peak_and_every_phase(name: str) -> None:
     assert gpu["allocated_bytes"] < gpu["reserved_bytes"] < gpu["driver_bytes"]
     assert gpu["allocated_bytes"] == max(phase["allocated_bytes"] for phase in measured["phases"].values())
     assert gpu["reserved_bytes"] == max(phase["reserved_bytes"] for phase in measured["phases"].values())
-    assert {*PHASES} <= {*measured["phases"]} and {*PHASES} == {*ON_CARDS[name]["predicted"]["phases"]}
-    assert ON_CARDS[name]["environment"]["gpu"]["name"] == load_profile(ON_CARDS[name]["card"]).name
+    phases = phases_of(plan_of(ON_CARDS[name]))
+    assert phases <= {*measured["phases"]} and phases == {*ON_CARDS[name]["predicted"]["phases"]}
+    assert ON_CARDS[name]["environment"]["gpu"]["name"] == load_profile(card_named(ON_CARDS[name]["card"])).name
 
 
 @pytest.mark.parametrize("name", ON_CARDS)
@@ -115,13 +130,14 @@ def test_a_record_was_run_by_its_frozen_plan(name: str) -> None:
 def test_what_ran_is_what_was_planned(name: str) -> None:
     record, plan = ON_CARDS[name], frozen(name)
     on = {choice.id for choice in plan.choices}
-    assert record["kernel"] == plan.knobs("exact_attention").get("kernel", "eager")
+    attention = "streamed" if plan.executor == "streamed" else "exact_attention"
+    assert record["kernel"] == plan.knobs(attention).get("kernel", "eager")
     assert record["dtype"] == plan.knobs("mixed_precision").get("dtype", "float32")
     rows = plan.knobs("chunked_loss").get("rows")
     assert record["loss"] == (f"chunked, {rows} rows" if "chunked_loss" in on else record["loss"])
     assert ("chunked" in record["loss"]) is ("chunked_loss" in on)
     assert record["measured"]["host"]["pinned_bytes"] == plan.memory.host.pinned_bytes
-    assert bool(plan.memory.host.pinned_bytes) is ("checkpoint_offload" in on)
+    assert bool(plan.memory.host.pinned_bytes) is bool(on & {"checkpoint_offload", "streamed"})
 
 
 @pytest.mark.parametrize("name", ON_CARDS)
@@ -131,7 +147,7 @@ def test_the_peak_planned_today_is_what_was_measured(name: str) -> None:
     assert now.total_tokens == record["total_tokens"] and now.lora_rank == record["plan"]["lora_rank"]
     allocated = record["measured"]["gpu"]["allocated_bytes"]
     assert now.memory.gpu.peak_bytes.expected == pytest.approx(allocated, rel=0.0015)
-    measured = {phase: record["measured"]["phases"][phase]["allocated_bytes"] for phase in PHASES}
+    measured = {phase: record["measured"]["phases"][phase]["allocated_bytes"] for phase in phases_of(now)}
     assert now.memory.gpu.peak_phase in sorted(measured, key=lambda phase: measured[phase])[-2:]
     assert now.memory.gpu.peak_bytes.low <= allocated <= now.memory.gpu.peak_bytes.high
 
@@ -194,7 +210,8 @@ def test_the_rendered_summary_counts_the_records() -> None:
     over = sum(true["reserved_bytes"] > told["high_bytes"] for told, true in pairs)
     text = validation.summary_text(found)
     assert f"* {len(pairs)} runs." in text
-    assert f"median {100 * errors[len(errors) // 2]:.2f} %" in text and f"largest {100 * errors[-1]:.2f} %" in text
+    assert f"median {100 * statistics.median(errors):.2f} %" in text and f"largest {100 * errors[-1]:.2f} %" in text
     assert f"under the measured peak in {under} of {len(pairs)} runs" in text
     assert f"More than the bound was reserved in {over} of {len(pairs)} runs" in text
-    assert len(pairs) % 2 == 1, "else the median is between two"
+    more = sum(record.host_over > 0 for record in found)
+    assert validation.told_failures((), found).count("more host memory than its plan had") == more

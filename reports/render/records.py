@@ -12,6 +12,13 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parents[1] / "validation"
 DEMO = FOLDER / "demo-cpu.json"
+CARDS = FOLDER / "cards"  # cards that runs are held to, which are no card of anyone's
+
+
+def card_named(card: str) -> str:
+    """What `--gpu` finds a record's card by: its file beside the records, or the id of one that comes along."""
+    own = CARDS / f"{card}.yaml"
+    return str(own) if own.is_file() else card
 
 
 @dataclass(frozen=True)
@@ -23,8 +30,9 @@ class Record:
 
     @property
     def case(self) -> str:
-        """The name without the card, which every row of a table shares."""
-        return self.name.removeprefix("h200-")
+        """The name without the card, which nearly every row of a table shares, and how much of the model ran."""
+        run, layers = self.content["layers_run"], self.content["layers"]
+        return self.name.removeprefix("h200-") + ("" if run == layers else f" ({run} of {layers} layers)")
 
     @property
     def tokens(self) -> int:
@@ -61,7 +69,9 @@ class Record:
         from planner.planning import make_plan
 
         plan = Plan.model_validate_json(json.dumps(self.content["plan"]))
-        return make_plan(same_settings(plan, plan.gpu.id)).memory.gpu.peak_bytes.expected / self.allocated - 1
+        return (
+            make_plan(same_settings(plan, card_named(plan.gpu.id))).memory.gpu.peak_bytes.expected / self.allocated - 1
+        )
 
     @property
     def held_to_bound(self) -> bool:
@@ -92,9 +102,16 @@ class Record:
         return int(host["anonymous_bytes"]) + int(host["pinned_bytes"])
 
     @property
+    def host_over(self) -> int:
+        """Bytes by which host memory went over what the plan had for it; negative where it stayed below."""
+        return self.host_measured - int(self.content["predicted"]["host"]["peak_bytes"])
+
+    @property
     def step(self) -> tuple[float | None, float | None]:
-        """Seconds of the median step, measured and as the plan estimated them."""
-        return self.content["step_seconds"]["median"], self.content["predicted"]["step_seconds"]
+        """Seconds of the median step, measured and as the plan estimated them; of a part of a model no estimate is."""
+        whole = self.content["layers_run"] == self.content["layers"]
+        estimate = self.content["predicted"]["step_seconds"]
+        return self.content["step_seconds"]["median"], estimate if whole else None
 
     @property
     def machine(self) -> str:

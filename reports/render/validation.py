@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from planner.hardware import load_profile
+from planner.plan_file import load_plan
 from planner.units import MIB, format_bytes
 from reports.render.markdown import gib, percent, seconds, table
 from reports.render.records import (
     DEMO,
+    FOLDER,
     Failure,
     Record,
+    card_named,
     failures,
     on_cards,
     records,
     step_ratios,
     summary,
 )
+from reports.validation.cases import CASES, Case
 
+PLANS = FOLDER / "plans"
 COLUMNS = (
     "case",
     "tokens>",
@@ -56,7 +61,7 @@ GiB (2³⁰ bytes); an error is predicted over measured, less one: negative wher
 {summary_text(card)}
 {table(COLUMNS, map(row, card))}
 {told_failures(failures(), card)}
-### Host memory of the same runs
+{told_pending(CASES)}### Host memory of the same runs
 
 {table(("case", "anonymous>", "pinned>", "together>", "planned>"), map(host_row, card))}
 ## On the CPU
@@ -102,10 +107,11 @@ def context_text(found: Sequence[Record]) -> str:
     lines = []
     for card in sorted({record.content["card"] for record in found}):
         sizes = sorted(record.context for record in found if record.content["card"] == card and record.context)
-        profile = load_profile(card)
+        profile = load_profile(card_named(card))
         assert profile.context_bytes.value is not None
+        least, most = (f"{size / MIB:.0f}" for size in (sizes[0], sizes[-1]))
         lines.append(
-            f"* On {card} the driver counted {sizes[0] / MIB:.0f} to {sizes[-1] / MIB:.0f} MiB beyond what was "
+            f"* On {card} the driver counted {most if least == most else f'{least} to {most}'} MiB beyond what was "
             f"reserved; the card's profile takes {profile.context_bytes.value / MIB:.0f} MiB off for the context.\n"
         )
     return "".join(lines)
@@ -131,15 +137,38 @@ def row(record: Record) -> tuple[str, ...]:
 
 
 def told_failures(failed: Sequence[Failure], found: Sequence[Record]) -> str:
-    """Where a plan was wrong: runs that gave no record, and runs that went over their bound."""
+    """Where a plan was wrong: runs that gave no record, and runs that went over their bound, on card or host."""
     lines = [f"* {failure.name} gave no record: {failure.told}\n" for failure in failed]
     lines += [
         f"* {record.case} reserved {format_bytes(record.over)} more than its bound, and trained all the same.\n"
         for record in found
         if record.over > 0
     ]
-    told = "".join(lines) or "* No run failed, and none reserved more than its bound.\n"
+    lines += [
+        f"* {record.case} took {format_bytes(record.host_over)} more host memory than its plan had for it.\n"
+        for record in found
+        if record.host_over > 0
+    ]
+    told = "".join(lines) or "* No run failed, and none went over its bound or its host memory.\n"
     return f"### Where a plan was wrong\n\n{told}"
+
+
+def told_pending(cases: Sequence[Case]) -> str:
+    """Runs that are planned and have no record yet: what is predicted of them, beside nothing."""
+    rows = [pending_row(case) for case in cases if case.pending]
+    if not rows:
+        return ""
+    heads = ("case", "tokens>", "layers>", "allocated>", "predicted>", "bound>")
+    told = "These plans are frozen; either card will do where two are named, and neither has run them."
+    return f"### Planned, not measured yet\n\n{told}\n\n{table(heads, rows)}\n"
+
+
+def pending_row(case: Case) -> tuple[str, ...]:
+    """A case that has not run, by its frozen plan."""
+    plan = load_plan(PLANS / f"{case.name}.yaml")
+    peak, layers = plan.memory.gpu.peak_bytes, plan.model.layers
+    told = f"{case.layers} of {layers}" if case.layers else str(layers)
+    return case.name, f"{plan.total_tokens:,}", told, "not measured", gib(peak.expected), gib(peak.high)
 
 
 def host_row(record: Record) -> tuple[str, ...]:

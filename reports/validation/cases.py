@@ -21,32 +21,47 @@ class Case:
     """One run: its name, the arguments of `plan`, and whether constants may be fitted to its record.
 
     ``layers``: of a streamed model only so many are run, at full length and with full buffers; None runs all.
+    ``pending``: planned, and not run so far on any card; docs/validation.md says so.
     """
 
     name: str
     arguments: str
     set: Literal["calibration", "holdout"] = "calibration"
     layers: int | None = None
+    pending: bool = False
+
+    @property
+    def run(self) -> str:
+        """What cases that stand in for each other share: the name without the chip it runs on."""
+        return run_of(self.name)
+
+
+def run_of(name: str) -> str:
+    """Of the name of a case or a record: which run it is, on whichever chip."""
+    return name.partition("-")[2]
 
 
 def _h200(name: str, model: str, arguments: str) -> Case:
     return Case(f"h200-{model}-{name}", f"--gpu h200-sxm --model random:{model} {arguments} {UNFUSED} {STEPS}")
 
 
+# Planned and not run yet; a run is taken out of here when its record comes in.
+PENDING = frozenset({"8gib-phi-2-262144-streamed", "8gib-qwen2.5-0.5b-1048576-streamed", "2060s-phi-2-tier8-turing"})
 # Layers in passes over the sequence, held to the memory of a small card (reports/validation/cards).
 EXACT = "--without checkpoint_int8 --without checkpoint_nf4 --without checkpoint_spacing --without kept_attention"
 STREAMED = f"--with streamed --with nf4_weights --set lora.rank=16 {EXACT} --host-ram 122GiB"
 
 
 def _streamed(chip: str) -> Iterator[Case]:
-    """The runs of layers in passes, on a card of one kind."""
+    """The runs of layers in passes, on a card of one kind; whichever there is, one of the two will do."""
 
     def case(
         name: str, model: str, arguments: str, held: str = "8gib", steps: int = 1, layers: int | None = None
     ) -> Case:
         where = f"--gpu reports/validation/cards/{chip}-{held}.yaml --model random:{model}"
         length = f"--set train.steps={steps} --set train.validation=0"
-        return Case(f"{chip}-{held}-{model}-{name}", f"{where} {arguments} {length}", layers=layers)
+        run = f"{held}-{model}-{name}"
+        return Case(f"{chip}-{run}", f"{where} {arguments} {length}", layers=layers, pending=run in PENDING)
 
     turing = "--set streamed.kernel=efficient --set mixed_precision.dtype=float16"
     yield case("16384-streamed", "phi-2", f"--context 16384 {STREAMED} --set streamed.staging=card", steps=4)
