@@ -116,13 +116,13 @@ def problems(ids: Iterable[str], situation: Situation) -> dict[str, tuple[str, .
             found[choice.id] += [f"{claim} is already claimed by {other}" for other in others]
             term = claim.rpartition(".")[0]
             if "/" in claim and term not in existing:
-                found[choice.id].append(f"nothing here makes {term}; {_makers(term, known)}")
+                found[choice.id].append(f"nothing here makes {term}; {_makers(term, choice, known)}")
         for term in sorted(choice.makes):
             found[choice.id] += [f"{term} is already made by {other}" for other in made_by[term] if other != choice.id]
         for need in choice.requires:
             if isinstance(need, Needs) and need.term not in existing:
                 found[choice.id].append(
-                    f"{need.because}, and nothing here makes {need.term}; {_makers(need.term, known)}"
+                    f"{need.because}, and nothing here makes {need.term}; {_makers(need.term, choice, known)}"
                 )
     return {name: tuple(dict.fromkeys(reasons)) for name, reasons in found.items() if reasons}
 
@@ -163,8 +163,9 @@ class Standing:
         return needed <= after.existing and not any(each.reasons(inside) for each in chosen)
 
 
-def _makers(term: str, known: Mapping[str, Optimization]) -> str:
-    makers = [name for name, candidate in known.items() if term in candidate.makes]
+def _makers(term: str, asking: Optimization, known: Mapping[str, Optimization]) -> str:
+    """Which of them make a term, but for those that cannot stand beside the one that asks for it."""
+    makers = [name for name, each in known.items() if term in each.makes and not each.claims & asking.claims]
     return f"{' or '.join(makers)} does" if makers else "no optimisation does"
 
 

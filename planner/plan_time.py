@@ -11,7 +11,7 @@ import numpy as np
 
 from planner.compose import Configuration
 from planner.errors import PlanError
-from planner.ledger import Phase, Resource
+from planner.ledger import PASSES, Phase, Resource
 from planner.plan import PhaseWork, Rate, Seconds, Time, Train
 from planner.rates import KINDS, TO_DEVICE, TO_HOST, kind_of, rates_of
 from planner.solver import Search
@@ -113,8 +113,10 @@ def step_section(found: Search, limit_seconds: float, accumulation: int) -> Time
     letters = clock.letters(batch, want.total, want.target)
     amounts, update = clock.amounts(letters), clock.update()
     times = phase_times(configuration, amounts, gpu, found.constants)
+    # Attention is a phase of its own where layers run in passes, and else a part of forward and backward.
+    timed = [each for each in TIMED if each not in PASSES or configuration.settings["executor"] == "streamed"]
     phases = {
-        phase.value: _phase(configuration, amounts, phase, times[phase].estimate, accumulation) for phase in TIMED
+        phase.value: _phase(configuration, amounts, phase, times[phase].estimate, accumulation) for phase in timed
     }
     size = update_bytes(configuration.ledger, letters)
     phases[Phase.OPTIMIZER.value] = PhaseWork(

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from planner.ledger import GROUPS, Phase
 from planner.plan import Plan, Scalar
-from planner.report_time import time_facts, time_section
+from planner.report_time import phase_told, time_facts, time_section
 from planner.rope_scaling import rope_told
 from planner.units import GIB, MIB, format_bytes
 
@@ -27,8 +27,18 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "does-not-fit": ("DOES NOT FIT", "bold red"),
 }
 HEADINGS: Mapping[str, str] = {"optimizer": "optim.", "evaluate": "eval.", "evaluate_loss": "e.loss"}
-NARROW_HEADINGS: Mapping[str, str] = {**HEADINGS, "forward": "forw.", "backward": "backw."}
+# Five columns each at most: names of terms stay whole beside ten phases in 80 columns.
+NARROW_HEADINGS: Mapping[str, str] = {
+    "forward": "forw.",
+    "attention": "attn.",
+    "backward": "back.",
+    "attention_backward": "attn.\nback.",
+    "optimizer": "opt.",
+    "evaluate": "eval.",
+    "evaluate_loss": "eval.\nloss",
+}
 MANY_PHASES = 9
+NAMES_NARROWEST, NAMES_WIDEST = 12, 28  # the column of names beside the figures
 KV_CACHE = "kv cache"
 # Signs for low, expected, high, free and the end of the budget; the second row where output is not UTF-8.
 BLOCKS, LETTERS = "█▓░·│", "#+-.|"
@@ -160,7 +170,7 @@ def budget_bar(plan: Plan, width: int, plain: bool = False) -> RenderableType:
             1,
             "expected",
             peak.expected,
-            f"what tensors take at the highest moment ({plan.memory.gpu.peak_phase})",
+            f"what tensors take at the highest moment ({phase_told(plan.memory.gpu.peak_phase)})",
         ),
         (2, "high", peak.high, f"bound on what is reserved; {left}"),
         (4, "budget", budget, "a plan fits when high is within it"),
@@ -174,22 +184,17 @@ def phase_table(plan: Plan) -> RenderableType:
     """Every term in every phase, by group; small ones of a group share a line."""
     phases = _shown_phases(plan)
     unit = _unit(plan)[1]
-    grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
-    grid.add_column("", no_wrap=True, overflow="ellipsis", ratio=1, max_width=28)
-    headings = HEADINGS if len(phases) < MANY_PHASES else NARROW_HEADINGS
-    for phase in phases:
-        high = phase == plan.memory.gpu.peak_phase
-        grid.add_column(headings.get(phase, phase), justify="right", no_wrap=True, style="bold" if high else "")
-    sizes = plan.memory.gpu.phases
+    sizes, many = plan.memory.gpu.phases, len(phases) >= MANY_PHASES
+    rows: list[tuple[str, list[str], str]] = []
 
     def row(label: str, terms: Iterable[str], style: str) -> None:
         wanted = list(terms)
         cells = [sum(sizes[phase].get(term, 0) for term in wanted) for phase in phases]
-        grid.add_row(printable(label), *(_cell(size, unit) for size in cells), style=style)
+        rows.append((printable(label), [_cell(size, unit, many) for size in cells], style))
 
     for group in _groups(plan):
         if group == KV_CACHE:
-            grid.add_row(KV_CACHE, *("0" for _ in phases), style="bold")
+            rows.append((KV_CACHE, ["0" for _ in phases], "bold"))
             continue
         terms = _terms(plan, group)
         row(group, terms, "bold")
@@ -204,6 +209,20 @@ def phase_table(plan: Plan) -> RenderableType:
             row(f"  {names if len(names) <= 20 else f'{len(small)} small ones'}", small, "")
     every = {term for phase in phases for term in sizes[phase]}
     row("sum", every, "bold reverse")
+    heads = [(NARROW_HEADINGS if many else HEADINGS).get(phase, phase) for phase in phases]
+    grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
+    # Where there is no room, names are cut short and figures are not.
+    figures = sum(
+        1 + max(len(text) for text in (*head.splitlines(), *(cells[place] for _, cells, _ in rows)))
+        for place, head in enumerate(heads)
+    )
+    room = min(NAMES_WIDEST, max(NAMES_NARROWEST, NARROWEST - 2 - figures))
+    grid.add_column("", no_wrap=True, overflow="ellipsis", ratio=1, max_width=room)
+    for phase, head in zip(phases, heads, strict=True):
+        high = phase == plan.memory.gpu.peak_phase
+        grid.add_column(head, justify="right", no_wrap=True, style="bold" if high else "")
+    for label, cells, style in rows:
+        grid.add_row(label, *cells, style=style)
     note = "Training keeps no key/value cache; the keys and values of a layer are under attention."
     return Group(grid, Text(note, style="dim"))
 
@@ -264,11 +283,11 @@ def _unit(plan: Plan) -> tuple[str, int]:
     return ("GiB", GIB) if plan.memory.gpu.peak_bytes.high >= GIB else ("MiB", MIB)
 
 
-def _cell(size: int, unit: int) -> str:
+def _cell(size: int, unit: int, narrow: bool) -> str:
     if size == 0:
         return "–"
     digits = 2 if size < 100 * unit else 0  # five signs at most where it is a matter of fitting at all
-    return f"{size / unit:,.{digits}f}" if size >= unit / 200 else "<0.01"
+    return f"{size / unit:,.{digits}f}" if size >= unit / 200 else "<.01" if narrow else "<0.01"
 
 
 def _size(count: int) -> str:

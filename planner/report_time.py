@@ -19,11 +19,17 @@ RATES = {
     "to_host": "to the host",
     "to_device": "from the host",
 }
+SHORT = {"attention_backward": "attn. backward"}  # what would push figures out of a line of 80 columns
 BASES = {
     "measured": "measured on this machine",
     "calibrated": "share of the peak, from runs on this card",
     "assumed": "share of the peak, assumed for this card",
 }
+
+
+def phase_told(phase: str) -> str:
+    """The name of a phase as reports have it."""
+    return SHORT.get(phase, phase)
 
 
 def time_facts(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -59,7 +65,7 @@ def time_section(plan: Plan) -> RenderableType | None:
     for name, phase in plan.time.phases.items():
         amounts = (phase.memory_bytes / 1e9, phase.to_host_bytes / 1e9, phase.to_device_bytes / 1e9)
         time = "unknown" if phase.seconds is None else format_seconds(phase.seconds)
-        grid.add_row(name, time, *map(_amount, (phase.flops / 1e12, *amounts)))
+        grid.add_row(phase_told(name), time, *map(_amount, (phase.flops / 1e12, *amounts)))
     rates = Table.grid(padding=(0, 2))
     for _ in range(3):
         rates.add_column(no_wrap=True)

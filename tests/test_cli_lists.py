@@ -93,7 +93,7 @@ def test_a_changed_calibration_is_named(tmp_path: Path, capsys: Capture) -> None
 
 def test_a_plan_for_a_large_card_does_not_fit_a_small_one(tmp_path: Path, capsys: Capture) -> None:
     place = tmp_path / "plan.yaml"
-    plan = make_plan(Request(gpu="rtx4090", total_tokens=40_000, excluded=("checkpoint_offload",)))
+    plan = make_plan(Request(gpu="rtx4090", total_tokens=40_000, excluded=("checkpoint_offload", "streamed")))
     assert plan.verdict == "fits"
     write_plan(plan, place)
     assert main(["check", str(place)]) == 0

@@ -76,4 +76,4 @@ def test_what_depends_on_each_matrix_is_the_same_for_one_rank_and_for_many() -> 
         alone = adapter_letters(shape, rank)
         assert all(type(value) is int for value in alone.values())
         assert {name: int(value[place]) for name, value in together.items()} == alone
-    assert 0 < together["s"][2] < 3 * shape.adapted_width() and together["s"][-1] == 0
+    assert 0 < together["M_s"][2] < 3 * shape.adapted_width() and together["M_s"][-1] == 0
