@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from transformers.models.phi.modeling_phi import eager_attention_forward
 
-from planner.compose import compose, problems
+from planner.branches import branches
+from planner.compose import Configuration, compose, problems
 from planner.hardware import load_profile
 from planner.machine import cpu_profile
 from planner.model import load_model
-from planner.optimizations import by_id
+from planner.optimizations import all_optimizations, by_id
 from planner.optimizations.base import Situation
-from planner.sets import configurations, valid_sets
+from planner.sets import PinnedKnobs, valid_sets
+from planner.space import Space
+
+
+def configurations(ids: Sequence[str], knobs: PinnedKnobs, situation: Situation) -> Iterator[Configuration]:
+    """These optimisations and no others, with every value of their knobs that is not pinned."""
+    others = [name for name in all_optimizations() if name not in ids]
+    return Space(branches(situation, ids, others, knobs), situation, knobs).configurations()
+
 
 # Phi-2 in float16
 
@@ -42,7 +52,10 @@ def test_phi_2_in_float16_with_stored_scores_is_refused() -> None:
     assert "phi-2" in reason and "float16" in reason and "exact_attention" in reason and turing.gpu.name in reason
     assert not problems(["lora", "mixed_precision", "exact_attention"], turing)
     assert compose(["lora", "mixed_precision", "exact_attention"], {}, turing).settings["dtype"] == "fp16"
-    assert all("exact_attention" in ids for ids in valid_sets(turing, ["mixed_precision"], []))
+    # Both compute attention by kernels that never write the scores.
+    sets = list(valid_sets(turing, ["mixed_precision"], []))
+    assert all({"exact_attention", "streamed"} & {*ids} for ids in sets)
+    assert {name for ids in sets for name in ids} >= {"exact_attention", "streamed"}
     # The scores of the other families have not been seen to overflow.
     assert not problems(["lora", "mixed_precision"], replace(turing, model=llama))
 

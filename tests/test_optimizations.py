@@ -28,6 +28,7 @@ from planner.symbols import BY_SYMBOL
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(all_optimizations())
+OF_WORK = ("amount", "resource", "phase")
 METHODS = {name for name, value in vars(Session).items() if inspect.isfunction(value) and not name.startswith("_")}
 FILE = re.compile(r"(?:docs|hwprofiles|planner|reports|tests|trainer)/[\w./-]*\w(?:, ([^;]+))?")
 ARXIV = re.compile(r"arXiv (\d{2})(0[1-9]|1[0-2])\.\d{4,5}(?!\d)")
@@ -59,12 +60,12 @@ def works() -> frozenset[str]:
 
 
 def with_needs(name: str) -> frozenset[str]:
-    """The optimisation and, for every term that it needs and plain training lacks, the first that makes it."""
+    """The optimisation and, for every term that it needs and neither has nor finds there, the first that makes it."""
     known, ids = all_optimizations(), [name]
     for chosen in ids:  # grows while it is read
         needed = {need.term for need in known[chosen].requires if isinstance(need, Needs)}
         needed |= {claim.rpartition(".")[0] for claim in known[chosen].claims if "/" in claim}
-        missing = needed - set(baseline().terms) - set(baseline().work)
+        missing = needed - set(baseline().terms) - set(baseline().work) - known[chosen].makes
         makers = [next(m for m in NAMES if term in known[m].makes) for term in sorted(missing)]
         ids += [maker for maker in makers if maker not in ids]
     return frozenset(ids)
@@ -170,8 +171,9 @@ def test_claims_name_what_exists(name: str) -> None:
         if "/" in claim:
             owner, dot, attribute = claim.rpartition(".")
             assert dot and " " not in claim, f"{claim}: a term and its attribute, with a dot between"
-            assert owner in works() if attribute == "amount" else owner in terms and attribute in ATTRIBUTES, claim
-            assert owner not in known.makes, f"{claim}: what it makes, it need not claim"
+            assert owner in works() if attribute in OF_WORK else owner in terms and attribute in ATTRIBUTES, claim
+            rivals = [other.id for other in all_optimizations().values() if other.id != name and claim in other.claims]
+            assert owner not in known.makes or rivals, f"{claim}: what it makes, it claims to keep others off it alone"
         else:
             kind, _, word = claim.partition(" ")
             assert {"letter": word in BY_SYMBOL, "setting": word in settings}.get(kind, False), claim
