@@ -125,7 +125,9 @@ def test_made_up_optimisations_are_chosen_as_counting_everything_chooses(number:
         excluded = (*excluded, "streamed")  # which of its own has more configurations than can be counted one by one
         asked = Asked(asked.situation, asked.limits, lengths, excluded=excluded, knobs=pinned)
         if number == 3:
-            asked = Asked(asked.situation, asked.limits, lengths, required=(names[0],), excluded=("nf4_weights",))
+            asked = Asked(
+                asked.situation, asked.limits, lengths, required=(names[0],), excluded=("nf4_weights", "streamed")
+            )
         same_as_counting(asked)
         free = {name for name, each in all_optimizations().items() if each.free} - {*asked.excluded}
         every = {key(one) for one in everything(asked) if free <= {*one.ids}}
@@ -150,11 +152,14 @@ def test_random_subsets_of_up_to_twelve_are_chosen_as_counting_everything_choose
 
 
 def test_thirty_more_are_places_and_not_branches_and_each_has_its_reason() -> None:
-    before = len(space_of(asked_of(card("rtx2060s"), "phi-2").situation).branches)
+    before = space_of(asked_of(card("rtx2060s"), "phi-2").situation)
     with registered(mixed(30)) as names:
         plan = make_plan(Request(tier=4))
         space = space_of(Situation(card("rtx2060s"), load_model("phi-2"), 32 * GIB))
-        assert len(space.branches) == before and space.size > 10**13 and space.table.many < 10**4
+        assert not {*names} & {name for branch in space.branches for name in branch.ids}
+        # With more to choose from another may come out as a hub; what is evaluated grows with sums, and no product.
+        assert len(space.branches) <= 2 * len(before.branches) and space.table.many <= 20 * before.table.many
+        assert space.size > 10**8 * before.size
         assert {*names} <= {each.id for each in (*plan.choices, *plan.rejected)}
         saving = [name for name in names if "better" in name]
         assert {*saving} <= {choice.id for choice in plan.choices}, "what costs nothing is on"

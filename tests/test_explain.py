@@ -76,7 +76,7 @@ def test_formula_numbers_and_letters_belong_together(name: str) -> None:
 
 def test_a_term_tells_who_makes_and_changes_it() -> None:
     facts = explained("activations/checkpoints").facts
-    assert ("Made by", "gradient_checkpointing") in facts
+    assert ("Made by", "gradient_checkpointing or streamed") in facts
     assert any(name == "Changed by" and told.startswith("checkpoint_offload (device") for name, told in facts)
     assert ("Made by", "plain training, with nothing switched on") in explained("weights/embedding").facts
 
@@ -180,7 +180,12 @@ def test_an_explanation_fits_the_terminal(width: int) -> None:
         text = printed(explained(name), width)
         assert max(map(len, text.splitlines())) <= width
         assert "\x1b" not in text
-    text = " ".join(printed(explained("activations/mlp"), width).split())
+    whole, streamed = (
+        make_plan(Request(tier=1, **wish)) for wish in ({"excluded": ("streamed",)}, {"required": ("streamed",)})
+    )
+    text = " ".join(printed(explanation("activations/mlp", streamed), width).split())
+    assert "ceil(F·a·f·min(S_c, B·S)/8) bytes" in text
+    text = " ".join(printed(explanation("activations/mlp", whole), width).split())
     assert "ceil(A·B·F·S·a·f/8) bytes" in text
     assert "ceil(1·1·10240·4608·16·2/8) = 188,743,680 bytes, 180.00 MiB" in text
     assert "Values: phi-2 on NVIDIA GeForce RTX 2060 SUPER, tier 1, 4,608 tokens, 512 of them trained." in text

@@ -10,23 +10,23 @@ from cli_fixture import pairs_of, planned
 from planner.hardware import HardwareProfile
 from planner.units import format_bytes, parse_bytes
 
-PINNED = "--gpu rtx2060s --context 24K --without gradient_checkpointing --without exact_attention --with adamw_8bit"
+PINNED = "--gpu rtx2060s --context 48K --without streamed --without chunked_loss --with adamw_8bit"
 REFUSED = (
     "--gpu rtx2060s --context 4M",
     "--gpu rtx2060s --tier 11",
-    "--gpu h200-sxm --model qwen3-1.7b --tier 8",
+    "--gpu h200-sxm --model qwen3-1.7b --tier 10",
     "--gpu rtx4090 --model llama-3.1-8b --context 1M",
     "--gpu rtx2060s --context 24K --host-ram 2GiB",
     "--gpu rtx3060-12gb --tier 4 --host-ram 3GiB",
     "--gpu rtx2060s --context 8K --max-step-time 1s",
     "--gpu rtx4090 --model llama-3.2-1b --tier 3 --max-step-time 2s --set train.accumulation=16",
     "--gpu rtx4090 --model llama-3.2-1b --context 64K --max-step-time 5s --host-ram 2GiB",
-    "--gpu rtx2060s --context 16K --without gradient_checkpointing",
-    "--gpu rtx2060s --model llama-3.2-1b --context 128K --set train.target=100K --objective memory",
+    "--gpu rtx2060s --context 16K --without gradient_checkpointing --without streamed",
+    "--gpu rtx2060s --model llama-3.2-1b --context 4M --set train.target=3M --objective memory",
     "--gpu rtx2060s --model llama-3.1-8b --max-step-time 0.1s",
     "--gpu rtx2060s --context 1K --set lora.rank=1024",
     "--gpu rtx3060-12gb --model llama-3.1-8b --tier 1 --set lora.rank=700",
-    "--gpu rtx2060s --context 8K --set train.batch=16",
+    "--gpu rtx2060s --context 8K --set train.batch=16 --without streamed",
     PINNED,
     "--gpu rtx2060s --context 40K --set chunked_loss.rows=1048576",
     "--gpu cpu --model smollm2-135m --context 512K --host-ram 2GiB",
@@ -65,8 +65,8 @@ def test_no_larger_rank_and_no_larger_batch_fits_than_is_suggested(words: str) -
 
 def test_what_is_left_out_is_no_more_than_it_takes() -> None:
     (line,) = [line for line in planned(PINNED).nearest if line.startswith("leaving out ")]
-    assert "--without gradient_checkpointing --without exact_attention fits" in line and "adamw_8bit" not in line
-    for option in ("--without gradient_checkpointing", "--without exact_attention"):
+    assert "--without streamed --without chunked_loss fits" in line and "adamw_8bit" not in line
+    for option in ("--without streamed", "--without chunked_loss"):
         assert planned(PINNED.replace(option, "")).verdict == "does-not-fit"
 
 
