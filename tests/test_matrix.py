@@ -79,7 +79,7 @@ def test_several_processes_give_the_same_in_the_same_order() -> None:
 def test_nothing_is_dropped() -> None:
     rows = matrix(["rtx2060s", "rx7900xtx"], ["phi-2", "gpt-oss-20b"], Request())
     told = {(row.gpu, row.model): row for row in rows}
-    assert told["rtx2060s", "phi-2"].tier == 4 and told["rtx2060s", "phi-2"].why == ""
+    assert told["rtx2060s", "phi-2"].tier == 7 and told["rtx2060s", "phi-2"].why == ""
     assert "cuda_context" in told["rx7900xtx", "phi-2"].why
     refused = told["rtx2060s", "gpt-oss-20b"]
     assert refused.why and refused.fits is None
@@ -90,7 +90,7 @@ def test_nothing_is_dropped() -> None:
 def test_csv_and_markdown_hold_every_row(tmp_path: Path, capsys: Capture) -> None:
     rows = matrix(["rtx2060s", "rx7900xtx"], ["phi-2"], Request())
     read = list(csv.DictReader(io.StringIO(as_csv(rows))))
-    assert [*read[0]] == [*COLUMNS] and read[0]["tier"] == "4" and read[0]["fits"] == "true"
+    assert [*read[0]] == [*COLUMNS] and read[0]["tier"] == "7" and read[0]["fits"] == "true"
     assert read[1]["tier"] == "" and read[1]["why"] == rows[1].why
     lines = as_markdown(rows).splitlines()
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
@@ -150,11 +150,12 @@ def test_a_tier_is_what_its_plan_says(wish: Request) -> None:
 
 def test_tiers_tells_and_exits(capsys: Capture) -> None:
     found = answered(capsys, "tiers", "--gpu", "rtx2060s", "--json")
-    assert [row["tier"] for row in found["tiers"] if row["fits"]] == [1, 2, 3, 4]
-    assert found["tiers"][4]["reason"].startswith("card lacks") and found["tiers"][4]["lacks"]["card"] > 0
+    assert [row["tier"] for row in found["tiers"] if row["fits"]] == [1, 2, 3, 4, 5, 6, 7]
+    assert found["tiers"][7]["reason"].startswith("host lacks") and {*found["tiers"][7]["lacks"]} == {"host"}
+    assert found["tiers"][8]["reason"].startswith("card lacks") and found["tiers"][8]["lacks"]["card"] > 0
     assert main(["tiers", "--gpu", "rtx2060s"]) == 0
     out = capsys.readouterr().out
-    assert "tier 4" in out and "card lacks" in out and "nf4_weights" in out
+    assert "tier 7" in out and "card lacks" in out and "host lacks" in out and "streamed_weights" in out
     assert main(["tiers", "--gpu", "rtx2060s", "--model", "llama-3.1-70b"]) == 1
     assert "no tier fits" in capsys.readouterr().out
     assert "names no card" in mistakes(capsys, "tiers")[0]
