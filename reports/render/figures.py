@@ -24,10 +24,10 @@ CARD, MODEL, OFFLOAD = "rtx2060s", "phi-2", "checkpoint_offload"
 STACK = (
     ("weights", ("weights",), svg.BLUE),
     ("adapters, gradients, optimiser", ("adapters", "gradients", "optimizer"), svg.SKY),
-    ("activations of one layer", ("activations",), svg.GREEN),
-    ("attention of one layer", ("attention",), svg.YELLOW),
+    ("activations", ("activations",), svg.GREEN),
+    ("attention", ("attention",), svg.YELLOW),
     ("logits and loss", ("loss",), svg.PURPLE),
-    ("passing checkpoints, workspace", ("buffers", "runtime"), svg.ORANGE),
+    ("buffers of copies, workspace", ("buffers", "runtime"), svg.ORANGE),
 )
 
 
@@ -73,7 +73,7 @@ def memory_by_context() -> str:
     shapes = [svg.label(62, 24, title, size=15, bold=True)]
     for tick in range(0, 9, 2):
         shapes += [svg.line(62, up(tick), 590, up(tick), svg.GREY, 0.5), svg.label(54, up(tick) + 4, str(tick), "end")]
-    for tick in range(0, most + 1, 8192):
+    for tick in range(0, most + 1, _apart(most)):
         shapes += [svg.line(across(tick), 366, across(tick), 371)]
         shapes += [svg.label(across(tick), 386, f"{tick:,}", "middle", 11)]
     shapes += [svg.sideways(22, 206, "GiB"), svg.label(326, 408, "tokens in one sequence", "middle")]
@@ -95,6 +95,11 @@ def memory_by_context() -> str:
     shapes += [svg.dot(across(longest), up(budget / GIB), 4.5, "#FFFFFF", svg.RED)]
     shapes += _legend(plan, entries, longest)
     return svg.drawing(900, 420, f"{MODEL} on {plan.gpu.name}: at most {longest:,} tokens with these settings", shapes)
+
+
+def _apart(most: int) -> int:
+    """Tokens between two ticks: a power of two that leaves no more than eight of them."""
+    return next(step for power in range(13, 30) if most <= 8 * (step := 1 << power))
 
 
 def _high(peak: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from planner.hardware import load_profile
 from planner.planning import Request, make_plan
-from planner.units import format_seconds
+from planner.units import GIB, format_bytes, format_seconds
 from reports.render.demo import demo
 from reports.render.markdown import fenced, gib, percent, table
 from reports.render.records import failures, on_cards, records, step_ratios, summary
@@ -34,6 +34,20 @@ def output(*command: str) -> str:
     )
     assert not done.stderr, done.stderr
     return done.stdout
+
+
+def lead() -> str:
+    """What the reference card trains, and what it would with whole layers alone."""
+    plan, whole = make_plan(Request()), make_plan(Request(excluded=("streamed",)))
+    step = plan.time.step_seconds.estimate
+    assert plan.executor == "streamed" and plan.tier and whole.tier and step is not None
+    used, budget, host = plan.memory.gpu.peak_bytes.high, plan.memory.gpu.budget_bytes, plan.memory.host.budget_bytes
+    return (
+        f"{plan.model.id} on an 8 GB {plan.gpu.name.removeprefix('NVIDIA GeForce ')} with {host // GIB} GiB of host "
+        f"memory: **{plan.total_tokens:,} tokens** (tier {plan.tier}), within {format_bytes(used)} of the card's "
+        f"{format_bytes(budget)}, about {format_seconds(step)} a step. With whole layers it is {whole.total_tokens:,} "
+        f"(tier {whole.tier}). Planned; no such card has been measured.\n"
+    )
 
 
 def plan_head() -> str:
@@ -125,6 +139,7 @@ def measured() -> str:
 
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
+    "lead": lead,
     "plan-head": plan_head,
     "plan-rest": plan_rest,
     "usage": usage,
