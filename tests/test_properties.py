@@ -31,7 +31,6 @@ from planner.planning import Request, make_plan
 from planner.symbols import LETTERS, Letters, Number, symbolic_letters
 
 NAMES = sorted(all_optimizations())
-HELPFUL = [name for name in NAMES if name != "lora" and not all_optimizations()[name].asked]  # others add memory
 # One card of each generation: what can be on, and so which formulas there are, follows from nothing else.
 CARDS = (cpu_profile(), *list_profiles(), load_profile("rtx2060s"))
 GENERATIONS = {(card.compute_capability, card.supports_bf16): card for card in CARDS}
@@ -124,8 +123,20 @@ def in_proportion(model: ModelShape, times: int) -> ModelShape:
     return replace(model, linears=tuple(wide), **{name: getattr(model, name) * times for name in names})
 
 
-def repaired(ids: set[str], situation: Situation) -> tuple[str, ...]:
-    """The set without what cannot be on in it."""
+def repaired(ids: set[str], situation: Situation, *, passes: bool = False) -> tuple[str, ...]:
+    """The set without what cannot be on in it; of those that do the same, the first stays.
+
+    Args:
+        passes: whether layers run in passes where they can, or whole.
+    """
+    taken: set[str] = set()
+    usable = sorted(name for name in ids if not all_optimizations()[name].reasons(situation))
+    ids = set()
+    for name in sorted(usable, key=lambda name: (name == "streamed") is not passes):
+        names = all_optimizations()[name].claims | all_optimizations()[name].makes
+        if not names & taken:
+            taken |= names
+            ids.add(name)
     while found := problems(ids, situation):
         ids = ids - set(found)
     return tuple(sorted(ids))
@@ -137,7 +148,8 @@ def drawn(draw: st.DrawFn) -> Drawn:
     model, machine = draw(st.sampled_from(SHIPPED) | random_models()), draw(st.sampled_from(sorted(MACHINES)))
     situation = Situation(MACHINES[machine], model, 2**35, merge=True)
     off = draw(st.sets(st.sampled_from([name for name in NAMES if name != "lora"])))
-    ids = repaired(set(NAMES) - off, situation)
+    ids = repaired(set(NAMES) - off, situation, passes=draw(st.booleans()))
+    assume("lora" in ids)  # some models need a newer card
     situation = replace(situation, chosen=frozenset(ids))
     knobs: dict[str, dict[str, Any]] = {}
     for name in ids:
@@ -156,9 +168,10 @@ def any_letters(draw: st.DrawFn) -> dict[str, int]:
     """Letters that belong to no model: each from its least value up, and T no more than S."""
     wide = {"S": 5000, "T": 5000, "D": 5000, "F": 20_000, "V": 200_000, "P": 10**8, "N": 10**6, "M": 10**8, "U": 10**5}
     values = {x.symbol: draw(st.integers(x.least, wide.get(x.symbol, 60))) for x in LETTERS}
-    values |= {flag: draw(st.integers(0, 1)) for flag in "QqYp"}
+    values |= {x.symbol: draw(st.integers(0, 1)) for x in LETTERS if x.unit == "flag" or x.symbol == "p"}
     values |= {width: draw(st.sampled_from([16, 32])) for width in "aw"}
-    return values | {"A": draw(st.sampled_from([1, values["L"]])), "T": min(values["S"], values["T"])}
+    possible = {"l": min(values["l"], values["L"]), "H": max(values["H"], values["K"])}
+    return values | possible | {"A": draw(st.sampled_from([1, values["L"]])), "T": min(values["S"], values["T"])}
 
 
 # Formulas
@@ -171,10 +184,10 @@ def formulas() -> dict[Key, Callable[[Letters], Number]]:
     """Every formula of every term and every piece of work, of the baseline and of any set on any machine."""
     ledgers = [baseline()]
     for machine in MACHINES.values():
-        for model in PATTERNS:
+        for model in (*PATTERNS, *map(load_model, ("gemma-2-2b", "mixtral-8x7b"))):  # capped scores, experts
             situation = Situation(machine, model, 2**35, merge=True)
-            for off in ("", *(name for name in NAMES if name != "lora")):
-                ids = repaired(set(NAMES) - {off}, situation)
+            for off, passes in product(("", *(name for name in NAMES if name != "lora")), (False, True)):
+                ids = repaired(set(NAMES) - {off}, situation, passes=passes)
                 for owner, knob in ((name, knob) for name in ids for knob in all_optimizations()[name].knobs):
                     for choice in knob.choices(replace(situation, chosen=frozenset(ids))):
                         ledgers.append(compose(ids, {owner: {knob.name: choice}}, situation).ledger)
@@ -279,7 +292,7 @@ def small_matrices(run: Drawn) -> int:
 
 
 def check_rise(before: Drawn, after: Drawn, allowed: int = 0) -> None:
-    """No memory holds less in any phase, so no peak falls; the card in the loss by no more than what is allowed.
+    """No memory holds less in any phase, so no peak falls; the card in a loss by no more than what is allowed.
 
     Left out is where eight-bit moments begin: a matrix that grows to 4,096 elements takes less than a smaller one.
     """
@@ -287,7 +300,7 @@ def check_rise(before: Drawn, after: Drawn, allowed: int = 0) -> None:
     for device in Device:
         low, high = before.phases(device), after.phases(device)
         for phase in Phase:
-            slack = allowed if (device, phase) == (Device.GPU, Phase.LOSS) else 0
+            slack = allowed if device is Device.GPU and phase in (Phase.LOSS, Phase.EVALUATE_LOSS) else 0
             assert high[phase] + slack >= low[phase], (device, phase, before, after)
 
 
@@ -348,7 +361,7 @@ def test_the_order_of_rewrites_does_not_matter(run: Drawn, data: st.DataObject) 
     ledger, letters, chosen = nothing_on.ledger, dict(nothing_on.letters), dict(nothing_on.settings)
     while waiting:
         there = {*ledger.terms, *ledger.work}
-        first = next(x for x in waiting if {c.rpartition(".")[0] for c in x.claims if "/" in c} <= there)
+        first = next(x for x in waiting if {c.rpartition(".")[0] for c in x.claims if "/" in c} <= there | x.makes)
         waiting.remove(first)
         knobs = composed.knobs[first.id]
         ledger = first.rewrite(ledger, knobs, situation)
@@ -356,56 +369,3 @@ def test_the_order_of_rewrites_does_not_matter(run: Drawn, data: st.DataObject) 
         chosen |= first.settings(situation, knobs)
     assert ledger == composed.ledger  # dictionaries are equal in any order
     assert letters == composed.letters and chosen == composed.settings
-
-
-# What an optimisation is for
-
-# Where switching one on raises no phase on the card, read off the formulas; where nothing is said: everywhere.
-# LoRA is left out: it is what is trained, and all it makes is more.
-DOMAINS: dict[str, Callable[[Letters, tuple[str, ...]], bool]] = {
-    # One float32 per query, padded to 32, instead of (64 - a) bits per pair: 32·32 ≤ 32·S² from S = 6 on. A single
-    # key and value head is repeated without a copy where scores are stored, and by one kernel with a copy.
-    "exact_attention": lambda x, ids: x.S >= 6 and x.K > 1,
-    # min(C, T) rows of 64 - a bits and at most 2·T·D elements instead of S rows of 96 bits: true for D ≤ V.
-    "chunked_loss": lambda x, ids: x.D <= x.V,
-    # (L - 1)·layer ≥ (L + 1)·D, where a layer saves a norm's output, D, and a tensor of the MLP, F, at the least.
-    "gradient_checkpointing": lambda x, ids: x.L >= 3 and x.F >= x.D,
-    # At most two hidden states pass through the card instead of L that lie there.
-    "checkpoint_offload": lambda x, ids: x.L >= 2,
-    # 4.13 bits a weight, and 1,092 bytes for each linear, instead of 16; while loading, the largest is there twice.
-    "nf4_weights": lambda x, ids: x.L >= 2 and x.P >= 2048 * x.J,
-    # Beside scores and logits in float32 comes a 16-bit copy: no scores, and a slice of logits below the embedding.
-    # Casts of the adapters are less than the weights save, RMSNorm's copies of a layer less than two checkpoints.
-    "mixed_precision": lambda x, ids: "exact_attention" in ids and x.C <= x.D and x.R * x.U <= x.P and x.L >= 2,
-}
-
-
-def switched(run: Drawn, name: str) -> tuple[Drawn, Drawn]:
-    """The run without the optimisation and what builds on it, and the same run with it alone added."""
-    without = repaired({*run.ids} - {name}, run.situation)
-    return replace(run, ids=without), replace(run, ids=tuple(sorted({*without, name})))
-
-
-@pytest.mark.parametrize("name", HELPFUL)
-@examples(50)
-@given(run=drawn())
-def test_no_phase_rises_where_an_optimisation_is_to_help(name: str, run: Drawn) -> None:
-    if name not in run.ids:  # perhaps for the model's sake
-        run = replace(run, model=replace(run.model, activation="gelu_new", sliding_window=None))
-    off, on = switched(run, name)
-    assume(not problems(on.ids, on.situation))
-    assume(DOMAINS.get(name, lambda x, ids: True)(on.letters, on.ids))
-    before, after = off.phases(Device.GPU), on.phases(Device.GPU)
-    assert all(after[phase] <= before[phase] for phase in Phase), (before, after, on)
-    # Nor does any term that it claims, but for those that stand for more of a layer once layers are recomputed.
-    large, small = (each.configuration.ledger.bytes(each.letters) for each in (off, on))
-    claimed = {claim.rpartition(".")[0] for claim in all_optimizations()[name].claims} & large.keys()
-    assert all(small[term] <= large[term] for term in claimed - {"activations/outputs", "activations/forward"})
-
-
-@pytest.mark.parametrize("name", HELPFUL)
-def test_each_optimisation_lowers_something_for_phi_2_on_8_gb(name: str) -> None:
-    run = Drawn(PATTERNS[0], "rtx2060s", tuple(NAMES), {}, 1, 4608, 512)
-    off, on = switched(replace(run, ids=repaired(set(NAMES), run.situation)), name)
-    before, after = off.phases(Device.GPU), on.phases(Device.GPU)
-    assert all(after[phase] <= before[phase] for phase in Phase) and after != before
