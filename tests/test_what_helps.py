@@ -25,7 +25,8 @@ PHI_2 = Situation(load_profile("rtx2060s"), load_model("phi-2"), 2**35)
 DOMAINS: dict[str, Callable[[Letters, tuple[str, ...]], bool]] = {
     # One float32 per query, padded to 32, instead of (64 - a) bits per pair: 32·32 ≤ 32·S² from S = 6 on. A single
     # key and value head is repeated without a copy where scores are stored, and by one kernel with a copy.
-    "exact_attention": lambda x, ids: x.S >= 6 and x.K > 1,
+    # Where nothing turns query and key, a kernel still has copies of them, against scores of S for each of E elements.
+    "exact_attention": lambda x, ids: x.S >= (2 * x.E if x.r else 6) and x.K > 1,
     # min(C, T) rows of 64 - a bits and at most 2·T·D elements instead of S rows of 96 bits: true for D ≤ V.
     "chunked_loss": lambda x, ids: x.D <= x.V,
     # (L - 1)·layer ≥ (L + 1)·D, where a layer saves a norm's output, D, and a tensor of the MLP, F, at the least.
