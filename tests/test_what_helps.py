@@ -25,8 +25,8 @@ PHI_2 = Situation(load_profile("rtx2060s"), load_model("phi-2"), 2**35)
 DOMAINS: dict[str, Callable[[Letters, tuple[str, ...]], bool]] = {
     # One float32 per query, padded to 32, instead of (64 - a) bits per pair: 32·32 ≤ 32·S² from S = 6 on. A single
     # key and value head is repeated without a copy where scores are stored, and by one kernel with a copy.
-    # Where nothing turns query and key, a kernel still has copies of them, against scores of S for each of E elements.
-    "exact_attention": lambda x, ids: x.S >= (2 * x.E if x.r else 6) and x.K > 1,
+    # Where nothing turns query and key (GPT-2) they are no tensors of their own, and a kernel has copies of them.
+    "exact_attention": lambda x, ids: x.S >= 6 and x.K > 1 and not x.r,
     # min(C, T) rows of 64 - a bits and at most 2·T·D elements instead of S rows of 96 bits: true for D ≤ V.
     "chunked_loss": lambda x, ids: x.D <= x.V,
     # (L - 1)·layer ≥ (L + 1)·D, where a layer saves a norm's output, D, and a tensor of the MLP, F, at the least.
@@ -43,14 +43,14 @@ DOMAINS: dict[str, Callable[[Letters, tuple[str, ...]], bool]] = {
         and x.C <= x.D
         and x.R * x.U <= x.P
         and x.L >= 2
-        and ("nf4_weights" not in ids or x.B * x.T >= 64)  # which leaves the weights nothing to save
+        and "nf4_weights" not in ids  # which leaves the weights nothing to save
     ),
     # Blocks of 512 queries at most instead of all pairs.
     "blockwise_attention": lambda x, ids: x.S >= 1024,
     # What waits for a pass and what is on its way is less than whole layers from some chunks on.
     "streamed": lambda x, ids: 4 * x.S_c <= x.S and x.L >= 3,
-    # Of L inputs L/k and k - 1 stay.
-    "checkpoint_spacing": lambda x, ids: x.L_s**2 <= x.L,
+    # Of L inputs L/k and k - 1 stay; the latter are never coded.
+    "checkpoint_spacing": lambda x, ids: x.L_s**2 <= x.L and not x.b_c,
 }
 # What these lower lies in host memory; on the card a coded input has its decoded one beside it.
 IN_HOST = {"checkpoint_int8", "checkpoint_nf4", "checkpoint_spacing"}
