@@ -49,8 +49,8 @@ DOMAINS: dict[str, Callable[[Letters, tuple[str, ...]], bool]] = {
     "blockwise_attention": lambda x, ids: x.S >= 1024,
     # What waits for a pass and what is on its way is less than whole layers from some chunks on.
     "streamed": lambda x, ids: 4 * x.S_c <= x.S and x.L >= 3,
-    # Of L inputs L/k and k - 1 stay; the latter are never coded.
-    "checkpoint_spacing": lambda x, ids: x.L_s**2 <= x.L and not x.b_c,
+    # Of L inputs L/k and k - 1 stay; the latter are never coded. The former are counted in groups of 64 elements.
+    "checkpoint_spacing": lambda x, ids: x.L_s**2 <= x.L and not x.b_c and x.B * x.S * x.D >= 64,
 }
 # What these lower lies in host memory; on the card a coded input has its decoded one beside it.
 IN_HOST = {"checkpoint_int8", "checkpoint_nf4", "checkpoint_spacing"}
