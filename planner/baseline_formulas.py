@@ -225,13 +225,20 @@ def incoming_gradient(x: Letters) -> Number:
 
 
 def mlp_gradients(x: Letters) -> Number:
-    """Gradients alive at the height of a layer's backward pass, in MLP or experts; elements of the compute dtype.
-
-    The input of the last MLP linear gets its gradient from the base weight and from the adapter; their sum makes
-    a third tensor of width F, while the linear's saved input is already gone: two more than what is saved.
-    """
+    """Gradients alive at the height of a layer's backward pass, in MLP or experts; elements of the compute dtype."""
     taken = least(x.d, 1)
-    return tokens(x) * ((1 - taken) * 2 * x.F + taken * over_saved_backward(x))
+    return tokens(x) * ((1 - taken) * mlp_gradient_tensors(x) * x.F + taken * over_saved_backward(x))
+
+
+def mlp_gradient_tensors(x: Letters) -> Number:
+    """Tensors of width F at the height of an MLP's backward pass, beyond what is saved.
+
+    The input of the last linear gets its gradient from adapter and base weight, the second added to the first in place,
+    while what the linear saved is gone: one more than what is saved. There the height is where an activation function
+    in one operation stands alone, which saves no more than two tensors (its own, and the last linear's input). A
+    product, of gate and up projection or inside a function written out, has two factors with a gradient each: two more.
+    """
+    return 1 + least(greatest(x.f - 2, 0), 1)
 
 
 def experts_again(x: Letters) -> Number:

@@ -6,14 +6,36 @@ itself, and what the allocator rounds, is not seen.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+_HELD_ONCE = 2
+"""References to a storage whose tensor nobody but autograd holds: the tensor's, and that of whoever asks."""
+
+
+def _adds_gradients(caller: Any, first: Any, second: Any) -> bool:
+    """Whether autograd itself asks, to add two gradients of one tensor of which the first is nobody else's.
+
+    It then adds in place, which it never does under a dispatch mode: what is counted would be a tensor too many.
+    """
+    while caller.f_code.co_name in ("_fn", "inner"):  # what torch wraps dispatch modes in
+        caller = caller.f_back
+    return (
+        caller.f_code.co_name == "_engine_run_backward"
+        and not torch.is_grad_enabled()
+        and isinstance(first, Tensor)
+        and isinstance(second, Tensor)
+        and (first.shape, first.dtype) == (second.shape, second.dtype)
+        and torch._C._storage_Use_Count(first.untyped_storage()._cdata) <= _HELD_ONCE
+    )
 
 
 class TensorBytes(TorchDispatchMode):
@@ -59,6 +81,8 @@ class TensorBytes(TorchDispatchMode):
         self.peaks[self.phase] = max(self.peaks[self.phase], self.live)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.add.Tensor and not kwargs and _adds_gradients(sys._getframe(1), *args):
+            return args[0].add_(args[1])
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):

@@ -98,8 +98,8 @@ def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
         hidden = hidden_of(batch).flatten(0, 1)
         mark(Phase.LOSS if torch.is_grad_enabled() else Phase.EVALUATE_LOSS)
         # Where trained tokens are copied together, nothing holds the others from here on.
-        hidden = until_differentiated(_trained(hidden, batch), mark)
-        return head.loss(head.scaled(hidden), _trained(batch.targets.flatten(), batch), rows, divisor)
+        hidden = head.scaled(until_differentiated(_trained(hidden, batch), mark))
+        return head.loss(hidden, _trained(batch.targets.flatten(), batch), rows, divisor)
 
     return stock if rows is None else chunked
 

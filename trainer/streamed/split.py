@@ -9,7 +9,7 @@ each layer and the final norm come from the decoder's own forward, run with laye
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -46,6 +46,10 @@ class Projected:
 class _Captured(Exception):
     def __init__(self, projected: Projected) -> None:
         self.projected = projected
+
+
+class _AllSeen(Exception):
+    pass
 
 
 def register() -> str:
@@ -166,9 +170,11 @@ class Split:
             if index == 0:
                 first.append(hidden)
             given[index] = {name: _only(value, count) for name, value in kwargs.items()}
-            return hidden if index < len(given) - 1 else hidden[:, :1]  # the final norm follows, for nothing
+            if index == len(given) - 1:
+                raise _AllSeen  # the final norm would follow, for nothing
+            return hidden
 
-        with self._layers_replaced(note), torch.no_grad():
+        with self._layers_replaced(note), torch.no_grad(), suppress(_AllSeen):
             self.decoder(input_ids=tokens[None], position_ids=positions[None], use_cache=False)
         return first[0][0, :count], given
 
@@ -202,7 +208,8 @@ class Split:
         with self._layers_replaced(give):
             # What goes into the first layer is of no account, and only its length has to be right.
             one = torch.zeros(1, 1, dtype=torch.int64, device=device)
-            return self.decoder(input_ids=one, position_ids=one, use_cache=False).last_hidden_state.squeeze(0)
+            last_hidden = self.decoder(input_ids=one, position_ids=one, use_cache=False).last_hidden_state
+        return last_hidden.reshape(hidden.shape)  # GPT-2 takes the tokens for rows of one token each
 
 
 def _only(value: Any, count: int) -> Any:

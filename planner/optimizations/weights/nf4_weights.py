@@ -9,7 +9,7 @@ four bits and writes sixteen or more.
 from __future__ import annotations
 
 from planner import merging
-from planner.baseline_formulas import eager_backward_bytes
+from planner.baseline_formulas import eager_backward_bytes, mlp_gradient_tensors
 from planner.ledger import ALWAYS, Basis, Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Capability, Evidence, Knobs, Needs, Optimization, Situation
 from planner.session import Session
@@ -33,10 +33,20 @@ def constants(x: Letters) -> Number:
 def dequantised(x: Letters) -> Number:
     """Bytes of the largest matrix in the compute dtype, as far as it stands above what follows it.
 
-    While it is alive there is a tensor of width F fewer than at the height of the pass it belongs to, forward or
-    backward; so for more than M/F tokens at once that height hides it, and stored scores may do so before.
+    While it is alive there is a tensor of width F fewer than at the height of the forward pass; so for more than M/F
+    tokens at once that height hides it.
     """
-    return greatest(x.a // 8 * (x.M - least(x.B * x.S, x.S_c) * x.F) - x.e * eager_backward_bytes(x), 0)
+    return greatest(x.a // 8 * (x.M - least(x.B * x.S, x.S_c) * x.F), 0)
+
+
+def dequantised_backward(x: Letters) -> Number:
+    """The same in the backward pass, where it may stand beside as many tensors as there are at its height.
+
+    Beside the last linear's matrix are the two gradients of its input. That is a tensor fewer than at the height where
+    that has two more than what is saved; stored scores may hide it before.
+    """
+    hidden = (mlp_gradient_tensors(x) - 1) * least(x.B * x.S, x.S_c) * x.F
+    return greatest(x.a // 8 * (x.M - hidden) - x.e * eager_backward_bytes(x), 0)
 
 
 def loading(x: Letters) -> Number:
@@ -61,7 +71,15 @@ class Nf4Weights(Optimization):
     title = "4-bit NF4 weights, double quantisation"
     numbers = (6, 11)
     claims = frozenset({"weights/linear.bits"})
-    makes = frozenset({"weights/constants", "buffers/dequantised", "buffers/loading", merging.DEQUANTISED.name})
+    makes = frozenset(
+        {
+            "weights/constants",
+            "buffers/dequantised",
+            "buffers/dequantised_backward",
+            "buffers/loading",
+            merging.DEQUANTISED.name,
+        }
+    )
     adds = frozenset({"dequantise/forward", "dequantise/backward"})
     requires = (
         Capability((6, 0), "bitsandbytes builds its 4-bit kernels for it"),
@@ -97,8 +115,16 @@ class Nf4Weights(Optimization):
                     "buffers/dequantised",
                     dequantised,
                     eight,
-                    frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.EVALUATE}),
+                    frozenset({Phase.FORWARD, Phase.EVALUATE}),
                     "a matrix in the compute dtype, where nothing larger follows it",
+                    source,
+                ),
+                Term(
+                    "buffers/dequantised_backward",
+                    dequantised_backward,
+                    eight,
+                    frozenset({Phase.BACKWARD}),
+                    "the same beside the gradients of its linear's input",
                     source,
                 ),
                 Term(
