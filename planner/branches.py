@@ -1,10 +1,10 @@
 """The valid sets as a tree: a trunk for each set of hubs, and on it groups of choices that add up.
 
-A *hub* decides what formulas everywhere give: rates that all work goes by, or what others need. Sets of hubs are gone
-through one by one. Beside given hubs, choices that touch nothing in common cannot see each other, so what each of them
-changes is added, whatever the others do: bytes in a phase, FLOPs of a piece of work. A choice is an optimisation that
-is on or off (a *leaf*) or the value of a knob (a *dial*). Choices that touch the same terms, or of which one sets a
-letter that a formula of the other reads, form a group, and each group is looked at once.
+A *hub* decides what formulas everywhere give: rates that all work goes by, or what others need, or a letter by name.
+Sets of hubs are gone through one by one. Beside given hubs, choices that touch nothing in common cannot see each other,
+so what each of them changes is added, whatever the others do: bytes in a phase, FLOPs of a piece of work. A choice is
+an optimisation that is on or off (a *leaf*) or the value of a knob (a *dial*). Choices that touch the same terms, or of
+which one sets a letter that a formula of the other reads, form a group, and each group is looked at once.
 
 That nobody sees more than it says is watched: the letters that formulas read (``planner.groups``), and the names that
 requirements and knobs ask for in the set.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from math import prod
 
 from planner.compose import Configuration, Standing, compose
@@ -30,7 +30,7 @@ Ties = frozenset[frozenset[str]]
 
 @dataclass(frozen=True)
 class Branch:
-    """One set of hubs with the first value of every knob, and the groups of choices on it."""
+    """One set of hubs with values of its knobs, and the groups of choices on it."""
 
     trunk: Configuration
     dials: tuple[Dial, ...]  # of the trunk
@@ -73,7 +73,8 @@ def branches(
 
 def _is_hub(name: str) -> bool:
     each = all_optimizations()[name]
-    return bool("adapters/weights" in each.makes or each.claims & CLOCK)
+    by_name = any(knob.letter and knob.names for knob in each.knobs)
+    return bool("adapters/weights" in each.makes or each.claims & CLOCK or by_name)
 
 
 def _changes(name: str) -> set[str]:
@@ -135,12 +136,29 @@ def _branches(
         if not trains(ids) or not nothing.bears(ids, situation) or not has_pinned(ids, knobs, situation):
             continue
         standing = nothing.with_more(ids)
-        trunk, dials = compose(ids, knobs, situation), dials_of(ids, knobs, situation)
-        groups = (
-            tuple(options(group, trunk, dials, standing, situation, knobs))
-            for group in _groups([*leaves, *(dial.name for dial in dials)], ties)
-        )
-        yield Branch(trunk, dials, tuple(group for group in groups if len(group) > 1 or group[0].dials))
+        for named in _named(ids, knobs, situation):
+            trunk, dials = compose(ids, named, situation), dials_of(ids, named, situation)
+            groups = (
+                tuple(options(group, trunk, dials, standing, situation, named))
+                for group in _groups([*leaves, *(dial.name for dial in dials)], ties)
+            )
+            yield Branch(trunk, dials, tuple(group for group in groups if len(group) > 1 or group[0].dials))
+
+
+def _named(ids: Sequence[str], knobs: PinnedKnobs, situation: Situation) -> Iterator[PinnedKnobs]:
+    """The pinned knobs with each combination of names that give a letter its value: formulas everywhere may read it."""
+    known, inside = all_optimizations(), situation.choosing(ids)
+    free = [
+        [(name, knob.name, value) for value in knob.choices(inside)]
+        for name in ids
+        for knob in known[name].knobs
+        if knob.letter and knob.names and knob.name not in knobs.get(name, {})
+    ]
+    for chosen in product(*free):
+        values = {name: {**of_one} for name, of_one in knobs.items()}
+        for name, knob_name, value in chosen:
+            values.setdefault(name, {})[knob_name] = value
+        yield values
 
 
 def _groups(names: Sequence[str], ties: Ties) -> list[list[str]]:

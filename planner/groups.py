@@ -19,7 +19,7 @@ Row = Term | Work
 
 @dataclass(frozen=True)
 class Dial:
-    """A knob with a letter, of which nobody has fixed the value; values are ordered best first."""
+    """A number with a letter, of which nobody has fixed the value; values are ordered best first."""
 
     owner: str
     knob: str
@@ -63,7 +63,7 @@ def dials_of(ids: Iterable[str], knobs: PinnedKnobs, situation: Situation) -> tu
         Dial(name, knob.name, knob.letter, tuple(map(int, knob.choices(inside))))
         for name in sorted(ids)
         for knob in known[name].knobs
-        if knob.letter and knob.letter != "R" and knob.name not in knobs.get(name, {})
+        if knob.letter and not knob.names and knob.letter != "R" and knob.name not in knobs.get(name, {})
     )
     return tuple(dial for dial in found if len(dial.values) > 1)
 

@@ -75,7 +75,7 @@ def rotary(x: Letters) -> Number:
 
 
 def row_ids(x: Letters) -> Number:
-    """Ids and targets as they come and as one row, and the positions."""
+    """Ids and targets as they come and as one row, and the positions; there until the next micro-batch comes."""
     return 5 * tokens(x)
 
 
@@ -84,9 +84,24 @@ def staging(x: Letters) -> Number:
     return tokens(x) * (projected_width(x) + 2 * x.H * x.E + x.D)
 
 
-def log_sum_exp(x: Letters) -> Number:
-    """One value for each query and head."""
-    return tokens(x) * x.H
+def staging_in_host(x: Letters) -> Number:
+    """The same where it lies in host memory, and else nothing."""
+    return x.j_h * staging(x)
+
+
+def staging_on_card(x: Letters) -> Number:
+    """The same where it lies on the card, and else nothing."""
+    return (1 - x.j_h) * staging(x)
+
+
+def log_sum_exp_in_host(x: Letters) -> Number:
+    """One value for each query and head, where staging is in host memory."""
+    return x.j_h * tokens(x) * x.H
+
+
+def log_sum_exp_on_card(x: Letters) -> Number:
+    """One value for each query and head, where staging is on the card."""
+    return (1 - x.j_h) * tokens(x) * x.H
 
 
 def input_loaded(x: Letters) -> Number:
@@ -169,16 +184,22 @@ def group_forward(x: Letters) -> Number:
     return inputs + (moving + several_documents(x)) * outputs
 
 
+def key_head_is_shared(x: Letters) -> Number:
+    """1 where several groups read one key head."""
+    return 1 - least(group_heads(x) * x.K // x.H, 1)
+
+
 def group_backward(x: Letters) -> Number:
     """The same in the backward pass: five inputs and the log-sum-exp, three gradients.
 
+    The last group's gradients are on their way; those of a shared key head are summed instead, and leave only once.
     Joining these over documents takes one of them twice, less than the kernel's workspace, which is gone by then.
     """
     size = tokens(x) * x.E * x.a // 8
-    moving = 1 + x.j_h * more_groups(x)
+    more = x.j_h * more_groups(x)
     heads, key_heads = group_heads(x), group_key_heads(x)
-    inputs = x.j_h * moving * (size * (3 * heads + 2 * key_heads) + 4 * tokens(x) * heads)
-    return inputs + moving * size * (heads + 2 * key_heads)
+    inputs = x.j_h * (1 + more) * (size * (3 * heads + 2 * key_heads) + 4 * tokens(x) * heads)
+    return inputs + size * ((1 + more) * heads + (1 + more * (1 - key_head_is_shared(x))) * 2 * key_heads)
 
 
 def kernel_workspace(x: Letters) -> Number:
@@ -187,14 +208,22 @@ def kernel_workspace(x: Letters) -> Number:
     Kernels round the head size up to a multiple of 32 and the sequence to one of 128. Where several query heads read a
     key head, the gradients of key and value are made for each of them, in the compute dtype, before they are summed.
     """
+    return _workspace(x, round_up(x.E, 32))
+
+
+def cudnn_workspace(x: Letters) -> Number:
+    """The same of cuDNN, which takes heads as wide as they are: measured at 80, 64 and 128 (reports/validation)."""
+    return _workspace(x, x.E)
+
+
+def _workspace(x: Letters, width: Number) -> Number:
     rows, shared = round_up(tokens(x), 128) * group_heads(x), least(x.H // x.K - 1, 1)
-    return 4 * rows * (round_up(x.E, 32) + 1) + shared * 2 * rows * x.E * x.a // 8
+    return 4 * rows * (width + 1) + shared * 2 * rows * x.E * x.a // 8
 
 
 def shared_key_heads(x: Letters) -> Number:
     """Gradients of one key and value head in float32, where several groups share it."""
-    shared = 1 - least(group_heads(x) * x.K // x.H, 1)
-    return shared * 8 * tokens(x) * x.E
+    return key_head_is_shared(x) * 8 * tokens(x) * x.E
 
 
 def loss_loaded(x: Letters) -> Number:
@@ -213,7 +242,7 @@ def loss_rows(x: Letters) -> Number:
 
 
 def loss_gradient(x: Letters) -> Number:
-    """Gradient of the normed hidden states of a chunk's trained tokens."""
+    """The normed hidden states of a chunk's trained tokens, or their gradient."""
     return loss_rows(x) * x.D
 
 

@@ -65,11 +65,12 @@ class Arena:
                 raise PlanError(asked, f"the system refused to map it ({error}).", nearest) from error
             array = torch.frombuffer(pages, dtype=dtype)  # holds the pages as long as it lives
             if self.pinned:
+                _count_pinned(size)  # before, for the driver makes the pages resident while it pins them
                 code = int(torch.cuda.cudart().cudaHostRegister(array.data_ptr(), size, 0))
                 if code != 0:
+                    _count_pinned(-size)
                     raise PlanError(asked, f"the driver refused to pin it (CUDA error {code}).", nearest)
                 self._registered.append((array.data_ptr(), size))
-                _count_pinned(size)
         self.bytes += size
         self.held.append(array)
         return array

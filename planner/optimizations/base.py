@@ -148,10 +148,10 @@ class Knob:
 
     Attributes:
         name: short name; on the command line ``--set <optimisation>.<name>=value``.
-        letter: the letter it gives a value to in formulas, or "" for a choice by name.
+        letter: the letter it gives a value to in formulas; "" where the code it chooses is all it changes.
         choices: what the solver may choose from, best first, given the situation.
         low, high: bounds of what a user may set (numbers), or None where only ``choices`` will do.
-        names: of a choice by name, all there are on any card.
+        names: of a choice by name, all there are on any card; the letter's value is the place in them, from 0.
         whole: whether it is a whole number, where it is a number.
     """
 
@@ -163,6 +163,10 @@ class Knob:
     high: float | None = None
     whole: bool = True
     names: tuple[str, ...] = ()
+
+    def number(self, value: Scalar) -> int:
+        """What the letter is where the knob has this value."""
+        return self.names.index(str(value)) if self.names else int(value)
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,7 @@ class Optimization(ABC):
 
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
         """Values of the letters it claims or that its knobs set."""
-        return {knob.letter: int(knobs[knob.name]) for knob in self.knobs if knob.letter}
+        return {knob.letter: knob.number(knobs[knob.name]) for knob in self.knobs if knob.letter}
 
     def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
         """Values of the settings it claims (``dtype``, ``attention``)."""

@@ -77,13 +77,6 @@ _PASSING: tuple[tuple[str, Formula, Formula, frozenset[Phase], str], ...] = (
         "the same with gradients",
     ),
     (
-        "attention/workspace",
-        memory.kernel_workspace,
-        one_byte,
-        frozenset({Phase.ATTENTION_BACKWARD}),
-        "what the kernel takes in its backward pass",
-    ),
-    (
         "attention/shared",
         memory.shared_key_heads,
         one_byte,
@@ -107,6 +100,16 @@ _PASSING: tuple[tuple[str, Formula, Formula, frozenset[Phase], str], ...] = (
 )
 
 
+_STAGED = "query, key, value, attended values, gradients between the passes"
+_SCORES = "log-sum-exp of the scores"
+_BETWEEN_PASSES: tuple[tuple[str, Formula, Formula, Device, str], ...] = (
+    ("buffers/staging", memory.staging_in_host, bits_of_activation, Device.PINNED, _STAGED),
+    ("buffers/staging_on_card", memory.staging_on_card, bits_of_activation, Device.GPU, _STAGED),
+    ("buffers/log_sum_exp", memory.log_sum_exp_in_host, float32, Device.PINNED, _SCORES),
+    ("buffers/log_sum_exp_on_card", memory.log_sum_exp_on_card, float32, Device.GPU, _SCORES),
+)
+
+
 class Streamed(Optimization):
     """Layers in passes over the sequence: memory of the card flat in its length."""
 
@@ -118,16 +121,21 @@ class Streamed(Optimization):
         | {"setting executor", "activations/checkpoints.device"}
         | {f"{name}.{what}" for name in per_layer_names() for what in ("count", "phases")}
         | {f"{name}.count" for name in EAGER}
-        | {"activations/outputs.count", "activations/rotary.count", "activations/tokens.count"}
+        | {
+            "activations/outputs.count",
+            "activations/rotary.count",
+            "activations/tokens.count",
+            "activations/tokens.phases",
+        }
         | {f"activations/{name}.{what}" for name in ("forward", "backward", "evaluation") for what in ("count", "bits")}
-        | {"loss/hidden.count", "loss/norm.count", "loss/normed.count", "loss/gradient.count"}
+        | {"loss/hidden.count", "loss/norm.count", "loss/normed.count", "loss/normed_evaluation.count"}
+        | {"loss/gradient.count"}
         | {"attention/forward.phase", "attention/backward.phase"}
     )
-    makes = frozenset({name for name, *_ in _PASSING}) | {
+    makes = frozenset({name for name, *_ in (*_PASSING, *_BETWEEN_PASSES)}) | {
+        "attention/workspace",
         "activations/checkpoints",
         "activations/inner",
-        "buffers/staging",
-        "buffers/log_sum_exp",
     }
     adds = frozenset(
         {"linear/recompute", "elementwise/recompute", "attention/recompute"}
@@ -148,7 +156,8 @@ class Streamed(Optimization):
             "staging",
             "host or card: where what lies between passes waits",
             lambda _: ("host", "card"),
-            names=("host", "card"),
+            letter="j_h",
+            names=("card", "host"),
         ),
         Knob("kernel", "cudnn, flash or efficient", _kernels, names=("cudnn", "flash", "efficient")),
     )
@@ -161,8 +170,7 @@ class Streamed(Optimization):
 
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
         """One layer at a time, no stored scores."""
-        staging = int(knobs["staging"] == "host")
-        return super().letters(situation, knobs) | {"A": 1, "p": 1, "e": 0, "j_h": staging}
+        return super().letters(situation, knobs) | {"A": 1, "p": 1, "e": 0}
 
     def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
         """The kernel that attention rates are looked up by, and the executor."""
@@ -184,19 +192,28 @@ class Streamed(Optimization):
             ledger = ledger.claimed(name, count=count, phases=LIVE)
         for name in (*EAGER, "activations/outputs", "loss/hidden"):
             ledger = ledger.claimed(name, count=nothing)
-        place = Device.PINNED if knobs["staging"] == "host" else Device.GPU
         passing = (Term(*each[:4], each[4], SOURCE) for each in _PASSING)
+        workspace = memory.cudnn_workspace if knobs["kernel"] == "cudnn" else memory.kernel_workspace
         return (
             ledger.claimed("activations/rotary", count=memory.rotary)
-            .claimed("activations/tokens", count=memory.row_ids)
+            .claimed("activations/tokens", count=memory.row_ids, phases=AFTER_LOAD)
             .claimed("activations/forward", count=memory.forward_chunk, bits=one_byte)
             .claimed("activations/evaluation", count=memory.forward_chunk, bits=one_byte)
             .claimed("activations/backward", count=memory.chunk_mlp_gradients, bits=bits_of_activation)
             .claimed("loss/norm", count=memory.loss_norm)
             .claimed("loss/normed", count=memory.loss_gradient)
+            .claimed("loss/normed_evaluation", count=memory.loss_gradient)
             .claimed("loss/gradient", count=memory.loss_gradient)
             .with_terms(
                 *passing,
+                Term(
+                    "attention/workspace",
+                    workspace,
+                    one_byte,
+                    frozenset({Phase.ATTENTION_BACKWARD}),
+                    "what the kernel takes in its backward pass",
+                    SOURCE,
+                ),
                 Term(
                     "activations/checkpoints",
                     memory.checkpoints,
@@ -215,23 +232,9 @@ class Streamed(Optimization):
                     "trainer/streamed/checkpoints.py",
                     device=Device.PINNED,
                 ),
-                Term(
-                    "buffers/staging",
-                    memory.staging,
-                    bits_of_activation,
-                    AFTER_LOAD,
-                    "query, key, value, attended values, gradients between the passes",
-                    SOURCE,
-                    device=place,
-                ),
-                Term(
-                    "buffers/log_sum_exp",
-                    memory.log_sum_exp,
-                    float32,
-                    AFTER_LOAD,
-                    "log-sum-exp of the scores",
-                    SOURCE,
-                    device=place,
+                *(
+                    Term(name, count, bits, AFTER_LOAD, what, SOURCE, device=device)
+                    for name, count, bits, device, what in _BETWEEN_PASSES
                 ),
             )
             .with_work(*self._work())

@@ -51,10 +51,15 @@ def normed(x: Letters) -> Number:
 
 
 def normed_in_evaluation(x: Letters) -> Number:
-    """The same without a gradient: the copy of the trained tokens where there is one, and a copy of each slice."""
-    rows, trained, part = x.B * x.S * x.D, x.B * x.T * x.D, least(x.C, x.B * x.T) * x.D
-    above = greatest(rows - part - slice_in_activations(x), 0)
-    return (1 - picked(x)) * rows + picked(x) * (trained + above) + part
+    """The same without a gradient: the copy of the trained tokens where there is one."""
+    rows, trained = x.B * x.S * x.D, x.B * x.T * x.D
+    above = greatest(rows - slice_in_evaluation(x) - slice_in_activations(x), 0)
+    return (1 - picked(x)) * rows + picked(x) * (trained + above)
+
+
+def slice_in_evaluation(x: Letters) -> Number:
+    """A copy of each slice of them, which without a gradient is made and gone."""
+    return least(x.C, x.B * x.T) * x.D
 
 
 def head_flops(x: Letters) -> Number:
@@ -70,7 +75,7 @@ class ChunkedLoss(Optimization):
     numbers = (41,)
     free = True
     claims = frozenset({"loss/logits.count", "loss/logits.bits", "head/both.amount", "letter C"})
-    makes = frozenset({"loss/gradient", "loss/normed", "loss/normed_evaluation"})
+    makes = frozenset({"loss/gradient", "loss/normed", "loss/normed_evaluation", "loss/slice_evaluation"})
     knobs = (
         Knob(
             "rows",
@@ -110,6 +115,14 @@ class ChunkedLoss(Optimization):
                     frozenset({Phase.EVALUATE_LOSS}),
                     "the same while evaluating",
                     "trainer/step.py",
+                ),
+                Term(
+                    "loss/slice_evaluation",
+                    slice_in_evaluation,
+                    bits_of_activation,
+                    frozenset({Phase.EVALUATE_LOSS}),
+                    "a slice of them",
+                    "trainer/loss.py",
                 ),
                 Term(
                     "loss/gradient",
