@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.baseline_formulas import adapter_inner, mlp_gradients, mlp_saved
+from planner.baseline_formulas import adapter_inner, layer_backward_bytes, mlp_saved
+from planner.expert_formulas import height, saved_outputs, saved_routing
 from planner.symbols import Letters, Number, ceil_div, greatest, least, round_up
 
 
@@ -131,9 +132,19 @@ def chunk_mlp(x: Letters) -> Number:
     return mlp_saved(Chunk(x))  # type: ignore[arg-type]
 
 
-def chunk_mlp_gradients(x: Letters) -> Number:
-    """Gradients at the height of a chunk's backward pass."""
-    return mlp_gradients(Chunk(x))  # type: ignore[arg-type]
+def chunk_backward_bytes(x: Letters) -> Number:
+    """Bytes at the height of a chunk's backward pass beyond what is saved and the incoming gradient."""
+    return layer_backward_bytes(Chunk(x))  # type: ignore[arg-type]
+
+
+def chunk_experts(x: Letters) -> Number:
+    """What each row of the experts gives for a chunk."""
+    return saved_outputs(Chunk(x))  # type: ignore[arg-type]
+
+
+def chunk_routing(x: Letters) -> Number:
+    """Bytes of a chunk's scores of the experts, and of the order of its rows."""
+    return saved_routing(Chunk(x))  # type: ignore[arg-type]
 
 
 def chunk_norms(x: Letters) -> Number:
@@ -163,7 +174,7 @@ def forward_chunk(x: Letters) -> Number:
     """
     size, more = chunk_tokens(x) * x.a // 8, more_chunks(x)
     before = x.D + projected_width(x) * (1 + x.j_h * more) + 4 * x.H * x.E
-    after = x.g * x.F + 2 * x.D + x.H * x.E * (1 + x.j_h * (1 + more)) + more * x.D
+    after = height(x) + 2 * x.D + x.H * x.E * (1 + x.j_h * (1 + more)) + more * x.D
     return size * (x.D * (1 + more) + greatest(before, after))
 
 
@@ -202,18 +213,27 @@ def group_backward(x: Letters) -> Number:
     return inputs + size * ((1 + more) * heads + (1 + more * (1 - key_head_is_shared(x))) * 2 * key_heads)
 
 
-def kernel_workspace(x: Letters) -> Number:
+def flash_workspace(x: Letters) -> Number:
     """What a kernel takes in its backward pass: gradients of the queries in float32, and a row sum for each.
 
-    Kernels round the head size up to a multiple of 32 and the sequence to one of 128. Where several query heads read a
-    key head, the gradients of key and value are made for each of them, in the compute dtype, before they are summed.
+    The flash kernel rounds the head size up to a multiple of 32 and the sequence to one of 128. Where several query
+    heads read a key head, the gradients of key and value are made for each of them, in the compute dtype, before they
+    are summed.
     """
     return _workspace(x, round_up(x.E, 32))
 
 
 def cudnn_workspace(x: Letters) -> Number:
-    """The same of cuDNN, which takes heads as wide as they are: measured at 80, 64 and 128 (reports/validation)."""
+    """The same of cuDNN, which takes heads as wide as they are: measured at 64, 80 and 128 (reports/validation)."""
     return _workspace(x, x.E)
+
+
+def efficient_workspace(x: Letters) -> Number:
+    """The same of the memory-efficient kernel, in tiles 64 wide; and its output token by token, and padded row sums.
+
+    Output and sums are copied for it (``trainer/streamed/kernels.py``), all heads of a group at once at most.
+    """
+    return _workspace(x, round_up(x.E, 64)) + round_up(tokens(x), 32) * group_heads(x) * (x.E * x.a // 8 + 4)
 
 
 def _workspace(x: Letters, width: Number) -> Number:
@@ -237,15 +257,15 @@ def loss_leaving(x: Letters) -> Number:
 
 
 def loss_rows(x: Letters) -> Number:
-    """Trained tokens of a chunk, all of it if so many are."""
-    return least(x.B * x.T, chunk_tokens(x))
+    """Trained tokens of a sequence that final norm and loss take at once."""
+    return least(x.T, x.C)
 
 
 def loss_gradient(x: Letters) -> Number:
-    """The normed hidden states of a chunk's trained tokens, or their gradient."""
+    """The normed hidden states of a slice of trained tokens, or their gradient."""
     return loss_rows(x) * x.D
 
 
 def loss_norm(x: Letters) -> Number:
-    """The final RMSNorm's float32 copy of a chunk's trained tokens, and its deviation."""
+    """The final RMSNorm's float32 copy of a slice of trained tokens, and its deviation."""
     return x.Q * loss_rows(x) * (x.D * (1 - x.a // 32) + 1)

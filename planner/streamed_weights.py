@@ -7,11 +7,14 @@ that are on the card, and the next step begins where the backward pass ends.
 from __future__ import annotations
 
 from planner.baseline_formulas import one_byte
+from planner.expert_formulas import expert_weights
 from planner.ledger import ALWAYS, Device, Formula, Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Evidence, Needs
 from planner.symbols import Letters, Number, ceil_div, greatest, least
 
 ROOM, FORWARD, BACKWARD = "buffers/weights", "weights/in", "weights_back/in"
+MATRICES = ("weights/linear", "weights/experts", "weights/routers")
+"""Terms of the matrices of a layer: all of them are put away."""
 NEEDS = Needs("buffers/staging", "only streamed layers are computed one after the other, each by itself")
 EVIDENCE = (
     Evidence("loss and gradients equal stock to 1e-10 in float64", "tests/streamed/test_weights.py"),
@@ -22,6 +25,11 @@ EVIDENCE = (
 def layers_on_card(x: Letters) -> Number:
     """Layers that there is room for: the one that computes and the one that comes."""
     return least(x.L, 2)
+
+
+def unquantised(x: Letters) -> Number:
+    """Bytes of the experts of one layer and of their router, which no quantisation here changes."""
+    return (expert_weights(x) + x.j) * x.w // 8
 
 
 def copies_forward(x: Letters) -> Number:
@@ -42,14 +50,12 @@ def copies_backward(x: Letters) -> Number:
 
 
 def moved(ledger: Ledger, room: Formula, forward: Formula, backward: Formula) -> Ledger:
-    """The ledger with the linears in host memory; formulas: bytes of the room on the card, and copied in each pass."""
-    return (
-        ledger.claimed("weights/linear", device=Device.PINNED)
-        .with_terms(
-            Term(ROOM, room, one_byte, ALWAYS, "a layer's linears, and the next one's", "trainer/streamed/weights.py")
-        )
-        .with_work(
-            Work(FORWARD, forward, Resource.PREFETCH, Phase.FORWARD, "linears of the layers from the host"),
-            Work(BACKWARD, backward, Resource.PREFETCH, Phase.BACKWARD, "linears of the layers from the host again"),
-        )
+    """The ledger with the layers' matrices in host memory; bytes of the room on the card, and copied in each pass."""
+    for name in MATRICES:
+        ledger = ledger.claimed(name, device=Device.PINNED)
+    return ledger.with_terms(
+        Term(ROOM, room, one_byte, ALWAYS, "a layer's matrices, and the next one's", "trainer/streamed/weights.py")
+    ).with_work(
+        Work(FORWARD, forward, Resource.PREFETCH, Phase.FORWARD, "matrices of the layers from the host"),
+        Work(BACKWARD, backward, Resource.PREFETCH, Phase.BACKWARD, "matrices of the layers from the host again"),
     )

@@ -108,6 +108,7 @@ LETTERS: tuple[Letter, ...] = (
     Letter("S_c", "tokens of a chunk, computed at once where layers run in passes", "tokens", "streamed.chunk"),
     Letter("H_g", "query heads of a group, whose attention is computed at once", "heads", "streamed.heads"),
     Letter("j_h", "1 where what lies between the passes of a layer is in host memory", "flag", least=0),
+    Letter("l_r", "1 where the loss takes the sequences of a batch one by one", "flag", least=0),
     Letter("L_s", "layers for which one input is kept", "layers", "checkpoint_spacing.every"),
     Letter("b_c", "bits of 64 elements of a kept layer input where it is coded, else 0", "bits", least=0),
     Letter("k_a", "1 where what attention gave is kept for the backward pass", "flag", least=0),

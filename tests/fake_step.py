@@ -59,13 +59,13 @@ class Counted:
 
 def counted(plan: Plan) -> Counted:
     """Forward, loss, backward and evaluation of a plan's largest batch."""
-    with _nothing_real():
+    with _nothing_real() as on_card:
         built = session.build(plan)
         vocab = built.base.config.vocab_size
         batch = synthetic_batch(plan.train.batch, plan.total_tokens, plan.target, vocab, 0, built.most_documents)
         _make_state(built)
         elsewhere = [array for arena in built.arenas for array in arena.held]
-        stays = [*resident_tensors(built), batch.inputs, batch.targets]
+        stays = [*resident_tensors(built), *on_card, batch.inputs, batch.targets]
         with _OnCard(stays, elsewhere) as live:
             resident = live.live
             live.mark(Phase.FORWARD)
@@ -104,9 +104,9 @@ def _make_state(built: session.BuiltRun) -> None:
 
 
 def predicted(plan: Plan) -> dict[str, int]:
-    """The plan's bytes by phase, without what the matrix library keeps for itself."""
+    """The plan's bytes by phase, without what the matrix library and attention kernels take for themselves."""
     return {
-        phase: sum(size for name, size in terms.items() if name != "runtime/workspace")
+        phase: sum(size for name, size in terms.items() if name not in ("runtime/workspace", "attention/workspace"))
         for phase, terms in plan.memory.gpu.phases.items()
     }
 
@@ -174,11 +174,16 @@ def _softmax_of_card(scores: Tensor, dim: int, dtype: torch.dtype | None = None)
 
 
 @contextmanager
-def _nothing_real() -> Iterator[None]:
+def _nothing_real() -> Iterator[list[Tensor]]:
+    """Meanwhile nothing is computed; gives the arrays that arenas take of the card."""
+    on_card: list[Tensor] = []
+
     def taken(arena: Arena, elements: int, dtype: torch.dtype) -> Tensor:
         array = torch.empty(elements, dtype=dtype)
         arena.bytes += elements * dtype.itemsize
         arena.held.append(array)
+        if not arena.away:
+            on_card.append(array)
         return array
 
     quantize_4bit(torch.zeros(64, 64), compress_statistics=True, quant_type="nf4")  # makes tables from real numbers
@@ -205,7 +210,7 @@ def _nothing_real() -> Iterator[None]:
         for each in patches:
             each.start()
         try:
-            yield
+            yield on_card
         finally:
             for each in patches:
                 each.stop()

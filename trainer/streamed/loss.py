@@ -171,25 +171,31 @@ class StreamedLoss:
 
         def work(chunk: Span, hidden: Tensor) -> None:
             gradient = torch.zeros_like(hidden) if backward else None
-            for span in row.trained:
-                if not (part := overlap(span, chunk)):
-                    continue
-                here = slice(part[0] - chunk[0], part[1] - chunk[0])
+            for start, stop in self._slices(chunk):
+                here = slice(start - chunk[0], stop - chunk[0])
                 taken = hidden[here].detach().requires_grad_(backward)
                 with torch.set_grad_enabled(backward):
                     loss = self.head.loss(
-                        self.head.scaled(layers.split.final(taken)), row.targets[slice(*part)], self.rows, one
+                        self.head.scaled(layers.split.final(taken)), row.targets[start:stop], self.rows, one
                     )
                 total.add_(loss.detach())
                 if gradient is not None:
                     loss.backward()
                     assert taken.grad is not None
                     gradient[here] = taken.grad
+                del taken, loss  # the next slice's stand in their place, not beside them
             if gradient is not None:
                 transfers.send(gradient, stream, *chunk)
 
         transfers.run(row.chunks, load, work)
         return total
+
+    def _slices(self, chunk: Span) -> Iterator[Span]:
+        """The trained tokens of a chunk, so many at a time that the final norm takes no more room than the logits."""
+        for span in self.layers.row.trained:
+            if part := overlap(span, chunk):
+                for start in range(*part, self.rows):
+                    yield start, min(start + self.rows, part[1])
 
     def _backward(self, mark: Mark, first: int, factor: Tensor | None) -> None:
         """Back from this layer to the first; ``factor``: see `Layers.backward`."""

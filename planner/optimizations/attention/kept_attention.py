@@ -1,4 +1,4 @@
-"""Keep what attention gave in every layer, in host memory, instead of computing attention again.
+"""Keep what attention gave in every layer, beside what lies between the passes, instead of computing it again.
 
 At length attention is nearly all of a step, and the backward pass needs its outputs and their log-sum-exp. Kept, they
 take as much host memory as the layer inputs; computed again, they cost one forward pass of attention in 4.5.
@@ -18,14 +18,24 @@ def outputs(x: Letters) -> Number:
     return (x.L - 1) * x.B * x.S * x.H * (x.E * x.a // 8 + 4)
 
 
+def in_host(x: Letters) -> Number:
+    """The same where staging is in host memory, and else nothing."""
+    return x.j_h * outputs(x)
+
+
+def on_card(x: Letters) -> Number:
+    """The same where staging is on the card, and else nothing."""
+    return (1 - x.j_h) * outputs(x)
+
+
 class KeptAttention(Optimization):
-    """Attended values of all layers in host memory: attention runs forward once."""
+    """Attended values of all layers are kept: attention runs forward once."""
 
     id = "kept_attention"
-    title = "outputs of attention kept in host memory"
+    title = "outputs of attention kept for the backward pass"
     numbers = (1,)
     claims = frozenset({"letter k_a"})
-    makes = frozenset({"attention/kept"})
+    makes = frozenset({"attention/kept", "attention/kept_on_card"})
     requires = (Needs("buffers/staging", "only streamed layers can take attention's outputs from elsewhere"),)
     evidence = (Evidence("gradients equal stock", "tests/streamed/test_gradients.py"),)
 
@@ -34,16 +44,23 @@ class KeptAttention(Optimization):
         return {"k_a": 1}
 
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
-        """Outputs of every layer in pinned memory."""
+        """Outputs of every layer, where what lies between the passes is."""
+        places = (
+            ("attention/kept", in_host, Device.PINNED),
+            ("attention/kept_on_card", on_card, Device.GPU),
+        )
         return ledger.with_terms(
-            Term(
-                "attention/kept",
-                outputs,
-                one_byte,
-                AFTER_LOAD,
-                "attended values and log-sum-exp of the other layers",
-                "trainer/streamed/layer.py",
-                device=Device.PINNED,
+            *(
+                Term(
+                    name,
+                    count,
+                    one_byte,
+                    AFTER_LOAD,
+                    "attended values and log-sum-exp of the other layers",
+                    "trainer/streamed/layer.py",
+                    device=device,
+                )
+                for name, count, device in places
             )
         )
 

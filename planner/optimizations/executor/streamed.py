@@ -100,6 +100,11 @@ _PASSING: tuple[tuple[str, Formula, Formula, frozenset[Phase], str], ...] = (
 )
 
 
+_WORKSPACES: dict[str, Formula] = {
+    "cudnn": memory.cudnn_workspace,
+    "flash": memory.flash_workspace,
+    "efficient": memory.efficient_workspace,
+}
 _STAGED = "query, key, value, attended values, gradients between the passes"
 _SCORES = "log-sum-exp of the scores"
 _BETWEEN_PASSES: tuple[tuple[str, Formula, Formula, Device, str], ...] = (
@@ -117,7 +122,16 @@ class Streamed(Optimization):
     title = "layers in passes over the sequence, the rest in host memory"
     numbers = (35, 42)
     claims = frozenset(
-        {"letter A", "letter p", "letter S_c", "letter H_g", "letter j_h", "letter e", "setting attention"}
+        {
+            "letter A",
+            "letter p",
+            "letter S_c",
+            "letter H_g",
+            "letter j_h",
+            "letter l_r",
+            "letter e",
+            "setting attention",
+        }
         | {"setting executor", "activations/checkpoints.device"}
         | {f"{name}.{what}" for name in per_layer_names() for what in ("count", "phases")}
         | {f"{name}.count" for name in EAGER}
@@ -127,7 +141,8 @@ class Streamed(Optimization):
             "activations/tokens.count",
             "activations/tokens.phases",
         }
-        | {f"activations/{name}.{what}" for name in ("forward", "backward", "evaluation") for what in ("count", "bits")}
+        | {f"activations/{name}.count" for name in ("forward", "backward", "evaluation")}
+        | {"activations/evaluation.bits"}
         | {"loss/hidden.count", "loss/norm.count", "loss/normed.count", "loss/normed_evaluation.count"}
         | {"loss/gradient.count"}
         | {"attention/forward.phase", "attention/backward.phase"}
@@ -170,7 +185,7 @@ class Streamed(Optimization):
 
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
         """One layer at a time, no stored scores."""
-        return super().letters(situation, knobs) | {"A": 1, "p": 1, "e": 0}
+        return super().letters(situation, knobs) | {"A": 1, "p": 1, "e": 0, "l_r": 1}
 
     def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
         """The kernel that attention rates are looked up by, and the executor."""
@@ -184,8 +199,11 @@ class Streamed(Optimization):
             "activations/hidden": memory.chunk_hidden,
             "activations/adapters": memory.chunk_adapters,
             "activations/mlp": memory.chunk_mlp,
+            "activations/experts": memory.chunk_experts,
+            "activations/routing": memory.chunk_routing,
             "attention/qkv": nothing,
             "attention/output": memory.chunk_attended,
+            "attention/documents": nothing,
             "attention/scores": nothing,
         }
         for name, count in counts.items():
@@ -193,13 +211,12 @@ class Streamed(Optimization):
         for name in (*EAGER, "activations/outputs", "loss/hidden"):
             ledger = ledger.claimed(name, count=nothing)
         passing = (Term(*each[:4], each[4], SOURCE) for each in _PASSING)
-        workspace = memory.cudnn_workspace if knobs["kernel"] == "cudnn" else memory.kernel_workspace
         return (
             ledger.claimed("activations/rotary", count=memory.rotary)
             .claimed("activations/tokens", count=memory.row_ids, phases=AFTER_LOAD)
-            .claimed("activations/forward", count=memory.forward_chunk, bits=one_byte)
+            .claimed("activations/forward", count=memory.forward_chunk)
             .claimed("activations/evaluation", count=memory.forward_chunk, bits=one_byte)
-            .claimed("activations/backward", count=memory.chunk_mlp_gradients, bits=bits_of_activation)
+            .claimed("activations/backward", count=memory.chunk_backward_bytes)
             .claimed("loss/norm", count=memory.loss_norm)
             .claimed("loss/normed", count=memory.loss_gradient)
             .claimed("loss/normed_evaluation", count=memory.loss_gradient)
@@ -208,7 +225,7 @@ class Streamed(Optimization):
                 *passing,
                 Term(
                     "attention/workspace",
-                    workspace,
+                    _WORKSPACES[str(knobs["kernel"])],
                     one_byte,
                     frozenset({Phase.ATTENTION_BACKWARD}),
                     "what the kernel takes in its backward pass",

@@ -13,9 +13,17 @@ from planner.session import Session
 from planner.symbols import Letters, Number, greatest, least
 
 
+def rows_at_once(x: Letters) -> Number:
+    """Trained tokens that the loss takes in one slice: of all sequences together, or where layers run in passes of one.
+
+    Never more than there are.
+    """
+    return least(x.C, x.T * (x.l_r + (1 - x.l_r) * x.B))
+
+
 def slice_of_logits(x: Letters) -> Number:
-    """Rows alive at once, never more than there are."""
-    return least(x.C, x.B * x.T) * x.V
+    """Logits alive at once."""
+    return rows_at_once(x) * x.V
 
 
 def logits_bits(x: Letters) -> Number:
@@ -59,7 +67,7 @@ def normed_in_evaluation(x: Letters) -> Number:
 
 def slice_in_evaluation(x: Letters) -> Number:
     """A copy of each slice of them, which without a gradient is made and gone."""
-    return least(x.C, x.B * x.T) * x.D
+    return rows_at_once(x) * x.D
 
 
 def head_flops(x: Letters) -> Number:

@@ -42,11 +42,13 @@ def dequantised(x: Letters) -> Number:
 def dequantised_backward(x: Letters) -> Number:
     """The same in the backward pass, where it may stand beside as many tensors as there are at its height.
 
-    Beside the last linear's matrix are the two gradients of its input. That is a tensor fewer than at the height where
-    that has two more than what is saved; stored scores may hide it before.
+    Beside the last linear's matrix, of D x F elements, are the two gradients of its input. That is a tensor fewer than
+    at the height where that has two more than what is saved. Of what the MLP saves nothing is left when the largest
+    matrix is read, which may be that of gate and up projection in one. Stored scores may hide either.
     """
-    hidden = (mlp_gradient_tensors(x) - 1) * least(x.B * x.S, x.S_c) * x.F
-    return greatest(x.a // 8 * (x.M - hidden) - x.e * eager_backward_bytes(x), 0)
+    width = least(x.B * x.S, x.S_c) * x.F
+    last = x.D * x.F - (mlp_gradient_tensors(x) - 1) * width
+    return greatest(x.a // 8 * greatest(last, x.M - x.f * width) - x.e * eager_backward_bytes(x), 0)
 
 
 def loading(x: Letters) -> Number:

@@ -14,19 +14,21 @@ from planner.streamed_weights import (
     BACKWARD,
     EVIDENCE,
     FORWARD,
+    MATRICES,
     NEEDS,
     ROOM,
     copies_backward,
     copies_forward,
     layers_on_card,
     moved,
+    unquantised,
 )
 from planner.symbols import Letters, Number, ceil_div
 
 
 def layer(x: Letters) -> Number:
-    """Bytes of the linears of one layer, half a byte a weight, and of their constants."""
-    return x.P // 2 + ceil_div(constants(x), x.L)
+    """Bytes of the matrices of one layer, half a byte a weight, their constants, and experts as they are."""
+    return x.P // 2 + ceil_div(constants(x), x.L) + unquantised(x)
 
 
 def room(x: Letters) -> Number:
@@ -49,7 +51,7 @@ class StreamedNf4Weights(Optimization):
 
     id = "streamed_nf4_weights"
     title = "NF4 weights of the layers in host memory"
-    claims = frozenset({"weights/linear.device", "weights/constants.device"})
+    claims = frozenset({"weights/constants.device", *(f"{name}.device" for name in MATRICES)})
     makes = frozenset({ROOM})
     adds = frozenset({FORWARD, BACKWARD})
     requires = (NEEDS,)

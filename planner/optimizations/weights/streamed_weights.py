@@ -1,4 +1,4 @@
-"""Hold the weights of the layers' linears in pinned host memory, and bring each layer to the card as it is computed.
+"""Hold the matrices of the layers in pinned host memory, and bring each layer to the card as it is computed.
 
 The card has room for two layers: while one computes the next one is copied. So a model need not fit the card, only two
 of its layers, embedding and output head. Each layer crosses the link once in each pass, and more often where one
@@ -14,19 +14,21 @@ from planner.streamed_weights import (
     BACKWARD,
     EVIDENCE,
     FORWARD,
+    MATRICES,
     NEEDS,
     ROOM,
     copies_backward,
     copies_forward,
     layers_on_card,
     moved,
+    unquantised,
 )
 from planner.symbols import Letters, Number
 
 
 def layer(x: Letters) -> Number:
-    """Bytes of the linears of one layer."""
-    return x.P * x.w // 8
+    """Bytes of the matrices of one layer."""
+    return x.P * x.w // 8 + unquantised(x)
 
 
 def room(x: Letters) -> Number:
@@ -50,7 +52,7 @@ class StreamedWeights(Optimization):
     id = "streamed_weights"
     title = "weights of the layers in host memory"
     # Its formulas go by the bits of weights as they are; those in four bits have constants besides.
-    claims = frozenset({"weights/linear.device", "weights/linear.bits"})
+    claims = frozenset({"weights/linear.bits", *(f"{name}.device" for name in MATRICES)})
     makes = frozenset({ROOM})
     adds = frozenset({FORWARD, BACKWARD})
     requires = (NEEDS,)
