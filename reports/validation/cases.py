@@ -46,10 +46,20 @@ def _h200(name: str, model: str, arguments: str) -> Case:
 
 
 # Planned and not run yet; a run is taken out of here when its record comes in.
-PENDING = frozenset({"8gib-phi-2-262144-streamed", "8gib-qwen2.5-0.5b-1048576-streamed", "2060s-phi-2-tier8-turing"})
+PENDING = frozenset(
+    {
+        "8gib-phi-2-262144-streamed",
+        "8gib-qwen2.5-0.5b-1048576-streamed",
+        "8gib-llama-3.1-70b-16384-streamed",
+        "2060s-phi-2-tier8-turing",
+    }
+)
 # Layers in passes over the sequence, held to the memory of a small card (reports/validation/cards).
 EXACT = "--without checkpoint_int8 --without checkpoint_nf4 --without checkpoint_spacing --without kept_attention"
-STREAMED = f"--with streamed --with nf4_weights --set lora.rank=16 {EXACT} --host-ram 122GiB"
+HOST = "--host-ram 122GiB"
+STREAMED = f"--with streamed --with nf4_weights --without streamed_nf4_weights --set lora.rank=16 {EXACT} {HOST}"
+# The same with the weights in host memory as well.
+PLACED = f"--with streamed --with streamed_nf4_weights {EXACT} {HOST}"
 
 
 def _streamed(chip: str) -> Iterator[Case]:
@@ -71,8 +81,8 @@ def _streamed(chip: str) -> Iterator[Case]:
     yield case("131072-streamed", "llama-3.1-8b", f"--context 131072 {STREAMED}")
     yield case("524288-streamed", "llama-3.2-1b", f"--context 524288 {STREAMED}")
     yield case("1048576-streamed", "qwen2.5-0.5b", f"--context 1048576 {STREAMED}", layers=3)
-    rank = STREAMED.replace("--set lora.rank=16 ", "")
-    yield case("tier8-turing", "phi-2", f"--tier 8 {rank} {turing}", held="2060s", layers=2)
+    yield case("16384-streamed", "llama-3.1-70b", f"--context 16384 {PLACED} --set lora.rank=16", layers=3)
+    yield case("tier8-turing", "phi-2", f"--tier 8 {PLACED} {turing}", held="2060s", layers=2)
 
 
 CASES: tuple[Case, ...] = (
