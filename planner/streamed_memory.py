@@ -28,6 +28,11 @@ def more_chunks(x: Letters) -> Number:
     return least(ceil_div(tokens(x), chunk_tokens(x)) - 1, 1)
 
 
+def chunks_between(x: Letters) -> Number:
+    """1 where a chunk has one before it and one behind it, so that results leave while inputs arrive."""
+    return least(greatest(ceil_div(tokens(x), chunk_tokens(x)) - 2, 0), 1)
+
+
 class Chunk:
     """Letters as formulas of one layer see them while it computes one chunk: one short sequence, one layer."""
 
@@ -53,6 +58,11 @@ def group_key_heads(x: Letters) -> Number:
 def more_groups(x: Letters) -> Number:
     """1 where there is more than one group."""
     return least(ceil_div(x.H, group_heads(x)) - 1, 1)
+
+
+def groups_between(x: Letters) -> Number:
+    """1 where a group has one before it and one behind it, so that results leave while inputs arrive."""
+    return least(greatest(ceil_div(x.H, group_heads(x)) - 2, 0), 1)
 
 
 def projected_width(x: Letters) -> Number:
@@ -119,7 +129,7 @@ def chunk_loaded(x: Letters) -> Number:
 
 def chunk_leaving(x: Letters) -> Number:
     """Bytes of the last chunk's gradients of attended values and of the layer's input, on their way to the host."""
-    return x.j_h * more_chunks(x) * chunk_tokens(x) * (x.H * x.E + x.D) * x.a // 8
+    return x.j_h * chunks_between(x) * chunk_tokens(x) * (x.H * x.E + x.D) * x.a // 8
 
 
 def chunk_attended(x: Letters) -> Number:
@@ -172,9 +182,9 @@ def forward_chunk(x: Letters) -> Number:
 
     Approximate: before attention, where query and key are turned by tensors that differ from family to family.
     """
-    size, more = chunk_tokens(x) * x.a // 8, more_chunks(x)
-    before = x.D + projected_width(x) * (1 + x.j_h * more) + 4 * x.H * x.E
-    after = height(x) + 2 * x.D + x.H * x.E * (1 + x.j_h * (1 + more)) + more * x.D
+    size, more, between = chunk_tokens(x) * x.a // 8, more_chunks(x), chunks_between(x)
+    before = x.D + projected_width(x) * (1 + x.j_h * between) + 4 * x.H * x.E
+    after = height(x) + 2 * x.D + x.H * x.E * (1 + x.j_h * (1 + more)) + between * x.D
     return size * (x.D * (1 + more) + greatest(before, after))
 
 
@@ -189,10 +199,9 @@ def group_forward(x: Letters) -> Number:
     Outputs of several documents are joined, and for that moment there twice.
     """
     size = tokens(x) * x.E * x.a // 8
-    moving = 1 + x.j_h * more_groups(x)
-    inputs = x.j_h * moving * size * (group_heads(x) + 2 * group_key_heads(x))
+    inputs = x.j_h * (1 + more_groups(x)) * size * (group_heads(x) + 2 * group_key_heads(x))
     outputs = size * group_heads(x) + 4 * tokens(x) * group_heads(x)
-    return inputs + (moving + several_documents(x)) * outputs
+    return inputs + (1 + x.j_h * groups_between(x) + several_documents(x)) * outputs
 
 
 def key_head_is_shared(x: Letters) -> Number:
@@ -207,10 +216,10 @@ def group_backward(x: Letters) -> Number:
     Joining these over documents takes one of them twice, less than the kernel's workspace, which is gone by then.
     """
     size = tokens(x) * x.E * x.a // 8
-    more = x.j_h * more_groups(x)
+    leaving = x.j_h * groups_between(x)
     heads, key_heads = group_heads(x), group_key_heads(x)
-    inputs = x.j_h * (1 + more) * (size * (3 * heads + 2 * key_heads) + 4 * tokens(x) * heads)
-    return inputs + size * ((1 + more) * heads + (1 + more * (1 - key_head_is_shared(x))) * 2 * key_heads)
+    inputs = x.j_h * (1 + more_groups(x)) * (size * (3 * heads + 2 * key_heads) + 4 * tokens(x) * heads)
+    return inputs + size * ((1 + leaving) * heads + (1 + leaving * (1 - key_head_is_shared(x))) * 2 * key_heads)
 
 
 def flash_workspace(x: Letters) -> Number:
@@ -253,11 +262,11 @@ def loss_loaded(x: Letters) -> Number:
 
 def loss_leaving(x: Letters) -> Number:
     """The gradient of a chunk's last hidden states, and the last chunk's on its way to the host."""
-    return (1 + x.j_h * more_chunks(x)) * chunk_tokens(x) * x.D
+    return (1 + x.j_h * chunks_between(x)) * chunk_tokens(x) * x.D
 
 
 def loss_rows(x: Letters) -> Number:
-    """Trained tokens of a sequence that final norm and loss take at once."""
+    """Trained tokens of a sequence that final norm and loss take at once; of a smaller chunk all."""
     return least(x.T, x.C)
 
 

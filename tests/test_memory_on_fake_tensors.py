@@ -57,7 +57,7 @@ def shortened(model: str, layers: int, folder: Path) -> Path:
         if config.get(name):
             config[name] = config[name][-layers:]
     config.pop("quantization_config", None)  # GPT-OSS is published in four bits, and planned from 16-bit weights
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 

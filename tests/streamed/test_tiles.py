@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from trainer.streamed.kernels import KERNELS
-from trainer.streamed.tiles import attend, attend_backward, merge
+from trainer.streamed.tiles import attend, attend_backward
+from trainer.streamed.windows import merge
 
 SCALE = 0.3
 
@@ -22,10 +23,18 @@ def _written_out(query: Tensor, key: Tensor, value: Tensor, spans: list[tuple[in
     return (query @ key.transpose(1, 2) * SCALE).masked_fill(~seen, -torch.inf).softmax(-1) @ value
 
 
+@pytest.mark.parametrize("stretch", [8192, 7, 1])  # several of them, each with the block of keys before it
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)], ids=str)
 @pytest.mark.parametrize("spans", [[(0, 29)], [(0, 1), (1, 12), (12, 29)]], ids=str)
 @pytest.mark.parametrize("window", [None, 1, 2, 5, 8, 28, 29, 64])
-def test_forward_and_backward(heads: tuple[int, int], spans: list[tuple[int, int]], window: int | None) -> None:
+def test_forward_and_backward(
+    monkeypatch: pytest.MonkeyPatch,
+    heads: tuple[int, int],
+    spans: list[tuple[int, int]],
+    window: int | None,
+    stretch: int,
+) -> None:
+    monkeypatch.setattr("trainer.streamed.windows.STRETCH", stretch)
     generator = torch.Generator().manual_seed(5)
 
     def made(count: int) -> Tensor:

@@ -9,6 +9,7 @@ and the projections before attention once more. For short sequences what lies be
 from __future__ import annotations
 
 from planner import streamed_memory as memory
+from planner import streamed_windows as windows
 from planner import streamed_work as work
 from planner.baseline import per_layer_names
 from planner.baseline_formulas import bits_of_activation, float32, one_byte
@@ -72,6 +73,20 @@ _PASSING: tuple[tuple[str, Formula, Formula, frozenset[Phase], str], ...] = (
     (
         "attention/group_backward",
         memory.group_backward,
+        one_byte,
+        frozenset({Phase.ATTENTION_BACKWARD}),
+        "the same with gradients",
+    ),
+    (
+        "attention/window",
+        windows.window_forward,
+        one_byte,
+        frozenset({Phase.ATTENTION}),
+        "copies of a stretch where keys are a window's",
+    ),
+    (
+        "attention/window_backward",
+        windows.window_backward,
         one_byte,
         frozenset({Phase.ATTENTION_BACKWARD}),
         "the same with gradients",

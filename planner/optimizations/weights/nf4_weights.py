@@ -44,10 +44,11 @@ def dequantised_backward(x: Letters) -> Number:
 
     Beside the last linear's matrix, of D x F elements, are the two gradients of its input. That is a tensor fewer than
     at the height where that has two more than what is saved. Of what the MLP saves nothing is left when the largest
-    matrix is read, which may be that of gate and up projection in one. Stored scores may hide either.
+    matrix is read, which may be that of gate and up projection in one. Stored scores may hide either. Experts stay as
+    they are.
     """
     width = least(x.B * x.S, x.S_c) * x.F
-    last = x.D * x.F - (mlp_gradient_tensors(x) - 1) * width
+    last = (1 - least(x.d, 1)) * (x.D * x.F - (mlp_gradient_tensors(x) - 1) * width)
     return greatest(x.a // 8 * greatest(last, x.M - x.f * width) - x.e * eager_backward_bytes(x), 0)
 
 

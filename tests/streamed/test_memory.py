@@ -1,0 +1,94 @@
+"""Bytes of a streamed step on the card, pass by pass: the formulas against the executor itself on fake tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_step import counted, predicted
+from test_memory_on_fake_tensors import CLOSE, TERABYTE, shortened
+
+from planner.optimizations import all_optimizations
+from planner.plan import Plan
+from planner.planning import Request, make_plan
+
+BASE = ("lora", "nf4_weights", "mixed_precision", "chunked_loss", "streamed")
+PASSES = ("attention", "loss", "backward", "attention_backward", "evaluate_loss")
+"""What a step may have its peak in; a chunk's forward passes are told by a bound."""
+MODELS = ("phi-2", "llama-3.2-1b", "qwen3-1.7b", "gemma-3-1b", "mistral-7b-v0.3", "qwen2.5-0.5b", "mixtral-8x7b")
+
+
+def planned(model: str, folder: Path, total: int, more: tuple[str, ...] = (), batch: int = 1, **knobs: Any) -> Plan:
+    """Three layers of a model, streamed, and nothing else than is asked for."""
+    fused = ("fused_activation",) if model == "phi-2" else ()
+    on = {*BASE, *more, *fused}
+    knobs = {"chunk": 1024, "heads": 4, "staging": "host", "kernel": "flash"} | knobs
+    return make_plan(
+        Request(
+            gpu="h200-sxm",
+            model=f"random:{shortened(model, 3, folder / model)}",
+            total_tokens=total,
+            required=tuple(sorted(on)),
+            excluded=tuple(sorted(set(all_optimizations()) - on)),
+            knobs={"lora": {"rank": 8}, "streamed": knobs},
+            train={"batch": batch},
+            host_bytes=TERABYTE,
+        )
+    )
+
+
+def assert_each_pass_is_as_planned(plan: Plan) -> None:
+    """Each pass within a hundredth of the peak; no other phase above its plan by as much."""
+    found, said = counted(plan).phases, predicted(plan)
+    peak = max(found.values())
+    apart = {phase: (said[phase] - found[phase]) / peak for phase in PASSES}
+    assert all(abs(share) <= CLOSE for share in apart.values()), apart
+    for phase in ("forward", "evaluate"):
+        assert found[phase] <= said[phase] + CLOSE * peak, phase
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("staging", ["host", "card"])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_every_family(tmp_path: Path, model: str, staging: str, heads: int) -> None:
+    # A window's copies are told by a bound, which longer sequences hide.
+    total = 16_384 if model == "gemma-3-1b" else 4100
+    assert_each_pass_is_as_planned(planned(model, tmp_path, total, staging=staging, heads=heads))
+
+
+@pytest.mark.parametrize("model", ["phi-2", "qwen3-1.7b"])
+@pytest.mark.parametrize("chunk", [1024, 2048, 4096, 8192])  # four chunks, two, one, more than there is
+def test_any_chunk(tmp_path: Path, model: str, chunk: int) -> None:
+    assert_each_pass_is_as_planned(planned(model, tmp_path, 4096, chunk=chunk))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("checkpoint_spacing",),
+        ("checkpoint_int8",),
+        ("checkpoint_nf4", "checkpoint_spacing"),
+        ("kept_attention",),
+        ("streamed_nf4_weights",),
+        ("adamw_8bit", "weight_averaging"),
+    ],
+    ids="+".join,
+)
+@pytest.mark.parametrize("model", ["phi-2", "llama-3.2-1b"])
+def test_what_streams_besides(tmp_path: Path, model: str, more: tuple[str, ...]) -> None:
+    assert_each_pass_is_as_planned(planned(model, tmp_path, 4100, more))
+
+
+@pytest.mark.parametrize("model", ["phi-2", "llama-3.2-1b"])
+def test_the_card_takes_no_more_for_a_longer_sequence_but_for_attention(tmp_path: Path, model: str) -> None:
+    """Of four times the tokens a chunk is as large; their ids and positions, 40 bytes a token, are all that grows.
+
+    Beside some numbers for each chunk by which it is seen to be finite.
+    """
+    short, long = (planned(model, tmp_path / str(total), total) for total in (8192, 32_768))
+    few, many = counted(short).phases, counted(long).phases
+    for phase in ("forward", "loss", "backward"):
+        assert 0 <= many[phase] - few[phase] - 40 * (32_768 - 8192) <= 1024, phase
+    for phase in ("attention", "attention_backward"):
+        assert many[phase] > few[phase] + 40 * (32_768 - 8192), phase
