@@ -13,6 +13,11 @@ from planner.expert_formulas import height, saved_outputs, saved_routing
 from planner.symbols import Letters, Number, ceil_div, greatest, least, round_up
 
 
+def workspace(x: Letters) -> Number:
+    """What cuBLAS keeps for the one thread that goes forward and back (``trainer/training.py``)."""
+    return x.Z
+
+
 def tokens(x: Letters) -> Number:
     """Tokens of a micro-batch: its rows lie behind each other."""
     return x.B * x.S

@@ -24,6 +24,9 @@ from reports.validation.cases import CASES, PENDING, run_of
 ON_CARDS = {record.name: record.content for record in on_cards(records())}
 ALL = {record.name: record.content for record in records()}
 GROUPS = ("weights", "adapters", "gradients", "optimizer")  # what the trainer counts by name after a step
+BEFORE = ("a83b6e19b480a9c8624784c9120b0de178cd39b8", "268d7e58e09ea4eeca7299aad406f5f6ef85e122")
+"""Revisions of streamed runs whose backward pass had a thread of its own, with a second cuBLAS workspace, and whose
+anonymous memory counts an array twice while it was being pinned. Both were changed after these runs."""
 PHASES = ("load", "forward", "loss", "backward", "optimizer", "evaluate", "evaluate_loss", "save")
 
 
@@ -44,6 +47,11 @@ def planned_again(name: str) -> Plan:
     """What is planned today with the settings of the run."""
     plan = plan_of(ALL[name])
     return make_plan(same_settings(plan, card_named(plan.gpu.id)))
+
+
+def runs_before(record: dict[str, Any]) -> bool:
+    """Whether a record is of a streamed run as they were before (``BEFORE``)."""
+    return record["executor"] == "streamed" and record["revision"].startswith(BEFORE)
 
 
 def standing(plan: Plan) -> dict[str, int]:
@@ -146,7 +154,8 @@ def test_the_peak_planned_today_is_what_was_measured(name: str) -> None:
     assert [choice.id for choice in now.choices] == [choice["id"] for choice in record["plan"]["choices"]]
     assert now.total_tokens == record["total_tokens"] and now.lora_rank == record["plan"]["lora_rank"]
     allocated = record["measured"]["gpu"]["allocated_bytes"]
-    assert now.memory.gpu.peak_bytes.expected == pytest.approx(allocated, rel=0.0015)
+    second = now.memory.gpu.phases["backward"]["runtime/workspace"] if runs_before(record) else 0
+    assert now.memory.gpu.peak_bytes.expected + second == pytest.approx(allocated, rel=0.0015)
     measured = {phase: record["measured"]["phases"][phase]["allocated_bytes"] for phase in phases_of(now)}
     assert now.memory.gpu.peak_phase in sorted(measured, key=lambda phase: measured[phase])[-2:]
     assert now.memory.gpu.peak_bytes.low <= allocated <= now.memory.gpu.peak_bytes.high
@@ -168,8 +177,11 @@ def test_the_exact_terms_are_compared_in_every_group() -> None:
 
 def test_host_memory_stayed_below_what_is_planned_today() -> None:
     for name, record in ON_CARDS.items():
-        host = record["measured"]["host"]
-        assert host["anonymous_bytes"] + host["pinned_bytes"] <= planned_again(name).memory.host.peak_bytes, name
+        host, plan = record["measured"]["host"], planned_again(name)
+        twice = 0
+        if runs_before(record):  # the largest array: one layer's inputs
+            twice = plan.memory.host.terms["activations/checkpoints"] // plan.model.layers
+        assert host["anonymous_bytes"] + host["pinned_bytes"] <= plan.memory.host.peak_bytes + twice, name
 
 
 def demo() -> dict[str, Any]:

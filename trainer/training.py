@@ -125,8 +125,9 @@ def forward_backward(
         loss = built.loss(parts[index].to(built.device), divisor, recorder.mark)  # it marks the backward pass, too
         if saver is not None:
             saver.part_begins(index, total, loss.detach())
-        # In this thread: the interruption of a pass that lasts hours has to reach Python before its end.
-        with torch.autograd.set_multithreading_enabled(False):
+        # Streamed in this thread: the interruption of a pass that lasts hours has to reach Python before its end. The
+        # resident one as torch has it, and as it was measured: with a second thread, and that one's cuBLAS workspace.
+        with torch.autograd.set_multithreading_enabled(built.streamed is None):
             (built.scaler.scale(loss) if built.scaler else loss).backward()
         total += loss.detach()
         if saver is not None and index < len(parts) - 1:

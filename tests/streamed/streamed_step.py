@@ -16,7 +16,7 @@ from trainer.host_memory import Arena
 from trainer.loading import find_source, load_config, load_model
 from trainer.rotary import go_by_batch, scale
 from trainer.step import Head, nothing
-from trainer.streamed.checkpoints import Checkpoints, Exact
+from trainer.streamed.checkpoints import Checkpoints, Codec, Exact
 from trainer.streamed.kernels import KERNELS
 from trainer.streamed.layer import Arrays, Layers, Sizes
 from trainer.streamed.loss import StreamedLoss
@@ -40,6 +40,7 @@ def make_streamed_loss(
     scaled: bool = False,
     weights: StreamedWeights | None = None,
     rope: Rope = UNSCALED,
+    codec: Codec | None = None,
 ) -> tuple[StreamedLoss, PeftModel]:
     """The loss over a model in float64 with adapters that are not zero, and that model."""
     source = find_source(str(folder))
@@ -80,7 +81,9 @@ def make_streamed_loss(
         KERNELS["cpu"],
         Transfers(CPU),
         Arrays(arena, sizes, kept_outputs=count if keep_outputs else 0),
-        Checkpoints(arena, count, tokens, sizes.width, sizes.dtype, spacing=spacing, codec=Exact(torch.float64)),
+        Checkpoints(
+            arena, count, tokens, sizes.width, sizes.dtype, spacing=spacing, codec=codec or Exact(torch.float64)
+        ),
         sizes,
         keep_outputs=keep_outputs,
         weights=weights,

@@ -28,7 +28,10 @@ class CheckpointInt8(Optimization):
         Evidence("error of hidden states and gradients, on real weights", "tests/streamed/test_coding.py"),
     )
     exact = False
-    effect = "every layer input is rounded to eight bits before its layer is computed again"
+    effect = (
+        "every layer input is rounded to eight bits before its layer is computed again; "
+        "gradients of SmolLM2-135M are 4 % off"
+    )
 
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
         """Bits of 64 elements and their scale."""

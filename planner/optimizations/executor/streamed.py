@@ -155,6 +155,7 @@ class Streamed(Optimization):
             "activations/rotary.count",
             "activations/tokens.count",
             "activations/tokens.phases",
+            "runtime/workspace.count",
         }
         | {f"activations/{name}.count" for name in ("forward", "backward", "evaluation")}
         | {"activations/evaluation.bits"}
@@ -228,6 +229,7 @@ class Streamed(Optimization):
         passing = (Term(*each[:4], each[4], SOURCE) for each in _PASSING)
         return (
             ledger.claimed("activations/rotary", count=memory.rotary)
+            .claimed("runtime/workspace", count=memory.workspace)
             .claimed("activations/tokens", count=memory.row_ids, phases=AFTER_LOAD)
             .claimed("activations/forward", count=memory.forward_chunk)
             .claimed("activations/evaluation", count=memory.forward_chunk, bits=one_byte)
