@@ -117,7 +117,8 @@ def test_a_plan_whose_settings_were_changed_by_hand_is_not_run(
     tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     trainer_that(monkeypatch, lambda plan: pytest.fail("trained"))
-    plan = make_plan(Request(total_tokens=4096, train={"data": str(tmp_path)}))
+    lean = ("gradient_checkpointing", "nf4_weights")  # room for the changed length as well
+    plan = make_plan(Request(total_tokens=4096, required=lean, train={"data": str(tmp_path)}))
     place = tmp_path / "plan.yaml"
     write_plan(changed(plan, context=2048, target=4096, total_tokens=6144), place)
     told = mistakes(capsys, "--plan", str(place), "--execute")

@@ -257,7 +257,7 @@ def test_choices_of_knobs_are_within_their_bounds(name: str) -> None:
     assert len({knob.name for knob in known.knobs}) == len(known.knobs)
     for knob in known.knobs:
         assert knob.meaning and (knob.low is None) == (knob.high is None)
-        assert knob.low is not None or not knob.letter, "a letter is a number, and a number has bounds"
+        assert knob.low is not None or knob.names or not knob.letter, "a letter is a number, with bounds, or a name's"
         for situation in situations():
             choices = knob.choices(situation)
             assert len(set(choices)) == len(choices)
@@ -265,6 +265,7 @@ def test_choices_of_knobs_are_within_their_bounds(name: str) -> None:
             for choice in choices:
                 if knob.low is None:
                     assert isinstance(choice, str) and choice
+                    assert not knob.letter or choice in knob.names
                 else:
                     assert type(choice) is (int if knob.whole else float)
                     # 0 is no bound of a number, it stands for "as the plan finds best".
