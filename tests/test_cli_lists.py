@@ -43,11 +43,10 @@ def test_optimisations_have_the_state_they_have_in_the_plan(capsys: Capture) -> 
 
 
 def test_explain_as_json_and_as_text(capsys: Capture) -> None:
-    asked = ("explain", "activations/mlp", "--tier", "1", "--with", "gradient_checkpointing")
-    found = answered(capsys, *asked, "--json")
-    assert found["formulas"][0]["result"] == 188_743_680
-    assert main(asked) == 0
-    assert "188,743,680 bytes" in capsys.readouterr().out
+    found = answered(capsys, "explain", "weights/head", "--tier", "1", "--json")
+    assert found["formulas"][0]["result"] == 262_144_000
+    assert main(["explain", "weights/head", "--tier", "1"]) == 0
+    assert "262,144,000 bytes" in capsys.readouterr().out
 
 
 def test_the_schema_is_that_of_the_plan(capsys: Capture) -> None:
