@@ -24,6 +24,7 @@ from reports.validation.cases import CASES, PENDING, run_of
 ON_CARDS = {record.name: record.content for record in on_cards(records())}
 ALL = {record.name: record.content for record in records()}
 GROUPS = ("weights", "adapters", "gradients", "optimizer")  # what the trainer counts by name after a step
+ROOM = "buffers/weights"  # where weights lie in host memory, those of them that are on the card
 BEFORE = ("a83b6e19b480a9c8624784c9120b0de178cd39b8", "268d7e58e09ea4eeca7299aad406f5f6ef85e122")
 """Revisions of streamed runs whose backward pass had a thread of its own, with a second cuBLAS workspace, and whose
 anonymous memory counts an array twice while it was being pinned. Both were changed after these runs."""
@@ -57,7 +58,9 @@ def runs_before(record: dict[str, Any]) -> bool:
 def standing(plan: Plan) -> dict[str, int]:
     """Bytes by group of what stays on the card from step to step, as planned."""
     terms = plan.memory.gpu.phases["optimizer"]
-    return {group: sum(size for name, size in terms.items() if name.partition("/")[0] == group) for group in GROUPS}
+    found = {group: sum(size for name, size in terms.items() if name.partition("/")[0] == group) for group in GROUPS}
+    found["weights"] += terms.get(ROOM, 0)
+    return found
 
 
 def phases_of(plan: Plan) -> set[str]:
@@ -105,7 +108,7 @@ def test_a_record_has_what_the_design_promises(name: str) -> None:
     assert predicted["step_seconds"] == plan.time.step_seconds.estimate
     assert {*measured["gpu"]} == {"allocated_bytes", "reserved_bytes", "driver_bytes"}
     assert {*measured["host"]} == {"anonymous_bytes", "pinned_bytes"}
-    assert {*predicted["terms"]} >= {*GROUPS} == {*measured["terms"]}
+    assert {*predicted["terms"]} >= {*GROUPS} == {*measured["terms"]} - {"averages"}
     assert record["step_seconds"]["median"] > 0 and len(record["step_seconds"]["each"]) == plan.train.steps
     assert {*record["evaluation"]} == {"before", "after"} and len(record["losses"]) == plan.train.steps
 
@@ -172,7 +175,8 @@ def test_the_exact_terms_planned_today_are_what_was_measured(name: str) -> None:
 
 def test_the_exact_terms_are_compared_in_every_group() -> None:
     exact = [name for name in ON_CARDS if "optimizer/scales" not in planned_again(name).memory.gpu.phases["optimizer"]]
-    assert len(exact) == len(ON_CARDS) - 1
+    rounded = [name for name in ON_CARDS if "adamw_8bit" in {choice.id for choice in frozen(name).choices}]
+    assert rounded and {*exact} == {*ON_CARDS} - {*rounded}
 
 
 def test_host_memory_stayed_below_what_is_planned_today() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from planner.hardware import load_profile
 from planner.plan_file import load_plan
 from planner.units import MIB, format_bytes
+from reports.render import streamed_records
 from reports.render.markdown import gib, percent, seconds, table
 from reports.render.records import (
     DEMO,
@@ -51,6 +52,8 @@ GiB (2³⁰ bytes); an error is predicted over measured, less one: negative wher
 * **allocated** is what tensors took at the highest moment of the whole run: a warm-up step, first optimiser step,
   training, an evaluation and a save included. **predicted** is the plan's `expected` for it.
 * **reserved** is what torch's allocator took from the driver, **bound** the plan's `high` for that.
+* Streamed runs on the H200 had a second cuBLAS workspace of 32 MiB, for autograd's thread, and their anonymous host
+  memory counts one array twice, the one being pinned; both have changed since.
 * **driver** is what the driver says the process held: reserved, and the CUDA context, which is in no prediction but
   is taken off the card's memory before planning.
 
@@ -64,6 +67,7 @@ GiB (2³⁰ bytes); an error is predicted over measured, less one: negative wher
 {told_pending(CASES)}### Host memory of the same runs
 
 {table(("case", "anonymous>", "pinned>", "together>", "planned>"), map(host_row, card))}
+{streamed_records.section()}
 ## On the CPU
 
 With the CPU alone there is no allocator to ask; the bytes of live tensors are counted, op by op, in the probe step.
