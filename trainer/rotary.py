@@ -35,6 +35,8 @@ def scale(config: PretrainedConfig, rope: Rope) -> None:
         raise PlanError(asked, why, "Plan again for this model.")
     scaled = own | rope.parameters
     config.rope_parameters = kinds | {GLOBAL: scaled} if by_layer else scaled
+    if getattr(config, "head_dim", 0) is None:  # as Mixtral's is, which scaled frequencies would be computed from
+        config.head_dim = config.hidden_size // config.num_attention_heads
     config.validate_rope()
 
 

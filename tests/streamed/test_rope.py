@@ -36,6 +36,7 @@ from trainer.rotary import go_by_batch
 from trainer.step import make_loss, nothing
 from trainer.streamed import split
 from trainer.streamed.build import Streaming, build_streamed
+from trainer.streamed.weights import Weights
 
 __all__ = ["_grouped_products_of_any_type", "folders"]
 
@@ -79,6 +80,8 @@ def with_rope(folder: Path, made: Path, kind: str | None) -> Path:
         kinds = config["rope_parameters"]
         one = kinds.get("full_attention", kinds)
         one |= own_parameters(kind, plan_shape(made).rotary_width)
+        if config.get("head_dim", 0) is None:  # which stock transformers needs for this, and Mixtral's lacks
+            config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
     if "layer_types" in config and "sliding_attention" in config["layer_types"]:
         config["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
     if config["model_type"] == "phi3":
@@ -165,7 +168,9 @@ def test_scaling_by_length_forgets_earlier_batches(folders: dict[str, Path], tmp
         one = torch.ones((), dtype=torch.float64)
         options = Streaming(kernel="cpu", chunk=9, heads=2, staging="host")
         loss = (
-            build_streamed(model, options, tokens=53, dtype=torch.float64, device=CPU, rows=8).loss
+            build_streamed(
+                model, options, Weights(), tokens=53, dtype=torch.float64, device=CPU, rows=8, scaled=False
+            ).loss
             if streaming
             else make_loss(model, 8)
         )
