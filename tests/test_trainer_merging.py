@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from test_trainer_parity import _grouped_products_of_any_type
 from torch import Tensor
 from trainer_tiny import CONFIGS, VOCAB, make_plan, save_model, write_sources
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -25,6 +26,8 @@ from trainer.counting import TensorBytes
 from trainer.four_bit import FourBit
 from trainer.loading import Source, add_adapters, find_source, load_config, load_model, load_tokenizer
 from trainer.run import execute
+
+__all__ = ["_grouped_products_of_any_type"]
 
 CPU = torch.device("cpu")
 TOKENS = torch.randint(VOCAB, (2, 24), generator=torch.Generator().manual_seed(4))

@@ -219,7 +219,7 @@ def make_plan(
         "memory": {
             "gpu": {
                 "budget_bytes": 2**34,
-                "peak_bytes": {"low": 1, "expected": 2, "high": high},
+                "peak_bytes": {"low": min(1000, high), "expected": min(1500, high), "high": high},
                 "peak_phase": "backward",
                 "phases": phases,
             },

@@ -19,7 +19,7 @@ from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.lora.layer import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import cached_file
@@ -102,7 +102,16 @@ def write_weights(
         raise PlanError(f"merged model {folder.parent}", why, "Free some; `plan merge` writes it any time later.")
     base: Any = model.get_base_model()
     for name, tensors in files.filename_to_tensors.items():
-        merged = {key: merged_tensor(base, paths[key], dtype, weights) for key in tensors}
+        merged: dict[str, Tensor] = {}
+        for path in dict.fromkeys(paths[key] for key in tensors):
+            whole = merged_tensor(base, path, dtype, weights)
+            parts = revert_weight_conversion(stock, {path: whole})
+            # What is a part of another tensor is copied: a file holds no memory twice.
+            merged |= {
+                key: part if part.nbytes == whole.nbytes else part.clone()
+                for key, part in parts.items()
+                if key in tensors
+            }
         save_file(merged, folder / name, {"format": "pt"})
         del merged  # before the next file's
     if files.is_sharded:
@@ -117,10 +126,7 @@ def merged_tensor(base: PreTrainedModel, path: str, dtype: torch.dtype, weights:
     products: list[Product] = []
     if isinstance(module, LoraLayer):
         if key == "weight":
-            products = [
-                (module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
-                for name in module.active_adapters
-            ]
+            products = [_product(module, name) for name in module.active_adapters]
         holder: Any = module.get_base_layer()
     else:
         holder = module
@@ -180,6 +186,12 @@ def _merged_rows(weight: Tensor, products: Sequence[Product], dtype: torch.dtype
     return wide.to(dtype)
 
 
+def _product(module: LoraLayer, name: str) -> Product:
+    """Adapter matrices of which the product is laid out as the weight; Conv1D has its inputs first."""
+    a, b, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+    return (b.t(), a.t(), scale) if module.fan_in_fan_out else (a, b, scale)
+
+
 def _dequantised(parameter: Tensor) -> Tensor:
     """A weight as the training computes with it."""
     state = getattr(parameter, "quant_state", None)
@@ -194,13 +206,15 @@ def _dequantised(parameter: Tensor) -> Tensor:
 def _stored(stock: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Parameters under the names they have in files, shapes alone; and for each such name that of the parameter.
 
-    A tied weight is one parameter and comes once.
+    A tied weight is one parameter and comes once. Experts are one parameter in a model and many in files.
     """
-    own: dict[str, nn.Parameter] = dict(stock.named_parameters())
-    names = {id(parameter): name for name, parameter in own.items()}
-    stored: dict[str, Tensor] = revert_weight_conversion(stock, dict(own))
-    assert len(stored) == len(own) and all(id(tensor) in names for tensor in stored.values()), "weights are converted"
-    return stored, {name: names[id(tensor)] for name, tensor in stored.items()}
+    stored: dict[str, Tensor] = {}
+    paths: dict[str, str] = {}
+    for path, parameter in stock.named_parameters():
+        parts = revert_weight_conversion(stock, {path: parameter.detach()})
+        stored |= {key: torch.empty_like(part) for key, part in parts.items()}
+        paths |= dict.fromkeys(parts, path)
+    return stored, paths
 
 
 def _stock_config(source: Source, rope: Rope) -> PretrainedConfig:
