@@ -159,7 +159,7 @@ def test_it_is_on_only_where_asked_for_and_costs_what_it_copies() -> None:
 
 def test_a_refusal_says_that_it_fits_without() -> None:
     """A rank whose adapters only just fit: their average is what is too much."""
-    knobs = {"lora": {"rank": 320}}
+    knobs = {"lora": {"rank": 384}}
     request = Request(total_tokens=1024, knobs=knobs)
     assert planned(request).verdict == "fits"
     refused = planned(Request(total_tokens=1024, knobs=knobs, required=("weight_averaging",)))
