@@ -20,7 +20,7 @@ from planner.optimizations.base import Evidence, Knob, Knobs, Needs, OnCard, Opt
 from planner.session import Session
 from planner.symbols import Letters, Number
 
-CHUNKS = (8192, 4096, 2048, 1024)
+CHUNKS = (8192, 4096, 1024)
 HEADS = (8, 4, 2, 1)
 LIVE = frozenset({Phase.BACKWARD})
 SOURCE = "trainer/streamed/layer.py"
