@@ -65,4 +65,4 @@ def has_pinned(ids: Sequence[str], knobs: PinnedKnobs, situation: Situation) -> 
         if name in knobs
         if knob.name in knobs[name]
     )
-    return all(knob.low is not None or value in knob.choices(inside) for knob, value in pinned)
+    return all(knob.may_be(value, inside) for knob, value in pinned)

@@ -224,7 +224,7 @@ def _clashes(required: Sequence[str]) -> list[PlanError]:
 
 def _not_offered(owner: str, knob: Knob, value: Scalar, situation: Situation) -> PlanError | None:
     choices = knob.choices(situation)
-    if knob.low is not None or value in choices or known_unusable(owner, situation):
+    if knob.may_be(value, situation) or known_unusable(owner, situation):
         return None
     offered = f"It can be {' or '.join(map(str, choices))}." if choices else ""
     return PlanError(f"--set {owner}.{knob.name}={value}", f"is not to be had on {situation.gpu.name}.", offered)

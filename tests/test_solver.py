@@ -110,7 +110,7 @@ def knob_values(
         for knob in all_optimizations()[name].knobs:
             choices, fixed = knob.choices(inside), pinned.get(name, {}).get(knob.name)
             if fixed is not None:
-                choices = (fixed,) if knob.low is not None or fixed in choices else ()
+                choices = (fixed,) if knob.may_be(fixed, inside) else ()
             elif knob.letter == "R" or not (knob.letter or every_name):
                 choices = choices[:1]
             axes.append([(name, knob.name, value) for value in choices])

@@ -164,6 +164,10 @@ class Knob:
     whole: bool = True
     names: tuple[str, ...] = ()
 
+    def may_be(self, value: Scalar, situation: Situation) -> bool:
+        """Whether a user may set it so here; a number has bounds besides. A letter may have any of its names."""
+        return self.low is not None or value in (self.names if self.letter else self.choices(situation))
+
     def number(self, value: Scalar) -> int:
         """What the letter is where the knob has this value."""
         return self.names.index(str(value)) if self.names else int(value)
