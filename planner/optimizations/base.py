@@ -202,7 +202,8 @@ class Optimization(ABC):
         exact: whether the trained result is the same function as without it.
         free: exact, and never more memory or time than without it (``is_free`` says where): on wherever it can be,
             unless switched off.
-        asked: on only where the user asks for it: what it brings is neither memory nor time.
+        asked: on only where the user asks for it: what it brings is neither memory nor time, or it changes the result
+            by more than anyone should meet unasked.
         effect: what it does to the result where it is not exact, in a few words.
     """
 
