@@ -151,7 +151,7 @@ def test_a_tier_is_what_its_plan_says(wish: Request) -> None:
 def test_tiers_tells_and_exits(capsys: Capture) -> None:
     found = answered(capsys, "tiers", "--gpu", "rtx2060s", "--json")
     assert [row["tier"] for row in found["tiers"] if row["fits"]] == [1, 2, 3, 4, 5, 6, 7]
-    assert found["tiers"][7]["reason"].startswith("host lacks") and {*found["tiers"][7]["lacks"]} == {"host"}
+    assert found["tiers"][7]["reason"].startswith("card lacks") and {*found["tiers"][7]["lacks"]} == {"card", "host"}
     assert found["tiers"][8]["reason"].startswith("card lacks") and found["tiers"][8]["lacks"]["card"] > 0
     assert main(["tiers", "--gpu", "rtx2060s"]) == 0
     out = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,18 +18,35 @@ from test_validation_records import ON_CARDS, planned_again
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.baseline_work import attention_backward_flops, attention_forward_flops, linear_forward_flops
+from planner.cli_check import same_settings
 from planner.hardware import Sourced, load_profile
 from planner.measured import Measured
+from planner.model import SHIPPED
+from planner.plan import Seconds
 from planner.planning import Request, make_plan
 from planner.rates import rates_of
 from planner.symbols import Letters
+from reports.render.records import card_named
 from trainer.data import synthetic_batch
 from trainer.session import build
 
 
+def time_of_run(name: str, folder: Path) -> Seconds:
+    """Seconds of a step as planned today, of as many layers as ran."""
+    record, plan = ON_CARDS[name], planned_again(name)
+    if record["layers_run"] == record["layers"]:
+        return plan.time.step_seconds
+    config = json.loads((SHIPPED / plan.model.id / "config.json").read_text(encoding="utf-8"))
+    assert "layer_types" not in config, "layers that differ: which of them ran?"
+    cut = config | {"num_hidden_layers": record["layers_run"]}
+    (folder / "config.json").write_text(json.dumps(cut), encoding="utf-8")
+    request = same_settings(plan, card_named(plan.gpu.id))
+    return make_plan(replace(request, model=f"random:{folder}")).time.step_seconds
+
+
 @pytest.mark.parametrize("name", ON_CARDS)
-def test_no_step_on_record_was_faster_than_the_bound(name: str) -> None:
-    bound = planned_again(name).time.step_seconds.bound
+def test_no_step_on_record_was_faster_than_the_bound(tmp_path: Path, name: str) -> None:
+    bound = time_of_run(name, tmp_path).bound
     assert bound is not None
     assert 0 < bound <= ON_CARDS[name]["step_seconds"]["median"]
     assert bound <= min(ON_CARDS[name]["step_seconds"]["each"])
@@ -220,13 +238,21 @@ def test_short_sequences_wait_for_the_host() -> None:
     assert plan.time.phases["backward"].seconds == pytest.approx(floor * (1 + again))
 
 
+FURTHER_OFF = {
+    "h100-8gib-gemma-3-1b-65536-streamed": 1.8,  # windows in layers that run in passes: far slower than estimated
+    "h200-smollm2-135m-4096-float32": 0.48,  # products in float32, of a card whose peak is that of TF32 or not known
+}
+
+
 def test_estimates_of_today_are_near_what_was_measured() -> None:
-    """In the middle within a tenth; a run in float32, and those that wait for the host, are further off."""
-    ratios = sorted(
-        record["step_seconds"]["median"] / (planned_again(name).time.step_seconds.estimate or 0)
+    """In the middle within a tenth; the worst, which short steps are, within half. Two are further off, by name."""
+    found = {
+        name: record["step_seconds"]["median"] / (planned_again(name).time.step_seconds.estimate or 0)
         for name, record in ON_CARDS.items()
         if record["layers_run"] == record["layers"]
-    )
+    }
+    off = {name: ratio for name, ratio in found.items() if not 1 / 1.5 <= ratio <= 1.5}
+    assert off == pytest.approx(FURTHER_OFF, rel=0.05)
+    ratios = sorted(found.values())
     assert 0.9 <= ratios[len(ratios) // 2] <= 1.1
     assert sum(0.8 <= ratio <= 1.25 for ratio in ratios) >= 15
-    assert ratios[0] >= 0.4 and ratios[-1] <= 1.6

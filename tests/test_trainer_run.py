@@ -108,6 +108,9 @@ def test_record_holds_what_was_promised(finished: Path) -> None:
     assert min(peaks) > sum(terms.values())
     assert measured["host"]["anonymous_bytes"] > sum(terms.values()) and measured["host"]["pinned_bytes"] == 0
     assert len(record["step_seconds"]["each"]) == 8 and record["step_seconds"]["median"] > 0
+    phases = record["step_seconds"]["phases"]
+    assert set(phases) == step and all(seconds > 0 for seconds in phases.values())
+    assert sum(phases.values()) <= sum(record["step_seconds"]["each"]), "all phases lie within steps"
     assert record["environment"]["packages"]["torch"] == torch.__version__
     assert Plan.model_validate_json(json.dumps(record["plan"])).document() == record["plan"]
 

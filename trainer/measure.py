@@ -18,6 +18,7 @@ from torch import Tensor
 from trainer.counting import TensorBytes
 from trainer.four_bit import constants_of
 from trainer.host_memory import pinned_now
+from trainer.phase_clock import PhaseClock
 from trainer.rotary import frequencies_beside_buffers
 from trainer.session import BuiltRun
 
@@ -36,6 +37,7 @@ class Recorder:
         phases: by phase, ``allocated_bytes`` and, on a card, ``reserved_bytes``.
         host_anonymous: peak of the process's anonymous memory, pinned buffers taken off.
         driver: peak of what the driver says the process holds of the card; None where it does not say.
+        clock: hears of the phases, too, and times those of whole steps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -49,6 +51,7 @@ class Recorder:
         self.pinned_bytes = 0
         self.host_anonymous = 0
         self.driver: int | None = None
+        self.clock = PhaseClock(device)
 
     def __enter__(self) -> Self:
         if self._cuda:
@@ -65,6 +68,7 @@ class Recorder:
         """A phase begins, and the one before it ends."""
         self._close_phase()
         self._phase = phase
+        self.clock.mark(phase)
         if self._counter is not None:
             self._counter.mark(phase)
 
@@ -86,14 +90,20 @@ class Recorder:
         return max((peaks[what] for peaks in self.phases.values() if what in peaks), default=None)
 
     def found(self) -> dict[str, Any]:
-        """All peaks so far, to be stored."""
-        return {"phases": self.phases, "host_anonymous": self.host_anonymous, "driver": self.driver}
+        """All peaks and times so far, to be stored."""
+        return {
+            "phases": self.phases,
+            "host_anonymous": self.host_anonymous,
+            "driver": self.driver,
+            "seconds": self.clock.steps,
+        }
 
     def add(self, found: Mapping[str, Any]) -> None:
-        """Peaks of an earlier part of the same run, as `found` gave them."""
+        """Peaks and times of an earlier part of the same run, as `found` gave them."""
         for phase, sizes in found["phases"].items():
             self._book(phase, **sizes)
         self.host_anonymous = max(self.host_anonymous, found["host_anonymous"])
+        self.clock.steps += found["seconds"]
         if found["driver"] is not None:
             self.driver = max(self.driver or 0, found["driver"])
 

@@ -96,6 +96,7 @@ def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> di
             "median": statistics.median(run.step_seconds) if run.step_seconds else None,
             "each": [round(seconds, 6) for seconds in run.step_seconds],
             "probe": round(run.probe_seconds, 6),
+            "phases": {phase: round(seconds, 6) for phase, seconds in recorder.clock.medians().items()},
         },
         "losses": list(run.losses),
         "skipped_steps": run.skipped_steps,

@@ -49,6 +49,22 @@ def _shown(size: int | None) -> str:
     return "–" if size is None else format_bytes(size)
 
 
+def _phase_times(record: dict[str, Any]) -> str | None:
+    """Seconds of each phase beside the plan's, in a sentence; None where nothing was timed."""
+    measured, whole = record["step_seconds"]["phases"], record["layers_run"] == record["layers"]
+    planned = {name: phase["seconds"] for name, phase in record["plan"]["time"]["phases"].items()} if whole else {}
+    parts = [
+        f"{name.replace('_', ' ')} {_seconds(seconds)}"
+        + (f" (plan {_seconds(planned[name])})" if planned.get(name) is not None else "")
+        for name, seconds in measured.items()
+    ]
+    return f"Of it: {', '.join(parts)}." if parts else None
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.3f} s" if value < 10 else f"{value:,.1f} s"
+
+
 def closing_lines(record: dict[str, Any]) -> list[str]:
     """What came of a run, in sentences: time and held-out loss."""
     lines = []
@@ -56,6 +72,8 @@ def closing_lines(record: dict[str, Any]) -> list[str]:
     if median is not None:
         planned = f"; the plan said {estimate:,.2f} s" if estimate is not None else ""
         lines.append(f"Median step: {median:,.2f} s{planned}.")
+        if phases := _phase_times(record):
+            lines.append(phases)
     before, after = record["evaluation"]["before"], record["evaluation"]["after"]
     if before and after:
         change = 100 * (after["perplexity"] / before["perplexity"] - 1)

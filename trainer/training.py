@@ -67,6 +67,8 @@ def train_steps(
         announce(f"step {step} of {steps}", [part.tokens for part in parts[inside.part if inside else 0 :]])
         if saver is not None:
             saver.step_begins(began)
+        if inside is None:  # of a step that goes on, only the rest would be timed
+            recorder.clock.begin()
         loss = forward_backward(built, parts, recorder, saver, saved if inside else None)
         inside = None
         recorder.mark(Phase.OPTIMIZER)
@@ -84,6 +86,7 @@ def train_steps(
             why = f"float16 overflowed in {skips_in_a_row} steps in a row, whatever the loss scale."
             raise PlanError("training", why, "The model may need bfloat16, which is a matter of the card.")
         wait_for(built.device)
+        recorder.clock.end()
         seconds, tokens = time.perf_counter() - began, sum(part.tokens for part in parts)
         yield {
             "step": step,
