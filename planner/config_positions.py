@@ -7,7 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.config_fields import Fields, is_number, shown
-from planner.families import ABSENT_FULL_LAYERS, ROPE_NEEDS, Family
+from planner.families import Family
+
+ABSENT_FULL_LAYERS = 28  # max_window_layers: the layers below it see everything
+
+# Kinds of rotary scaling, with what each cannot do without (config.json, rope_scaling or rope_parameters).
+ROPE_NEEDS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 

@@ -387,18 +387,6 @@ MEMORY_DERIVED: frozenset[str] = frozenset({
 })
 # fmt: on
 
-ABSENT_FULL_LAYERS = 28  # max_window_layers: the layers below it see everything
-
-# Kinds of rotary scaling, with what each cannot do without (config.json, rope_scaling or rope_parameters).
-ROPE_NEEDS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "yarn": ("factor",),
-    "longrope": ("short_factor", "long_factor"),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-}
-
 DTYPES: frozenset[str] = frozenset({"float16", "bfloat16", "float32", "float64"})
 
 # Fields that give the sizes: without any one of them a model has no shape.

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from planner.config_positions import ROPE_NEEDS
 from planner.errors import PlanError
-from planner.families import ROPE_NEEDS
 
 _SCALARS = {
     0: "<B",

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from test_model_against_transformers import agree, agree_on_positions, build
 
 from planner.activations import ACTIVATIONS
-from planner.families import FAMILIES, ROPE_NEEDS, Family
+from planner.config_positions import ROPE_NEEDS
+from planner.families import FAMILIES, Family
 from planner.model_config import read_shape
 
 transformers = pytest.importorskip("transformers")

@@ -19,10 +19,11 @@ from planner.plan import Plan
 from planner.planning import Request
 from planner.planning import make_plan as planned
 from trainer.averaging import Averages, Averaging
+from trainer.built import BuiltRun
 from trainer.data import evaluation_batches, prepare
 from trainer.measure import Recorder, exact_terms
 from trainer.run import execute, probe, put_averages, train_steps
-from trainer.session import BuiltRun, build
+from trainer.session import build
 from trainer.step import evaluate
 
 STEPS = 8

@@ -17,10 +17,11 @@ from planner.model import load_model as plan_shape
 from planner.optimizations import by_id
 from planner.plan import Choice
 from trainer.data import synthetic_batch
+from trainer.device import take_device
 from trainer.four_bit import FourBit
 from trainer.loading import find_source, load_config, load_model, load_tokenizer
 from trainer.measure import exact_terms
-from trainer.session import ResidentSession, build, take_device
+from trainer.session import ResidentSession, build
 from trainer.step import nothing
 
 CPU = torch.device("cpu")

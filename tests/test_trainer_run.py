@@ -22,12 +22,13 @@ from planner.documents import read_documents
 from planner.errors import PlanError
 from planner.plan import DiskMemory, Plan, Train
 from trainer import run
+from trainer.built import BuiltRun
 from trainer.data import NOT_TRAINED, collate, evaluation_batches, prepare
 from trainer.measure import Recorder
 from trainer.output import RunFolder
 from trainer.probing import probe
 from trainer.run import execute
-from trainer.session import BuiltRun, ResidentSession
+from trainer.session import ResidentSession
 from trainer.step import nothing
 from trainer.training import learning_rate_factor, planned_steps
 

@@ -15,12 +15,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from trainer.built import BuiltRun
 from trainer.counting import TensorBytes
 from trainer.four_bit import constants_of
 from trainer.host_memory import pinned_now
 from trainer.phase_clock import PhaseClock
 from trainer.rotary import frequencies_beside_buffers
-from trainer.session import BuiltRun
 
 BETWEEN = "between"
 """Whatever happens outside the phases that have names."""

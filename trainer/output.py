@@ -12,7 +12,7 @@ from planner.errors import PlanError
 from planner.plan import Plan
 from planner.rope_scaling import rope_told
 from planner.units import MIB, format_bytes
-from trainer.session import BuiltRun
+from trainer.built import BuiltRun
 
 _LOGS = 64 * MIB  # tokenizer, logs and records, generously
 

@@ -11,9 +11,9 @@ from planner.errors import PlanError
 from planner.ledger import Phase
 from planner.plan import Plan
 from planner.units import format_bytes
+from trainer.built import BuiltRun
 from trainer.data import synthetic_batch
 from trainer.measure import BETWEEN, Recorder, exact_terms, resident_tensors
-from trainer.session import BuiltRun
 from trainer.step import evaluate
 from trainer.training import Announce, forward_backward, nobody, wait_for
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from planner.plan import Plan
+from trainer.built import BuiltRun
 from trainer.measure import Recorder
-from trainer.session import BuiltRun
 from trainer.step import Evaluation
 from trainer.streamed.loss import StreamedLoss
 

@@ -14,7 +14,9 @@ from planner.errors import PlanError
 from planner.ledger import Phase
 from planner.plan import Plan
 from planner.units import format_bytes
+from trainer.built import BuiltRun
 from trainer.data import Batch, Data, evaluation_batches, prepare
+from trainer.device import take_device
 from trainer.host_room import check_host
 from trainer.layer_progress import LayerProgress, planned_ratio
 from trainer.loading import find_source
@@ -26,7 +28,7 @@ from trainer.progress import Progress
 from trainer.record import Run, measurement
 from trainer.report import closing_lines, memory_table
 from trainer.saving import Saved, Saver, digest, load
-from trainer.session import BuiltRun, build, take_device
+from trainer.session import build
 from trainer.step import Evaluation, evaluate
 from trainer.training import Announce, nobody, planned_steps, train_steps
 

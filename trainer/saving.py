@@ -25,8 +25,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from planner.errors import PlanError
 from planner.plan import Plan
 from planner.units import MIB, format_bytes
+from trainer.built import BuiltRun
 from trainer.data import AnyRow
-from trainer.session import BuiltRun
 from trainer.streamed.arrays import TokenArray
 from trainer.streamed.loss import Halfway
 

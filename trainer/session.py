@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -19,8 +18,9 @@ from planner.optimizations.mlp.fused_activation import FUSED
 from planner.plan import Choice, Plan
 from trainer.attention import BLOCKS, KERNEL_OPS, NAMES, register
 from trainer.averaging import Averages, Averaging
+from trainer.built import BuiltRun
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
-from trainer.data import Tokenise
+from trainer.device import take_device
 from trainer.four_bit import FourBit
 from trainer.host_memory import Arena
 from trainer.host_store import HostStore
@@ -40,76 +40,10 @@ from trainer.rotary import go_by_batch, scale
 from trainer.step import Loss, make_loss
 from trainer.streamed import split
 from trainer.streamed.build import Streaming, build_streamed
-from trainer.streamed.loss import StreamedLoss
 from trainer.streamed.weights import StreamedWeights, Weights
 
 STOCK_ATTENTION = "eager"
 """What transformers does when nothing else is asked for: every score of every head written out."""
-
-
-@dataclass(frozen=True)
-class BuiltRun:
-    """Everything a training loop needs.
-
-    Attributes:
-        config: the base model's own, with the plan's rotary scaling: what a user of the adapter builds the base from.
-        tokenise: texts to token ids, with nothing added and no control token recognised inside a text.
-        dtype: of frozen weights and activations; adapters and optimiser state are float32 whatever it is.
-        most_documents: that share one row.
-        averages: of the adapters over the steps, if they are kept.
-        executor: ``resident`` or ``streamed``.
-        host: the host memory that what is on its way to or from the card is kept in, if any.
-        weights: of the layers; told which are needed.
-        kernel: the attention actually used.
-        loss_name: the loss actually used.
-    """
-
-    model: PeftModel
-    config: PretrainedConfig
-    tokenizer: Any
-    tokenise: Tokenise
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler | None
-    loss: Loss
-    dtype: torch.dtype
-    device: torch.device
-    most_documents: int
-    averages: Averages | None
-    executor: Literal["resident", "streamed"]
-    host: Arena | None
-    weights: Weights
-    kernel: str
-    loss_name: str
-
-    @property
-    def base(self) -> PreTrainedModel:
-        """The transformers model inside, its linears adapted in place."""
-        base: Any = self.model.get_base_model()
-        return base
-
-    @property
-    def trained(self) -> list[nn.Parameter]:
-        """What is trained: the adapters."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-    @property
-    def streamed(self) -> StreamedLoss | None:
-        """The loss where layers are streamed; None where the model runs as a whole."""
-        return self.loss if isinstance(self.loss, StreamedLoss) else None
-
-    @property
-    def arenas(self) -> list[Arena]:
-        """The host memory that the run works with."""
-        return [arena for arena in (self.host, self.weights.host) if arena is not None]
-
-    def first_layers(self, count: int) -> AbstractContextManager[None]:
-        """Meanwhile a streamed model has its first layers alone; others have all of theirs."""
-        return self.streamed.first_layers(count) if self.streamed is not None else nullcontext()
-
-    def close(self) -> None:
-        """Give pinned memory back."""
-        for arena in self.arenas:
-            arena.close()
 
 
 class ResidentSession:
@@ -438,28 +372,3 @@ def build(plan: Plan) -> BuiltRun:
     session = ResidentSession(plan)
     session.apply_choices()
     return session.build()
-
-
-def take_device(plan: Plan) -> torch.device:
-    """The device that was planned for, held to the planned budget.
-
-    Raises:
-        PlanError: this machine has no such card, or less of its memory.
-    """
-    if plan.gpu.kind == "cpu":
-        return torch.device("cpu")
-    asked = f"GPU {plan.gpu.name}"
-    if not torch.cuda.is_available():
-        why = "the plan needs it, and PyTorch sees no GPU here."
-        raise PlanError(asked, why, "`plan --gpu local` plans for the card that is there, `plan --gpu cpu` for none.")
-    here = torch.cuda.get_device_properties(0)
-    if " ".join(here.name.lower().split()) != " ".join(plan.gpu.name.lower().split()):
-        raise PlanError(asked, f"this machine has a {here.name}.", "`plan --gpu local` plans for that.")
-    needed = plan.memory.gpu.peak_bytes.high + plan.gpu.context_bytes
-    if here.total_memory < needed:
-        why = f"the plan needs {needed:,} bytes of it, and this card shows {here.total_memory:,}."
-        raise PlanError(asked, why, "`plan --gpu local` plans for what it shows.")
-    # Beyond the budget the run fails at once; it never spills into memory that is not the card's own. Held to a
-    # smaller budget the allocator gives pages back that it holds unused before it asks for more.
-    torch.cuda.set_per_process_memory_fraction(min(1.0, plan.memory.gpu.budget_bytes / here.total_memory), 0)
-    return torch.device("cuda", 0)

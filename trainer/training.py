@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from planner.errors import PlanError
 from planner.ledger import Phase
 from planner.plan import Plan, Train
+from trainer.built import BuiltRun
 from trainer.data import Batch, Data, epochs
 from trainer.measure import BETWEEN, Recorder
 from trainer.saving import Inside, Saved, Saver
-from trainer.session import BuiltRun
 from trainer.step import update
 
 _MOST_SKIPS = 25  # the loss scale begins at 2**16; halved this often it is below every useful value

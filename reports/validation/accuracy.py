@@ -24,9 +24,10 @@ from transformers import AutoModelForCausalLM
 
 from planner.plan import Plan
 from planner.planning import Request, make_plan
+from trainer.built import BuiltRun
 from trainer.data import Batch, synthetic_batch
 from trainer.record import environment, revision
-from trainer.session import BuiltRun, build
+from trainer.session import build
 from trainer.step import nothing
 
 Gradients = dict[str, Tensor]

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from planner.planning import Request, make_plan
 from reports.validation.accuracy import fill_adapters, our_step, plan_of, stock_of, stock_step
+from trainer.built import BuiltRun
 from trainer.data import Batch, synthetic_batch
 from trainer.record import environment, revision
-from trainer.session import BuiltRun, build
+from trainer.session import build
 from trainer.step import nothing, update
 
 LEARNING_RATE, CLIP, BATCHES = 1e-3, 1.0, 4

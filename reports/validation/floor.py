@@ -23,9 +23,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from planner.plan import Plan
 from planner.plan_file import load_plan
+from trainer.built import BuiltRun
 from trainer.data import synthetic_batch
 from trainer.record import environment, revision
-from trainer.session import BuiltRun, build
+from trainer.session import build
 from trainer.step import nothing
 from trainer.streamed.kernels import KERNELS
 

@@ -1,0 +1,33 @@
+"""The device of a plan: is it here, and how much of it may be used."""
+
+from __future__ import annotations
+
+import torch
+
+from planner.errors import PlanError
+from planner.plan import Plan
+
+
+def take_device(plan: Plan) -> torch.device:
+    """The device that was planned for, held to the planned budget.
+
+    Raises:
+        PlanError: this machine has no such card, or less of its memory.
+    """
+    if plan.gpu.kind == "cpu":
+        return torch.device("cpu")
+    asked = f"GPU {plan.gpu.name}"
+    if not torch.cuda.is_available():
+        why = "the plan needs it, and PyTorch sees no GPU here."
+        raise PlanError(asked, why, "`plan --gpu local` plans for the card that is there, `plan --gpu cpu` for none.")
+    here = torch.cuda.get_device_properties(0)
+    if " ".join(here.name.lower().split()) != " ".join(plan.gpu.name.lower().split()):
+        raise PlanError(asked, f"this machine has a {here.name}.", "`plan --gpu local` plans for that.")
+    needed = plan.memory.gpu.peak_bytes.high + plan.gpu.context_bytes
+    if here.total_memory < needed:
+        why = f"the plan needs {needed:,} bytes of it, and this card shows {here.total_memory:,}."
+        raise PlanError(asked, why, "`plan --gpu local` plans for what it shows.")
+    # Beyond the budget the run fails at once; it never spills into memory that is not the card's own. Held to a
+    # smaller budget the allocator gives pages back that it holds unused before it asks for more.
+    torch.cuda.set_per_process_memory_fraction(min(1.0, plan.memory.gpu.budget_bytes / here.total_memory), 0)
+    return torch.device("cuda", 0)
