@@ -18,7 +18,7 @@ import numpy as np
 from planner.evaluate import Array, Limits
 from planner.fronts import nondominated
 from planner.rows import Values
-from planner.table import CARD, HOST
+from planner.table import CARD, DISK, HOST
 from planner.weighing import BUSY, INEXACT, LINK, ORDER, WIDTH, Caps, Clock, Key, Measure, Scale, Weights
 
 FEW = 48  # parts of combinations that are not worth the looking which of them can be left out
@@ -254,7 +254,8 @@ class Field:
             columns += self.card
         if "host" in wanted:
             columns += self.host
-        columns += [column for name, column in (("inexact", INEXACT), ("order", ORDER)) if name in wanted]
+        others = (("disk", DISK), ("inexact", INEXACT), ("order", ORDER))
+        columns += [column for name, column in others if name in wanted]
         if "seconds" not in wanted:
             return sums[:, columns]
         linear, more = self.time

@@ -50,6 +50,10 @@ class Calibration:
         """Time that the host takes to launch the kernels of one layer, once through in either direction."""
         return float(self.document["launch_seconds"]["value"])
 
+    def disk_rate(self) -> float:
+        """Bytes a second that are written to a disk, or read from it."""
+        return float(self.document["disk_bytes_per_second"]["value"])
+
     def efficiency(self, resource: str) -> float:
         """Share of the peak rate of ``linear``, ``link`` or ``memory``."""
         return float(self.document["efficiency"][resource]["value"])

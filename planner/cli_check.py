@@ -162,6 +162,7 @@ def same_settings(plan: Plan, gpu: str) -> Request:
         rope_factor=plan.rope.factor if plan.rope.scaling != "none" else None,
         objective=plan.objective,
         host_bytes=plan.memory.host.budget_bytes,
+        disk_bytes=plan.memory.disk.budget_bytes,
         max_step_seconds=plan.time.limit_seconds,
         required=chosen,
         excluded=tuple(name for name in all_optimizations() if name not in chosen),

@@ -70,6 +70,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
         help="context (longest), or at a given length speed or memory. [context]",
     ),
     "host_ram": _one("--host-ram", metavar="SIZE", help="Host memory a run may take. [32GiB]"),
+    "disk": _one("--disk", metavar="SIZE", help="Disk a run may use while it trains, such as 200GiB. [none]"),
     "max_step_time": _one("--max-step-time", metavar="TIME", help="Longest bearable step, such as 10m. [24h]"),
     "with_": click.option(
         "--with", "with_", multiple=True, metavar="NAME", help="Insist on an optimisation; repeatable."
@@ -167,6 +168,7 @@ def read_request(options: Options, errors: list[PlanError]) -> Request:
         rope_factor=rope_factor,  # type: ignore[arg-type]
         objective=take("objective", _objective, "context"),  # type: ignore[arg-type]
         host_bytes=take("host_ram", parse_bytes, Request.host_bytes),
+        disk_bytes=take("disk", parse_bytes, Request.disk_bytes),
         max_step_seconds=take("max_step_time", parse_seconds, Request.max_step_seconds),
         required=tuple(dict.fromkeys(options.get("with_") or ())),
         excluded=tuple(dict.fromkeys(options.get("without") or ())),

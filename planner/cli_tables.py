@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from planner.tier_table import TierTable
 
 FITS, DOES_NOT_FIT = 0, 1
-LIMITS = ("host_ram", "max_step_time", "with_", "without", "set_")
+LIMITS = ("host_ram", "disk", "max_step_time", "with_", "without", "set_")
 Answer = TypeVar("Answer")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from planner.calibration import Calibration
 from planner.compose import Configuration
-from planner.ledger import Basis, Device, Formula, Phase, Term
+from planner.ledger import WHILE_TRAINING, Basis, Device, Formula, Phase, Term
 from planner.optimizations.base import Situation
 from planner.symbols import Letters, letters_of
 from planner.timecost import StepTime, step_time
@@ -40,19 +40,20 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Limits:
-    """What must hold for a plan to fit; bytes and seconds."""
+    """What must hold for a plan to fit; bytes and seconds. ``disk_bytes``: to train with, none unless asked for."""
 
     gpu_bytes: int
     host_bytes: int
     step_seconds: float
     accumulation: int = 1  # micro-batches in one optimiser step
+    disk_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One configuration at all candidates. Arrays are indexed by candidate.
 
-    ``fits`` says of each candidate whether card, host and time allow it. ``composed`` gives the configuration.
+    ``fits`` says of each candidate whether card, host, disk and time allow it. ``composed`` gives the configuration.
     """
 
     ids: tuple[str, ...]
@@ -62,6 +63,7 @@ class Outcome:
     high: Array
     host: Array
     pinned: Array
+    disk: Array
     time: StepTime
     fits: Any
 
@@ -105,7 +107,7 @@ class Evaluator:
                 kept[key] = size_of(term, letters, wide)
             sizes.append(kept[key])
         together = np.array(sizes)
-        peak, exact, pinned, host = (
+        peak, exact, pinned, host, disk = (
             (mask @ together).max(axis=0) for mask in masks(configuration.ledger.terms.values())
         )
         amounts = {}
@@ -119,10 +121,11 @@ class Evaluator:
         # With the CPU alone there is one memory: what the card would hold lies in the host too.
         host = host + process + (high if gpu.kind == "cpu" else 0)
         time = step_time(configuration, amounts, gpu, self.constants).times(self.limits.accumulation)
-        fits = (high <= self.limits.gpu_bytes) & (host <= self.limits.host_bytes)
+        limits = self.limits
+        fits = (high <= limits.gpu_bytes) & (host <= limits.host_bytes) & (disk <= limits.disk_bytes)
         if time.estimate is not None:
             fits = fits & (time.estimate <= self.limits.step_seconds)
-        return Outcome(configuration.ids, lambda: configuration, exact, peak, high, host, pinned, time, fits)
+        return Outcome(configuration.ids, lambda: configuration, exact, peak, high, host, pinned, disk, time, fits)
 
 
 def size_of(term: Term, letters: Letters, wide: Letters) -> Array:
@@ -140,7 +143,7 @@ def letters_read(*formulas: Formula) -> tuple[str, ...]:
 
 
 def masks(terms: Iterable[Term]) -> tuple[Array, ...]:
-    """For each phase the terms alive on the card, exactly known on the card, pinned, and in the host at all."""
+    """For each phase the terms on the card, exactly known there, pinned, in the host at all, on disk to train with."""
     return _masks_of(tuple((t.phases, t.device, t.basis) for t in terms))
 
 
@@ -151,4 +154,6 @@ def _masks_of(terms: tuple[tuple[frozenset[Phase], Device, Basis], ...]) -> tupl
     exact = np.array([basis is Basis.EXACT for _, _, basis in terms], dtype=np.int64)
     pinned = np.array([device is Device.PINNED for _, device, _ in terms], dtype=np.int64)
     host = np.array([device in (Device.PINNED, Device.HOST) for _, device, _ in terms], dtype=np.int64)
-    return alive * on_card, alive * on_card * exact, alive * pinned, alive * host
+    training = np.array([phase is WHILE_TRAINING for phase in Phase], dtype=np.int64)[:, None]
+    disk = np.array([device is Device.DISK for _, device, _ in terms], dtype=np.int64)
+    return alive * on_card, alive * on_card * exact, alive * pinned, alive * host, training * alive * disk

@@ -57,6 +57,8 @@ ALWAYS = frozenset(Phase)
 STEP = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER})
 PASSES = frozenset({Phase.ATTENTION, Phase.ATTENTION_BACKWARD})
 AFTER_LOAD = ALWAYS - {Phase.LOAD}
+WHILE_TRAINING = Phase.BACKWARD
+"""A phase of every step: what is on the disk in it is there to train with, and not what a run leaves behind."""
 GROUPS = (
     "weights",
     "adapters",
@@ -108,6 +110,7 @@ class Resource(StrEnum):
     ATTENTION = "attention"  # FLOPs of the attention kernel
     MEMORY = "memory"  # bytes through the device's own memory
     LINK = "link"  # bytes between device and host, one way
+    DISK = "disk"  # bytes between host and disk, beside everything else
     PREFETCH = "prefetch"  # bytes to the device that whatever else goes on in a pass can hide
 
 

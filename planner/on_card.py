@@ -19,8 +19,8 @@ from planner.timecost import rates_for
 from planner.weighing import KNOB_ORDER, ORDER, Clock, Key, Scale, Weights, share
 
 Wish = tuple[str, bool]  # a name, and whether it is to be on
-RESPECTS = ("high", "host", "seconds", "inexact")
-NOTHING = Weights(*(np.zeros((0, 1)) for _ in range(5)), known=np.zeros((0, 1), dtype=bool))  # type: ignore[misc]
+RESPECTS = ("high", "host", "disk", "seconds", "inexact")
+NOTHING = Weights(*(np.zeros((0, 1)) for _ in range(6)), known=np.zeros((0, 1), dtype=bool))  # type: ignore[misc]
 
 
 class SpaceOnCard:

@@ -149,11 +149,11 @@ class Settings:
                 together += sums[of.rows[places]]
             found.append(self.on_card.scale.weigh(np.moveaxis(together, 1, 2), of.clock))
         known = np.concatenate([np.full((len(each.high), 1), each.known) for each in found])
-        high, host, seconds, inexact, order = (
+        high, host, disk, seconds, inexact, order = (
             np.concatenate([getattr(each, name) for each in found])
-            for name in ("high", "host", "seconds", "inexact", "order")
+            for name in ("high", "host", "disk", "seconds", "inexact", "order")
         )
-        return Weights(high, host, seconds, inexact, order, known)
+        return Weights(high, host, disk, seconds, inexact, order, known)
 
     def longest(self) -> Array:
         """The longest sequence of every setting, 0 where it can train none.

@@ -92,8 +92,13 @@ class HostMemory(Strict):
 
 
 class DiskMemory(Strict):
-    """What a run leaves on the disk."""
+    """What a run puts on a disk: what it leaves there, and what lies there while it trains.
 
+    ``budget_bytes`` is for the second alone, of which there are ``training_bytes``.
+    """
+
+    budget_bytes: int = Field(default=0, ge=0)
+    training_bytes: int = Field(default=0, ge=0)
     peak_bytes: int = Field(default=0, ge=0)
     terms: dict[str, int] = {}
 
@@ -114,13 +119,14 @@ class Seconds(Strict):
 
 
 class PhaseWork(Strict):
-    """One phase of an optimiser step: its expected time, its FLOPs, and the bytes it moves on each way."""
+    """One phase of an optimiser step: its expected time, its FLOPs, and the bytes it moves each way and with a disk."""
 
     seconds: float | None
     flops: int = Field(ge=0)
     memory_bytes: int = Field(ge=0)
     to_host_bytes: int = Field(ge=0)
     to_device_bytes: int = Field(ge=0)
+    disk_bytes: int = Field(default=0, ge=0)
 
 
 class Rate(Strict):
@@ -240,6 +246,8 @@ class Train(Strict):
     """Minutes between two times that what `--resume` needs is stored, at the least; 0: never."""
     merge: bool = False
     """Whether a 16-bit model with the adapters merged into its weights is written beside them."""
+    scratch: str = ""
+    """The folder on whose disk lies what is there only while it trains; empty: that of ``out``."""
     out: str = "run"
 
 

@@ -10,7 +10,7 @@ from planner.solver import Search
 
 def memory_of(found: Search, limits: Limits) -> Memory:
     """What the best configuration takes, beside what there is."""
-    return Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits), disk=_disk_memory(found))
+    return Memory(gpu=_gpu_memory(found, limits), host=_host_memory(found, limits), disk=_disk_memory(found, limits))
 
 
 def _gpu_memory(found: Search, limits: Limits) -> GpuMemory:
@@ -32,10 +32,15 @@ def _happens(phase: Phase, found: Search) -> bool:
     return phase is not Phase.MERGE or found.situation.merge
 
 
-def _disk_memory(found: Search) -> DiskMemory:
+def _disk_memory(found: Search, limits: Limits) -> DiskMemory:
     by_phase = found.phases((Device.DISK,))
     largest = {name: size for terms in by_phase.values() for name, size in terms.items()}
-    return DiskMemory(peak_bytes=max(sum(terms.values()) for terms in by_phase.values()), terms=largest)
+    return DiskMemory(
+        budget_bytes=limits.disk_bytes,
+        training_bytes=int(found.best.disk[found.index]),
+        peak_bytes=max(sum(terms.values()) for terms in by_phase.values()),
+        terms=largest,
+    )
 
 
 def _host_memory(found: Search, limits: Limits) -> HostMemory:

@@ -13,7 +13,7 @@ from planner.compose import Configuration
 from planner.errors import PlanError
 from planner.ledger import PASSES, Phase, Resource
 from planner.plan import PhaseWork, Rate, Seconds, Time, Train
-from planner.rates import KINDS, TO_DEVICE, TO_HOST, kind_of, rates_of
+from planner.rates import KINDS, ON_DISK, TO_DEVICE, TO_HOST, kind_of, rates_of
 from planner.solver import Search
 from planner.symbols import Letters
 from planner.timecost import TIMED, phase_times, step_time, update_bytes, update_seconds
@@ -156,6 +156,7 @@ def _phase(
         memory_bytes=amount(lambda kind: kind == "memory"),
         to_host_bytes=amount(lambda kind: kind == TO_HOST),
         to_device_bytes=amount(lambda kind: kind == TO_DEVICE),
+        disk_bytes=amount(lambda kind: kind == ON_DISK),
     )
 
 
@@ -180,6 +181,8 @@ def told_rates(found: Search) -> dict[str, Rate]:
         if here.get(kind) is not None:
             assert gpu.measured is not None
             basis, source = "measured", gpu.measured.source
+        elif kind == ON_DISK:
+            basis, source = "assumed", constants.document["disk_bytes_per_second"]["source"]
         else:
             share = (
                 constants.attention_share(kernel, gpu.compute_capability)

@@ -67,6 +67,7 @@ class Request:
     rope_factor: float | None = None
     objective: Objective = "context"
     host_bytes: int | None = None  # 32 GiB, or with `--gpu cpu` what the machine has
+    disk_bytes: int = 0  # to train with, beside what a run leaves behind
     max_step_seconds: float = 86_400.0
     required: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
@@ -125,7 +126,7 @@ def solved_for(
 ) -> Solved:
     """The same for a card and a model that have been read, and for a space that may have been made before."""
     host_bytes = HOST_BYTES if request.host_bytes is None else request.host_bytes
-    situation = Situation(gpu, model, host_bytes, merge=bool(request.train.get("merge")))
+    situation = Situation(gpu, model, host_bytes, merge=bool(request.train.get("merge")), disk_bytes=request.disk_bytes)
     wrong = check_sets(request.required, request.excluded, request.knobs, situation)
     raise_all([*wrong, *rope_mistakes(model, request.rope, request.rope_factor)])
     if model.not_planned:
@@ -149,7 +150,8 @@ def solved_for(
         # The card's memory and the host's are one: what there is, or less where the user says so.
         budget = budget if request.host_bytes is None else min(budget, request.host_bytes)
         host_bytes = budget
-    limits = Limits(budget, host_bytes, request.max_step_seconds, int(request.train.get("accumulation", 1)))
+    accumulation = int(request.train.get("accumulation", 1))
+    limits = Limits(budget, host_bytes, request.max_step_seconds, accumulation, request.disk_bytes)
     constants, space = calibration(), space_for(situation, request)
 
     def find(lengths: list[Wanted]) -> Search:
@@ -194,6 +196,8 @@ def contradictions(request: Request) -> list[PlanError]:
             errors.append(PlanError(asked, f"is more than the {format_count(total)} tokens of tier {request.tier}."))
     if request.host_bytes is not None and request.host_bytes <= 0:
         errors.append(PlanError(f"--host-ram {request.host_bytes}", "leaves no memory.", "Try --host-ram 16GiB."))
+    if request.disk_bytes < 0:
+        errors.append(PlanError(f"--disk {request.disk_bytes}", "is less than nothing.", "Try --disk 200GiB."))
     if request.max_step_seconds <= 0:
         errors.append(PlanError("--max-step-time", "leaves no time.", "Try --max-step-time 10m."))
     if request.objective != "context" and request.tier is None and request.total_tokens is None:
@@ -271,7 +275,11 @@ def _write(solved: Solved) -> Plan:
         time=time,
         rope=rope,
         train=train,
-        nearest=[] if fits else suggestions(found, limits, pins, partial(_replanned, solved, want)),
+        nearest=[]
+        if fits
+        else suggestions(
+            found, limits, pins, partial(_replanned, solved, want), partial(_replanned, solved, want, pins, 2**62)
+        ),
         warnings=[
             *warnings_of(situation, want.total, rope, here=request.gpu in ("local", "cpu")),
             *knobs_without_effect(request.knobs, rejected),
@@ -292,11 +300,13 @@ def _executor(name: str) -> Literal["resident", "streamed"]:
     return "streamed" if name == "streamed" else "resident"
 
 
-def _replanned(made: Solved, want: Wanted, pins: Pins) -> Search:
-    """The same length on the same card with other pins."""
+def _replanned(made: Solved, want: Wanted, pins: Pins, disk_bytes: int | None = None) -> Search:
+    """The same length on the same card with other pins, or with another disk."""
     knobs = {**pins.knobs, "lora": {**pins.knobs.get("lora", {}), "rank": want.rank}}
     length = replace(made.request, tier=None, total_tokens=want.total, target=want.target)
     request = replace(length, required=pins.required, excluded=pins.excluded, knobs=knobs)
+    if disk_bytes is not None:
+        request = replace(request, disk_bytes=disk_bytes)
     return solved_for(request, made.situation.gpu, made.situation.model, below=False).found
 
 
@@ -358,9 +368,9 @@ def _digest(value: Any) -> str:
 def _summary(situation: Situation, limits: Limits, fits: bool, want: Wanted) -> str:
     tokens = f"{format_count(want.total)} tokens"
     what = f"tier {want.tier}, {tokens}" if want.tier else tokens
+    disk = f"{_round_gib(limits.disk_bytes)} of disk" if limits.disk_bytes else "no disk offload"
     conditions = (
-        f"with {_round_gib(limits.host_bytes)} host RAM, no disk offload, "
-        f"at most {format_seconds(limits.step_seconds)} a step"
+        f"with {_round_gib(limits.host_bytes)} host RAM, {disk}, at most {format_seconds(limits.step_seconds)} a step"
     )
     verb = "trains" if fits else "does not fit"
     return f"{situation.model.id} on {situation.gpu.name} {verb} {what}, {conditions}."

@@ -12,9 +12,9 @@ from planner.calibration import Calibration
 from planner.hardware import HardwareProfile
 from planner.ledger import Resource, Work
 
-TO_HOST, TO_DEVICE = "to_host", "to_device"
-KINDS = ("linear", "attention", "memory", TO_HOST, TO_DEVICE)
-"""Products with weights, attention, the device's own memory, and the link to the host one way and the other."""
+TO_HOST, TO_DEVICE, ON_DISK = "to_host", "to_device", "disk"
+KINDS = ("linear", "attention", "memory", TO_HOST, TO_DEVICE, ON_DISK)
+"""Products with weights, attention, the device's own memory, the link to the host one way and the other, the disk."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def rates_of(kernel: str, dtype: str, head_size: int, gpu: HardwareProfile, cons
     peak = float(sheet.value) if sheet is not None and sheet.value is not None else None
     bandwidth, link = _value(gpu.bandwidth.value), _value(gpu.pcie_bytes_per_second.value)
     attention = constants.attention_efficiency(kernel, gpu.compute_capability)
-    most = {"linear": peak, "attention": peak, "memory": bandwidth, TO_HOST: link, TO_DEVICE: link}
+    most = {"linear": peak, "attention": peak, "memory": bandwidth, TO_HOST: link, TO_DEVICE: link, ON_DISK: None}
     shares = {
         "linear": constants.efficiency("linear"),
         "attention": attention,
@@ -62,7 +62,8 @@ def rates_of(kernel: str, dtype: str, head_size: int, gpu: HardwareProfile, cons
         TO_HOST: constants.efficiency("link"),
         TO_DEVICE: constants.efficiency("link"),
     }
-    likely = {kind: None if rate is None else rate * shares[kind] for kind, rate in most.items()}
+    likely = {kind: None if rate is None else rate * shares[kind] for kind, rate in most.items() if kind in shares}
+    likely[ON_DISK] = constants.disk_rate()
     if gpu.measured is None:
         return Rates(most, likely)
     found = gpu.measured.rates(kernel, dtype, head_size)

@@ -132,9 +132,17 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield from time_facts(plan)
     pinned = f", {format_bytes(host.pinned_bytes)} of it pinned" if host.pinned_bytes else ""
     yield "Host RAM", f"{format_bytes(host.peak_bytes)} of {_size(host.budget_bytes)}{pinned}"
-    if plan.memory.disk.peak_bytes:
+    disk = plan.memory.disk
+    if disk.training_bytes:
+        traffic = sum(phase.disk_bytes for phase in plan.time.phases.values())
+        yield (
+            "Scratch",
+            f"{format_bytes(disk.training_bytes)} of {_size(disk.budget_bytes)} on disk while it trains; "
+            f"{format_bytes(traffic // 2)} written and read anew in every step, which SSDs wear by",
+        )
+    if left := sum(disk.terms.values()) - disk.training_bytes:
         merged = ", and for the model that it is merged into" if plan.train.merge else ""
-        yield "Disk", f"{format_bytes(plan.memory.disk.peak_bytes)} for the adapter{merged}"
+        yield "Disk", f"{format_bytes(left)} for the adapter{merged}"
 
 
 def longest(plan: Plan) -> str:

@@ -63,6 +63,10 @@ class Session(Protocol):
         """Hold the kept layer inputs in this form."""
         ...
 
+    def store_checkpoints(self) -> None:
+        """Keep the layer inputs on disk, but for those that are worked on."""
+        ...
+
     def keep_attention_outputs(self) -> None:
         """Keep what attention gave in every layer instead of computing it again."""
         ...

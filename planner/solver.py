@@ -28,7 +28,7 @@ from planner.space import Space
 from planner.weighing import CARD_MEMORY, INEXACT_COUNT, SECONDS, TIME, Key, Measure, Weights, share
 
 Objective = Literal["context", "speed", "memory"]
-ENDLESS_LIMITS = Limits(2**62, 2**62, float("inf"))
+ENDLESS_LIMITS = Limits(2**62, 2**62, float("inf"), disk_bytes=2**62)
 COARSEST, FINEST = 64, 64  # tokens: the least sequence that is looked at, and the step of the longest
 LONGEST = 2**24  # tokens; nothing longer is looked at
 

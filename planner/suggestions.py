@@ -11,7 +11,7 @@ from planner.evaluate import Candidates, Limits, Outcome
 from planner.optimizations.base import Scalar
 from planner.solver import Search, chosen
 from planner.units import format_bytes, format_count, format_seconds
-from planner.weighing import CARD_MEMORY, HOST_MEMORY, SECONDS, Weights
+from planner.weighing import CARD_MEMORY, DISK_SPACE, HOST_MEMORY, SECONDS, Weights
 
 Owners = Mapping[str, Mapping[str, Scalar]]
 
@@ -47,13 +47,15 @@ class Pins:
 
 
 Replanned = Callable[[Pins], Search]
+WithDisk = Callable[[], Search]
 
 
-def suggestions(found: Search, limits: Limits, pins: Pins, replanned: Replanned) -> list[str]:
+def suggestions(found: Search, limits: Limits, pins: Pins, replanned: Replanned, with_disk: WithDisk) -> list[str]:
     """What would make it fit, nearest first.
 
     Args:
         replanned: searches the same length with other pins.
+        with_disk: searches it with as much disk as it takes.
     """
     want = found.wanted[found.index]
     rank = f"--set lora.rank={want.rank} "
@@ -68,7 +70,7 @@ def suggestions(found: Search, limits: Limits, pins: Pins, replanned: Replanned)
             f"--context {found.longest_all_trained} {rank}fits: the longest at rank {want.rank}, every token trained"
         )
     lines += [*_smaller_rank(found, limits), *_smaller_batch(found, limits), *_fewer_pins(pins, limits, replanned)]
-    return lines + _more(found, limits)
+    return [*lines, *_disk(found, limits, with_disk), *_more(found, limits)]
 
 
 def _smaller_rank(found: Search, limits: Limits) -> Iterator[str]:
@@ -136,9 +138,20 @@ def _fewer_pins(pins: Pins, limits: Limits, replanned: Replanned) -> Iterator[st
         yield f"leaving out {' '.join(left_out)} fits: {_comes_to(best, 0, limits)}"
 
 
+def _disk(found: Search, limits: Limits, with_disk: WithDisk) -> Iterator[str]:
+    """The least disk that is enough by itself."""
+    if found.situation.gpu.kind == "cpu":
+        return  # nothing is streamed where card and host are one
+    endless = with_disk()
+    least = endless.least(DISK_SPACE, replace(limits, disk_bytes=2**62))
+    if least is not None and least.disk > limits.disk_bytes:
+        size = -(-int(least.disk) // 2**30)
+        yield f"--disk {size}GiB fits: layer inputs lie on it while it trains, and are written anew in every step"
+
+
 @dataclass(frozen=True)
 class Need:
-    """What one set of optimisations needs beyond the limits: bytes on the card, bytes in the host, seconds a step.
+    """What a set of optimisations needs beyond the limits: bytes on the card, in the host, on disk, seconds a step.
 
     Where card and host are one memory, it is the card that lacks bytes.
     """
@@ -146,14 +159,15 @@ class Need:
     card: int
     host: int
     seconds: float
+    disk: int = 0
     shared: bool = False
 
     @classmethod
-    def of(cls, card: int, host: int, seconds: float, *, shared: bool) -> Need:
+    def of(cls, card: int, host: int, disk: int, seconds: float, *, shared: bool) -> Need:
         """From what is taken beyond each limit; less than nothing where there is room."""
         if shared:  # one memory holds everything, the process itself included
-            return cls(max(0, host), 0, max(0.0, seconds), shared=True)
-        return cls(max(0, card), max(0, host), max(0.0, seconds))
+            return cls(max(0, host), 0, max(0.0, seconds), max(0, disk), shared=True)
+        return cls(max(0, card), max(0, host), max(0.0, seconds), max(0, disk))
 
 
 def _more(found: Search, limits: Limits) -> list[str]:
@@ -172,14 +186,15 @@ def _more(found: Search, limits: Limits) -> list[str]:
 
 def _beyond(weights: Weights, limits: Limits, *, shared: bool) -> Need:
     late = float(weights.seconds) - limits.step_seconds if weights.known else 0.0
-    return Need.of(int(weights.high) - limits.gpu_bytes, int(weights.host) - limits.host_bytes, late, shared=shared)
+    card, host = int(weights.high) - limits.gpu_bytes, int(weights.host) - limits.host_bytes
+    return Need.of(card, host, int(weights.disk) - limits.disk_bytes, late, shared=shared)
 
 
 def needed(outcome: Outcome, limits: Limits, index: int, *, shared: bool) -> Need:
     """What an outcome needs beyond the limits; ``shared``: card and host are one memory."""
     card, host = int(outcome.high[index]) - limits.gpu_bytes, int(outcome.host[index]) - limits.host_bytes
     slow = 0.0 if outcome.time.estimate is None else float(outcome.time.estimate[index]) - limits.step_seconds
-    return Need.of(card, host, slow, shared=shared)
+    return Need.of(card, host, int(outcome.disk[index]) - limits.disk_bytes, slow, shared=shared)
 
 
 def _told(need: Need, limits: Limits) -> str:
@@ -187,6 +202,9 @@ def _told(need: Need, limits: Limits) -> str:
     if need.host:
         parts.append(f"--host-ram {-(-(limits.host_bytes + need.host) // 2**30)}GiB")
         values.append(f"{format_bytes(need.host)} more host RAM")
+    if need.disk:
+        parts.append(f"--disk {-(-(limits.disk_bytes + need.disk) // 2**30)}GiB")
+        values.append(f"{format_bytes(need.disk)} more disk")
     if need.seconds:
         seconds = limits.step_seconds + need.seconds
         parts.append(f"--max-step-time {int(seconds * 1.01) + 1}s")

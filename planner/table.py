@@ -1,9 +1,9 @@
 """Everything there is to choose from as one table: what each place of each branch adds to bytes and work.
 
 A *place* is a trunk, or one option of a group with one value for each of its dials. At some candidates the table gives
-for each place what it adds to bytes in each phase, on the card and in the host, and to the work of each *lane*: a phase
-that is timed and a kind of work. A configuration is the sum of one place from each group of its branch, and nothing
-else is needed to compare it: limits look at sums of bytes, time is a function of sums of work.
+for each place what it adds to bytes in each phase, on the card and in the host, to bytes on the disk, and to the work
+of each *lane*: a phase that is timed and a kind of work. A configuration is the sum of one place from each group of its
+branch, and nothing else is needed to compare it: limits look at sums of bytes, time is a function of sums of work.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from planner.branches import Branch
 from planner.evaluate import Array, Candidates
 from planner.groups import Dial, Option, Row, read_by
-from planner.ledger import Device, Phase, Term, Work
+from planner.ledger import WHILE_TRAINING, Device, Phase, Term, Work
 from planner.model_shape import ModelShape
 from planner.optimizations import all_optimizations
 from planner.rates import KINDS, kind_of
@@ -29,7 +29,8 @@ from planner.timecost import TIMED
 PHASES = tuple(Phase)
 LANES = tuple(product(TIMED, KINDS))
 CARD, HOST = slice(0, len(PHASES)), slice(len(PHASES), 2 * len(PHASES))
-WORK = slice(HOST.stop, HOST.stop + len(LANES))
+DISK = HOST.stop  # bytes on the disk while it trains; what a run leaves there is no part of it
+WORK = slice(DISK + 1, DISK + 1 + len(LANES))
 COLUMNS = WORK.stop
 
 
@@ -166,8 +167,10 @@ def _columns(row: Row) -> tuple[int, ...]:
 
 @cache
 def _columns_of(phases: frozenset[Phase], device: Device) -> tuple[int, ...]:
-    start = {Device.GPU: CARD.start, Device.PINNED: HOST.start, Device.HOST: HOST.start}.get(device)
-    return () if start is None else tuple(start + place for place, phase in enumerate(PHASES) if phase in phases)
+    if device is Device.DISK:
+        return (DISK,) if WHILE_TRAINING in phases else ()
+    start = CARD.start if device is Device.GPU else HOST.start
+    return tuple(start + place for place, phase in enumerate(PHASES) if phase in phases)
 
 
 def _lane(phase: Phase, kind: str) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from planner.units import format_bytes, format_seconds
 class TierRow:
     """One tier. Bytes and seconds are of the settings that are chosen, or where none fit of those that come nearest.
 
-    ``lacks`` says by how much each limit is missed: bytes of the ``card``, bytes of the ``host``, ``seconds`` a step.
+    ``lacks`` says by how much each limit is missed: bytes of ``card``, ``host`` and ``disk``, ``seconds`` a step.
     """
 
     tier: int
@@ -105,7 +105,7 @@ def _row(made: Solved, index: int) -> TierRow:
 
 def lacks(need: Need) -> dict[str, float]:
     """By how much each limit is missed; only those that are."""
-    return {name: size for name in ("card", "host", "seconds") if (size := getattr(need, name)) > 0}
+    return {name: size for name in ("card", "host", "disk", "seconds") if (size := getattr(need, name)) > 0}
 
 
 def lacking(lacks: Mapping[str, float]) -> str:
@@ -115,6 +115,8 @@ def lacking(lacks: Mapping[str, float]) -> str:
         parts.append(f"card lacks {format_bytes(int(lacks['card']))}")
     if "host" in lacks:
         parts.append(f"host lacks {format_bytes(int(lacks['host']))}")
+    if "disk" in lacks:
+        parts.append(f"disk lacks {format_bytes(int(lacks['disk']))}")
     if "seconds" in lacks:
         parts.append(f"step takes {format_seconds(lacks['seconds'])} too long")
     return ", ".join(parts)

@@ -1,6 +1,7 @@
 """Time of one step: a roofline with a lower bound and an estimate.
 
-Matrix products and attention share the matrix units, so their times add; copies over the link run beside them.
+Matrix products and attention share the matrix units, so their times add; copies over the link run beside them, and so
+do those to and from the disk, for which the link is taken to wait.
 The bound takes the most that a card can do, the estimate what is expected of it (`planner.rates`).
 """
 
@@ -14,11 +15,13 @@ from planner.calibration import Calibration
 from planner.compose import Configuration
 from planner.hardware import HardwareProfile
 from planner.ledger import Device, Ledger, Phase, Resource
-from planner.rates import TO_DEVICE, TO_HOST, Rates, kind_of, rates_of
+from planner.rates import ON_DISK, TO_DEVICE, TO_HOST, Rates, kind_of, rates_of
 from planner.symbols import Letters, greatest
 
 # Rates that stand in where a card's are unknown: they rank configurations and are never shown.
-NOMINAL: Mapping[str, float] = {"linear": 1e12, "attention": 1e12, "memory": 1e11, TO_HOST: 1e10, TO_DEVICE: 1e10}
+NOMINAL: Mapping[str, float] = {
+    "linear": 1e12, "attention": 1e12, "memory": 1e11, TO_HOST: 1e10, TO_DEVICE: 1e10, ON_DISK: 1e9
+}  # fmt: skip
 TIMED = (Phase.FORWARD, Phase.ATTENTION, Phase.LOSS, Phase.BACKWARD, Phase.ATTENTION_BACKWARD)
 # What a choice can change of the clock itself: all else of it changes amounts of work alone.
 CLOCK = frozenset({"letter E", "letter L", "letter p", "setting attention", "setting dtype"})
@@ -59,7 +62,7 @@ def phase_times(
 ) -> dict[Phase, StepTime]:
     """Time of each phase of one forward and backward pass.
 
-    The bound leaves out what caches may serve (all traffic through the device's memory), and one layer of L
+    The bound leaves out what caches may serve (all traffic to the device's own memory and the disk), and one layer of L
     where it could be saved: the last layer's input need not cross the link, and the first layer's needs no gradient.
 
     What is fetched ahead of a whole pass is in the estimate of one phase, though another of that pass may hide it.
@@ -72,7 +75,7 @@ def phase_times(
     kinds = {name: kind_of(work) for name, work in configuration.ledger.work.items()}
     used = set(kinds.values())
     likely = rates.likely if all(rates.likely[kind] for kind in used) else NOMINAL
-    bounded = all(rates.most[kind] for kind in used if kind != "memory")
+    bounded = all(rates.most[kind] for kind in used if kind not in ("memory", ON_DISK))
     waits = launches(configuration, gpu, constants, known=likely is not NOMINAL)
     found = {}
     for phase in TIMED:
@@ -86,7 +89,7 @@ def phase_times(
             kind, amount = kinds[work.name], amounts[work.name]
             most, rate = rates.most[kind], likely[kind]
             assert rate is not None
-            if work.resource is Resource.PREFETCH:
+            if work.resource in (Resource.PREFETCH, Resource.DISK):
                 busy_link = busy_link + amount / rate
             elif work.resource is Resource.LINK:
                 busy_link = busy_link + amount / rate

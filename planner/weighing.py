@@ -1,8 +1,8 @@
 """Sums of bytes and work on one card: what they take of its limits, and what one is chosen by.
 
-A sum is a row of columns: bytes by phase on the card, bytes by phase in the host, seconds by phase that the card
-computes, seconds by phase that the link copies, optimisations that change the result. What is weighed grows with each
-column, so the least of each column weighs no more than any sum that can still come of it. That is what
+A sum is a row of columns: bytes by phase on the card, bytes by phase in the host, bytes on the disk, seconds by phase
+that the card computes, seconds by phase that link and disk copy, optimisations that change the result. What is weighed
+grows with each column, so the least of each column weighs no more than any sum that can still come of it. That is what
 ``planner.bounds`` leaves out most sums by.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,16 @@ from planner.calibration import Calibration
 from planner.compose import Configuration
 from planner.evaluate import Limits
 from planner.hardware import HardwareProfile
-from planner.rates import TO_DEVICE, TO_HOST
+from planner.rates import ON_DISK, TO_DEVICE, TO_HOST
 from planner.rows import Values
-from planner.table import CARD, HOST, LANES, PHASES, WORK
+from planner.table import CARD, DISK, HOST, LANES, WORK
 from planner.timecost import NOMINAL, TIMED, launches, overlapped, rates_for
 
-BUSY = slice(2 * len(PHASES), 2 * len(PHASES) + len(TIMED))
+BUSY = slice(DISK + 1, DISK + 1 + len(TIMED))
 LINK = slice(BUSY.stop, BUSY.stop + len(TIMED))
 INEXACT, ORDER = LINK.stop, LINK.stop + 1  # the order is nothing, but where values of knobs are gone through
 WIDTH = ORDER + 1
-LINKS = (TO_HOST, TO_DEVICE)
+LINKS = (TO_HOST, TO_DEVICE, ON_DISK)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Clock:
         work = np.matmul(self.seconds, table[:, WORK])
         counts = np.zeros((len(table), 2, table.shape[2]))
         counts[:, 0] = inexact[:, None]
-        return np.concatenate([table[:, : HOST.stop], work, counts], axis=1)
+        return np.concatenate([table[:, : DISK + 1], work, counts], axis=1)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Weights:
 
     high: Any
     host: Any
+    disk: Any
     seconds: Any
     inexact: Any
     order: Any
@@ -81,11 +83,11 @@ class Weights:
         return Weights(*(float(each[row]) for each in self._parts()), known=bool(known))  # type: ignore[misc]
 
     def _parts(self) -> tuple[Any, ...]:
-        return (self.high, self.host, self.seconds, self.inexact, self.order)
+        return (self.high, self.host, self.disk, self.seconds, self.inexact, self.order)
 
     def fits(self, limits: Limits) -> Any:
-        """Whether card, host and time allow it."""
-        fits = (self.high <= limits.gpu_bytes) & (self.host <= limits.host_bytes)
+        """Whether card, host, disk and time allow it."""
+        fits = (self.high <= limits.gpu_bytes) & (self.host <= limits.host_bytes) & (self.disk <= limits.disk_bytes)
         return fits & ((self.seconds <= limits.step_seconds) | np.logical_not(self.known))
 
 
@@ -95,6 +97,7 @@ class Caps:
 
     high: float
     host: float
+    disk: float
     seconds: float
     inexact: float = float("inf")
     order: float = float("inf")
@@ -102,12 +105,15 @@ class Caps:
     @classmethod
     def of(cls, limits: Limits, *, known: bool) -> Caps:
         """The limits; time has none where it is not known."""
-        return cls(limits.gpu_bytes, limits.host_bytes, limits.step_seconds if known else float("inf"))
+        seconds = limits.step_seconds if known else float("inf")
+        return cls(limits.gpu_bytes, limits.host_bytes, limits.disk_bytes, seconds)
 
     def hold(self, weights: Weights) -> Any:
         """Whether nothing is exceeded."""
-        held = (weights.high <= self.high) & (weights.host <= self.host) & (weights.seconds <= self.seconds)
-        return held & (weights.inexact <= self.inexact) & (weights.order <= self.order)
+        held = (weights.high <= self.high) & (weights.host <= self.host) & (weights.disk <= self.disk)
+        return (
+            held & (weights.seconds <= self.seconds) & (weights.inexact <= self.inexact) & (weights.order <= self.order)
+        )
 
     def lowered(self, **to: float) -> Caps:
         """The same with some of them lower, unless they are already."""
@@ -135,7 +141,8 @@ class Scale:
             overlapped(busy[..., phase], link[..., phase], clock.layers, least)
             for phase, least in enumerate(clock.least)
         )
-        return Weights(high, host, seconds * self.accumulation, sums[..., INEXACT], sums[..., ORDER], clock.known)
+        seconds = seconds * self.accumulation
+        return Weights(high, host, sums[..., DISK], seconds, sums[..., INEXACT], sums[..., ORDER], clock.known)
 
     def most_on_card(self, high: float) -> float:
         """No less than the most bytes expected on the card whose bound is no higher than this."""
@@ -180,14 +187,19 @@ def share(limits: Limits) -> Measure:
     """The largest share that is taken of any limit."""
 
     def of(weights: Weights) -> Any:
-        shares = np.maximum(weights.high / max(1, limits.gpu_bytes), weights.host / max(1, limits.host_bytes))
-        return np.maximum(shares, np.where(weights.known, weights.seconds / limits.step_seconds, 0.0))
+        late = np.where(weights.known, weights.seconds / limits.step_seconds, 0.0)
+        shares = [getattr(weights, name) / most for name, most in _sizes(limits).items()]
+        return reduce(np.maximum, shares, late)
 
     def below(caps: Caps, value: float) -> Caps:
         # Of those whose time is not known it may be anything.
-        return caps.lowered(high=value * max(1, limits.gpu_bytes), host=value * max(1, limits.host_bytes))
+        return caps.lowered(**{name: value * most for name, most in _sizes(limits).items()})
 
-    return Measure(of, frozenset({"high", "host", "seconds"}), below)
+    return Measure(of, frozenset({"high", "host", "disk", "seconds"}), below)
+
+
+def _sizes(limits: Limits) -> dict[str, int]:
+    return {"high": max(1, limits.gpu_bytes), "host": max(1, limits.host_bytes), "disk": max(1, limits.disk_bytes)}
 
 
 def _plain(name: str) -> Measure:
@@ -196,8 +208,8 @@ def _plain(name: str) -> Measure:
     )
 
 
-CARD_MEMORY, HOST_MEMORY, SECONDS, INEXACT_COUNT, KNOB_ORDER = map(
-    _plain, ("high", "host", "seconds", "inexact", "order")
+CARD_MEMORY, HOST_MEMORY, DISK_SPACE, SECONDS, INEXACT_COUNT, KNOB_ORDER = map(
+    _plain, ("high", "host", "disk", "seconds", "inexact", "order")
 )
 TIME = Measure(
     lambda weights: three_digits(weights.seconds),

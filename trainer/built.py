@@ -15,6 +15,7 @@ from trainer.averaging import Averages
 from trainer.data import Tokenise
 from trainer.host_memory import Arena
 from trainer.step import Loss
+from trainer.streamed.disk_file import DiskFile
 from trainer.streamed.loss import StreamedLoss
 from trainer.streamed.weights import Weights
 
@@ -31,6 +32,7 @@ class BuiltRun:
         averages: of the adapters over the steps, if they are kept.
         executor: ``resident`` or ``streamed``.
         host: the host memory that what is on its way to or from the card is kept in, if any.
+        disk: what of the disk is used while it trains, if any.
         weights: of the layers; told which are needed.
         kernel: the attention actually used.
         loss_name: the loss actually used.
@@ -49,6 +51,7 @@ class BuiltRun:
     averages: Averages | None
     executor: Literal["resident", "streamed"]
     host: Arena | None
+    disk: DiskFile | None
     weights: Weights
     kernel: str
     loss_name: str
@@ -79,6 +82,8 @@ class BuiltRun:
         return self.streamed.first_layers(count) if self.streamed is not None else nullcontext()
 
     def close(self) -> None:
-        """Give pinned memory back."""
+        """Give pinned memory and the disk back."""
+        if self.disk is not None:
+            self.disk.close()
         for arena in self.arenas:
             arena.close()

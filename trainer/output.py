@@ -44,7 +44,8 @@ class RunFolder:
         place = next(parent for parent in [self.path.absolute(), *self.path.absolute().parents] if parent.exists())
         if not os.access(place, os.W_OK):
             raise PlanError(asked, f"cannot be made: {place} is not writable.", nearest)
-        needed, free = plan.memory.disk.peak_bytes + _LOGS, shutil.disk_usage(place).free
+        disk = plan.memory.disk  # what it trains with is asked for by ``trainer.disk_room``
+        needed, free = sum(disk.terms.values()) - disk.training_bytes + _LOGS, shutil.disk_usage(place).free
         if free < needed:
             why = f"needs {format_bytes(needed)} on disk, and {format_bytes(free)} are free."
             raise PlanError(asked, why, "Free some, or name a folder on another disk with --set train.out=…")

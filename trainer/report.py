@@ -51,7 +51,7 @@ def _shown(size: int | None) -> str:
 
 def _phase_times(record: dict[str, Any]) -> str | None:
     """Seconds of each phase beside the plan's, in a sentence; None where nothing was timed."""
-    measured, whole = record["step_seconds"]["phases"], record["layers_run"] == record["layers"]
+    measured, whole = record["step_seconds"].get("phases", {}), record["layers_run"] == record["layers"]
     planned = {name: phase["seconds"] for name, phase in record["plan"]["time"]["phases"].items()} if whole else {}
     parts = [
         f"{name.replace('_', ' ')} {_seconds(seconds)}"

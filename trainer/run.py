@@ -17,6 +17,7 @@ from planner.units import format_bytes
 from trainer.built import BuiltRun
 from trainer.data import Batch, Data, evaluation_batches, prepare
 from trainer.device import take_device
+from trainer.disk_room import check_disk
 from trainer.host_room import check_host
 from trainer.layer_progress import LayerProgress, planned_ratio
 from trainer.loading import find_source
@@ -53,6 +54,7 @@ def execute(plan: Plan, *, resume: bool = False, layers_run: int | None = None) 
     console, folder, device = Console(), RunFolder(plan, resume=resume), take_device(plan)
     saved = load(folder.path, plan) if resume else None
     check_host(plan)
+    check_disk(plan)
     reading = read_documents(Path(plan.train.data))  # its mistakes come to light before minutes of loading
     built = None
     try:
@@ -262,6 +264,8 @@ def put_averages(built: BuiltRun) -> None:
 
 def _merge(plan: Plan, built: BuiltRun, recorder: Recorder, folder: RunFolder) -> Path:
     """Write the merged model; the host memory that held checkpoints makes room for it."""
+    if built.disk is not None:
+        built.disk.close()
     if built.host is not None:
         built.host.close()
     recorder.mark(Phase.MERGE)

@@ -21,6 +21,7 @@ from trainer.averaging import Averages, Averaging
 from trainer.built import BuiltRun
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
 from trainer.device import take_device
+from trainer.disk_room import scratch_folder
 from trainer.four_bit import FourBit
 from trainer.host_memory import Arena
 from trainer.host_store import HostStore
@@ -40,6 +41,7 @@ from trainer.rotary import go_by_batch, scale
 from trainer.step import Loss, make_loss
 from trainer.streamed import split
 from trainer.streamed.build import Streaming, build_streamed
+from trainer.streamed.disk_file import DiskFile
 from trainer.streamed.weights import StreamedWeights, Weights
 
 STOCK_ATTENTION = "eager"
@@ -148,6 +150,10 @@ class ResidentSession:
         """See the protocol."""
         self._stream("code_checkpoints", form=form)
 
+    def store_checkpoints(self) -> None:
+        """See the protocol."""
+        self._stream("store_checkpoints", disk=scratch_folder(self._plan))
+
     def keep_attention_outputs(self) -> None:
         """See the protocol."""
         self._stream("keep_attention_outputs", keep_outputs=True)
@@ -244,7 +250,7 @@ class ResidentSession:
             parameter.grad = torch.zeros_like(parameter)
         try:
             optimizer = self._make_optimizer(adapted)
-            host, loss = self._executor(model, streaming, device)  # last, as nobody would give its memory back
+            host, disk, loss = self._executor(model, streaming, device)  # last, as nobody would give its memory back
         except BaseException:
             self._give_back()
             raise
@@ -262,6 +268,7 @@ class ResidentSession:
             averages=Averages(trained, self._averaging) if self._averaging else None,
             executor="streamed" if streaming else "resident",
             host=host,
+            disk=disk,
             weights=self.weights,
             kernel=self._kernel or STOCK_ATTENTION,
             loss_name=f"chunked, {self._loss_rows} rows" if self._loss_rows else "transformers",
@@ -284,11 +291,11 @@ class ResidentSession:
 
     def _executor(
         self, model: PreTrainedModel, streaming: Streaming | None, device: torch.device
-    ) -> tuple[Arena | None, Loss]:
-        """What runs forward and backward, and the host memory it works with."""
+    ) -> tuple[Arena | None, DiskFile | None, Loss]:
+        """What runs forward and backward, and the host memory and the disk it works with."""
         if streaming is None:
             store = self._checkpoint(model, device)
-            return (store.arena if store is not None else None), make_loss(model, self._loss_rows)
+            return (store.arena if store is not None else None), None, make_loss(model, self._loss_rows)
         assert self._loss_rows is not None
         made = build_streamed(
             model,
@@ -300,7 +307,7 @@ class ResidentSession:
             rows=self._loss_rows,
             scaled=self._scale_loss,
         )
-        return made.host, made.loss
+        return made.host, made.disk, made.loss
 
     def _checkpoint(self, model: PreTrainedModel, device: torch.device) -> HostStore | None:
         if not self._checkpointing:

@@ -47,7 +47,7 @@ EVERY = "*"
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known before anything is chosen: the card, the model, and the host's memory in bytes.
+    """What is known before anything is chosen: the card, the model, the host's memory and disk to train with, in bytes.
 
     ``chosen`` holds the ids of the set that is being composed; it is empty as long as none is. ``merge``: whether the
     adapters are merged into the weights after training. Of the card an optimisation may ask what decides which code
@@ -60,6 +60,7 @@ class Situation:
     host_bytes: int
     chosen: Set[str] = frozenset()
     merge: bool = False
+    disk_bytes: int = 0
 
     def choosing(self, ids: Iterable[str]) -> Situation:
         """The same with a set that is looked at; what is asked of it is noted where it was before."""

@@ -19,6 +19,7 @@ from reports.render.records import failures, on_cards, records, step_ratios, sum
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLIT = "GPU memory by phase"  # the report is shown as far as this, and the rest folded away
+DISK = 200 * GIB  # what the lead tells of a longer sequence
 MODELS = ("phi-2", "llama-3.1-8b")
 CARDS = ("rtx2060s", "rtx3060-12gb", "rtx4060ti-16gb", "rtx3090", "rtx4090", "rtx5090", "a100-80gb-sxm", "h200-sxm")
 
@@ -39,14 +40,17 @@ def output(*command: str) -> str:
 def lead() -> str:
     """What the reference card trains, and what it would with whole layers alone."""
     plan, whole = make_plan(Request()), make_plan(Request(excluded=("streamed",)))
-    step = plan.time.step_seconds.estimate
+    on_disk = make_plan(Request(disk_bytes=DISK))
+    step, longer = plan.time.step_seconds.estimate, on_disk.time.step_seconds.estimate
+    assert on_disk.tier and on_disk.memory.disk.training_bytes and longer is not None
     assert plan.executor == "streamed" and plan.tier and whole.tier and step is not None
     used, budget, host = plan.memory.gpu.peak_bytes.high, plan.memory.gpu.budget_bytes, plan.memory.host.budget_bytes
     return (
         f"{plan.model.id} on an 8 GB {plan.gpu.name.removeprefix('NVIDIA GeForce ')} with {host // GIB} GiB of host "
         f"memory: **{plan.total_tokens:,} tokens** (tier {plan.tier}), within {format_bytes(used)} of the card's "
-        f"{format_bytes(budget)}, about {format_seconds(step)} a step. With whole layers it is {whole.total_tokens:,} "
-        f"(tier {whole.tier}). Planned; no such card has been measured.\n"
+        f"{format_bytes(budget)}, about {format_seconds(step)} a step. With `--disk {DISK // GIB}GiB` as well it is "
+        f"**{on_disk.total_tokens:,}** (tier {on_disk.tier}) and {format_seconds(longer)}, with whole layers "
+        f"{whole.total_tokens:,} (tier {whole.tier}). Planned; no such card has been measured.\n"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from trainer.streamed.checkpoints import Checkpoints, Codec, Exact
 from trainer.streamed.kernels import KERNELS
 from trainer.streamed.layer import Arrays, Layers, Sizes
 from trainer.streamed.loss import StreamedLoss
+from trainer.streamed.shelf import shelf_on
 from trainer.streamed.split import Split, register
 from trainer.streamed.transfers import Transfers
 from trainer.streamed.weights import StreamedWeights
@@ -41,6 +43,7 @@ def make_streamed_loss(
     weights: StreamedWeights | None = None,
     rope: Rope = UNSCALED,
     codec: Codec | None = None,
+    disk: Path | None = None,
 ) -> tuple[StreamedLoss, PeftModel]:
     """The loss over a model in float64 with adapters that are not zero, and that model."""
     source = find_source(str(folder))
@@ -76,13 +79,21 @@ def make_streamed_loss(
         dtype=torch.float64,
     )
     arena, count = Arena(CPU, away=away, pinned=False), config.num_hidden_layers
+    transfers = Transfers(CPU)
     layers = Layers(
         Split(model),
         KERNELS["cpu"],
-        Transfers(CPU),
+        transfers,
         Arrays(arena, sizes, kept_outputs=count if keep_outputs else 0),
         Checkpoints(
-            arena, count, tokens, sizes.width, sizes.dtype, spacing=spacing, codec=codec or Exact(torch.float64)
+            arena,
+            count,
+            tokens,
+            sizes.width,
+            sizes.dtype,
+            spacing=spacing,
+            codec=codec or Exact(torch.float64),
+            shelve=partial(shelf_on, disk, mark=transfers.mark) if disk is not None else None,
         ),
         sizes,
         keep_outputs=keep_outputs,
@@ -103,6 +114,7 @@ def make_streamed(
     away: bool = True,
     weights: StreamedWeights | None = None,
     rope: Rope = UNSCALED,
+    disk: Path | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean loss of a batch, and the gradients of all adapters by name."""
     made, adapted = make_streamed_loss(
@@ -116,6 +128,7 @@ def make_streamed(
         away=away,
         weights=weights,
         rope=rope,
+        disk=disk,
     )
     loss = made(batch, torch.tensor(float(batch.trained)).double(), nothing)
     loss.backward()

@@ -46,6 +46,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"checkpoint_spacing": {"every": 2}},
         {"kept_attention": {}},
         {"streamed_weights": {}},
+        {"checkpoint_disk": {}},
+        {"checkpoint_disk": {}, "checkpoint_spacing": {"every": 2}},
         {"streamed": {"staging": "card"}},
     ],
     ids=lambda more: "+".join(more) or "plain",

@@ -25,6 +25,11 @@ class TokenArray:
         self._flat = arena.take(tokens * math.prod(shape), dtype)
         self._all = self._flat.view(tokens, *shape)
 
+    @property
+    def bytes(self) -> int:
+        """Of all its tokens."""
+        return self._flat.nbytes
+
     def at(self, start: int, stop: int) -> Tensor:
         """The tokens of a range, in place."""
         return self._all[start:stop]

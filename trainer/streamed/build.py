@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,9 +13,11 @@ from transformers import PreTrainedModel
 from trainer.host_memory import Arena
 from trainer.step import Head
 from trainer.streamed.checkpoints import Checkpoints, Codec, Exact, Int8, Nf4
+from trainer.streamed.disk_file import DiskFile
 from trainer.streamed.kernels import KERNELS
 from trainer.streamed.layer import Arrays, Layers, Sizes
 from trainer.streamed.loss import StreamedLoss
+from trainer.streamed.shelf import shelf_on
 from trainer.streamed.split import Split
 from trainer.streamed.transfers import Transfers
 from trainer.streamed.weights import Weights
@@ -31,6 +35,7 @@ class Streaming:
         staging: where query, key, value and what else lies between the passes of a layer is kept.
         spacing: layers for which one input is kept; ``form``: how it is written down.
         keep_outputs: attended values of all layers are kept.
+        disk: a folder on the disk where layer inputs lie but for those that are worked on; None: all are in the host.
     """
 
     kernel: str
@@ -40,14 +45,16 @@ class Streaming:
     spacing: int = 1
     form: Form = "exact"
     keep_outputs: bool = False
+    disk: Path | None = None
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """The loss, and the host memory that it works with."""
+    """The loss, and the host memory and the disk that it works with."""
 
     loss: StreamedLoss
     host: Arena
+    disk: DiskFile | None = None
 
 
 def codec_of(form: Form, dtype: torch.dtype) -> Codec:
@@ -78,7 +85,8 @@ def build_streamed(
         scaled: there is a loss scale.
 
     Raises:
-        PlanError: the model cannot be cut, or the host has not the memory; what was taken is given back.
+        PlanError: the model cannot be cut, or the host has not the memory or the disk not the room; what was taken is
+            given back.
     """
     config, split = model.config, Split(model)
     heads, count = config.num_attention_heads, len(split.layers)
@@ -94,11 +102,13 @@ def build_streamed(
     )
     host = Arena(torch.device("cpu"), away=True, pinned=device.type == "cuda")
     between = host if streaming.staging == "host" else Arena(device, away=False, pinned=False)
+    transfers = Transfers(device)
+    shelve = partial(shelf_on, streaming.disk, mark=transfers.mark) if streaming.disk is not None else None
     try:
         layers = Layers(
             split,
             KERNELS[streaming.kernel],
-            Transfers(device),
+            transfers,
             Arrays(between, sizes, kept_outputs=count if streaming.keep_outputs else 0),
             Checkpoints(
                 host,
@@ -108,6 +118,7 @@ def build_streamed(
                 dtype,
                 spacing=streaming.spacing,
                 codec=codec_of(streaming.form, dtype),
+                shelve=shelve,
             ),
             sizes,
             keep_outputs=streaming.keep_outputs,
@@ -116,4 +127,4 @@ def build_streamed(
     except BaseException:
         host.close()
         raise
-    return Streamed(StreamedLoss(layers, Head.of(model), rows, scaled=scaled), host)
+    return Streamed(StreamedLoss(layers, Head.of(model), rows, scaled=scaled), host, layers.checkpoints.file)

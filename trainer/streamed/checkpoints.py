@@ -1,21 +1,27 @@
 """The inputs of the layers, from the forward to the backward pass: every one, or every k-th, as they are or coded.
 
 With one input kept for k layers the inputs within such a span are computed again in the backward pass, into as many
-arrays as the span has other layers; the forward pass uses the same arrays on its way.
+arrays as the span has other layers; the forward pass uses the same arrays on its way. Kept inputs lie in host memory,
+or all but two of them on a disk (``trainer/streamed/shelf.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from planner.streamed_disk import PLACES
 from trainer.host_memory import Arena
 from trainer.streamed.arrays import TokenArray
+from trainer.streamed.disk_file import DiskFile
+from trainer.streamed.shelf import Shelf
 from trainer.streamed.transfers import Transfers
+
+Shelve = Callable[[list[list[TokenArray]], int], Shelf]
 
 
 class Codec(Protocol):
@@ -111,33 +117,76 @@ class Checkpoints:
         layers, tokens, width: L, N and D.
         spacing: layers for which one input is kept.
         codec: how kept inputs are written down; those within a span are always as they are.
+        shelve: makes a shelf of the places in host memory and the number of inputs, where others go to a disk.
     """
 
     def __init__(
-        self, arena: Arena, layers: int, tokens: int, width: int, dtype: torch.dtype, *, spacing: int, codec: Codec
+        self,
+        arena: Arena,
+        layers: int,
+        tokens: int,
+        width: int,
+        dtype: torch.dtype,
+        *,
+        spacing: int,
+        codec: Codec,
+        shelve: Shelve | None = None,
     ) -> None:
         self.layers, self.spacing, self._dtype = layers, spacing, dtype
         self._codec, self._exact = codec, Exact(dtype)
         self.coded = not isinstance(codec, Exact)
-        self._kept = [self._arrays(arena, codec, tokens, width) for _ in range(0, layers, spacing)]
+        kept = len(range(0, layers, spacing))
+        places = min(kept, PLACES) if shelve is not None else kept
+        self._kept = [self._arrays(arena, codec, tokens, width) for _ in range(places)]
         self._within = [self._arrays(arena, self._exact, tokens, width) for _ in range(1, min(spacing, layers))]
+        self._shelf = shelve(self._kept, kept) if shelve is not None else None
+        self._tokens = tokens
+
+    @property
+    def file(self) -> DiskFile | None:
+        """What of a disk it uses, if any."""
+        return self._shelf.file if self._shelf is not None else None
 
     @staticmethod
     def _arrays(arena: Arena, codec: Codec, tokens: int, width: int) -> list[TokenArray]:
         return [TokenArray(arena, tokens, (elements,), dtype) for elements, dtype in codec.parts(width)]
 
+    def begin(self, tokens: int, *, keep: bool) -> None:
+        """A row of so many tokens follows.
+
+        Args:
+            keep: a backward pass needs the inputs.
+        """
+        self._tokens = tokens
+        if self._shelf is not None:
+            self._shelf.begin(tokens, keep=keep)
+
     def _of(self, layer: int) -> tuple[Codec, list[TokenArray]]:
         span, place = divmod(layer, self.spacing)
-        return (self._exact, self._within[place - 1]) if place else (self._codec, self._kept[span])
+        if place:
+            return self._exact, self._within[place - 1]
+        return self._codec, self._kept[span] if self._shelf is None else self._shelf.arrays(span)
+
+    def _shelved(self, layer: int) -> Shelf | None:
+        """The shelf, if the layer's input is one of those on it."""
+        return None if layer % self.spacing else self._shelf
 
     def write(self, transfers: Transfers, layer: int, start: int, stop: int, hidden: Tensor) -> None:
-        """Put away the input ``[C, D]`` of a layer for a range of tokens."""
+        """Put away the input ``[C, D]`` of a layer for a range of tokens; ranges come in their order."""
+        shelf, span = self._shelved(layer), layer // self.spacing
+        if shelf is not None and start == 0:
+            shelf.writing(span)
         codec, arrays = self._of(layer)
         for part, array in zip(codec.encode(hidden), arrays, strict=True):
             transfers.send(part, array, start, stop)
+        if shelf is not None and stop == self._tokens:
+            shelf.written(span)
 
     def fetch(self, transfers: Transfers, layer: int, start: int, stop: int) -> list[Tensor]:
-        """Begin to bring it back; `decode` makes the input of what arrives."""
+        """Begin to bring it back, ranges in their order; `decode` makes the input of what arrives."""
+        shelf = self._shelved(layer)
+        if shelf is not None and start == 0:
+            shelf.reading(layer // self.spacing)
         return [transfers.fetch(array, start, stop) for array in self._of(layer)[1]]
 
     def decode(self, layer: int, parts: Sequence[Tensor]) -> Tensor:

@@ -134,10 +134,15 @@ class Layers:
         assert self._row is not None, "no row was begun"
         return self._row
 
-    def begin(self, row: Row) -> None:
-        """Take up a row."""
+    def begin(self, row: Row, *, keep: bool) -> None:
+        """Take up a row.
+
+        Args:
+            keep: a backward pass follows.
+        """
         self._row, self._tables = row, {}
         self.arrays.begin(len(row))
+        self.checkpoints.begin(len(row), keep=keep)
         self.finite.begin()
 
     def embed(self) -> None:

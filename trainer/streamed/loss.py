@@ -115,8 +115,8 @@ class StreamedLoss:
         """
         layers, count = self.layers, self.layers.count
         halfway, self._halfway = self._halfway, None
-        layers.begin(Row.of(batch, layers.sizes.chunk))
         backward = torch.is_grad_enabled()
+        layers.begin(Row.of(batch, layers.sizes.chunk), keep=backward)
         layers.phases(mark, Phase.FORWARD if backward else Phase.EVALUATE, Phase.ATTENTION)
         self._forward(count if halfway is None else halfway.layer, "forward" if backward else "evaluate")
         if halfway is not None:

@@ -108,6 +108,16 @@ class Transfers:
             torch.cuda.current_stream(self.device).wait_stream(self._outward)
         self._left, self._leaving = ([], None), []
 
+    def mark(self) -> Callable[[], None]:
+        """Marks this moment; what it gives returns once all copies that were begun before are done."""
+        events = [stream.record_event() for stream in (self._inward, self._outward) if stream is not None]
+
+        def done() -> None:
+            for event in events:
+                event.synchronize()
+
+        return done
+
     def _wait(self, event: Any) -> None:
         if event:
             torch.cuda.current_stream(self.device).wait_event(event)
