@@ -72,7 +72,10 @@ def planned_run(plan: Plan, gpu: str = "") -> Run:
     else:
         card = detect_local() if gpu == "local" else load_profile(gpu or plan.gpu.id)
     shape = load_model(plan.model.source.removeprefix("random:"))
-    situation = Situation(card, shape, plan.memory.host.budget_bytes, merge=plan.train.merge)
+    memory = plan.memory
+    situation = Situation(
+        card, shape, memory.host.budget_bytes, merge=plan.train.merge, disk_bytes=memory.disk.budget_bytes
+    )
     knobs = {
         choice.id: {name: value for name, value in choice.knobs.items() if value is not None} for choice in plan.choices
     }
@@ -86,14 +89,14 @@ def smallest_run_with(name: str, run: Run) -> Run | None:
         existing = {
             *nothing_on.terms,
             *nothing_on.work,
-            *(name for each in ids for name in known[each].makes | known[each].adds),
+            *(made for each in ids for made in known[each].makes | known[each].adds),
         }
         wanted = {claim.rpartition(".")[0] for each in ids for claim in known[each].claims if "/" in claim}
         wanted |= {need.term for each in ids for need in known[each].requires if hasattr(need, "term")}
-        makers = [maker for term in sorted(wanted - existing) for maker in known if term in known[maker].makes]
-        if not makers:
+        makers = {name: len(each.makes & (wanted - existing)) for name, each in known.items()}
+        if not any(makers.values()):
             break
-        ids.add(makers[0])
+        ids.add(max(makers, key=lambda name: makers[name]))  # whoever makes most of it
     # A knob may have nothing to choose from in so small a set, and something with one more beside it.
     larger = [ids, *(ids | {other} for other in known)]
     ids = next((each for each in larger if _can_choose(each, run.situation)), set())

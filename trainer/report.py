@@ -51,14 +51,16 @@ def _shown(size: int | None) -> str:
 
 def _phase_times(record: dict[str, Any]) -> str | None:
     """Seconds of each phase beside the plan's, in a sentence; None where nothing was timed."""
-    measured, whole = record["step_seconds"].get("phases", {}), record["layers_run"] == record["layers"]
+    measured, whole = record["step_seconds"].get("phases"), record["layers_run"] == record["layers"]
+    if not measured:
+        return None  # of a record from before phases were timed
     planned = {name: phase["seconds"] for name, phase in record["plan"]["time"]["phases"].items()} if whole else {}
     parts = [
         f"{name.replace('_', ' ')} {_seconds(seconds)}"
         + (f" (plan {_seconds(planned[name])})" if planned.get(name) is not None else "")
         for name, seconds in measured.items()
     ]
-    return f"Of it: {', '.join(parts)}." if parts else None
+    return f"Of it: {', '.join(parts)}."
 
 
 def _seconds(value: float) -> str:

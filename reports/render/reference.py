@@ -34,6 +34,7 @@ RESOURCES: Mapping[Resource, str] = {
     Resource.ATTENTION: "the attention kernel, FLOP",
     Resource.MEMORY: "the card's own memory, bytes",
     Resource.LINK: "between card and host, bytes one way",
+    Resource.DISK: "the disk, beside everything else",
     Resource.PREFETCH: "from the host to the card at any time of a pass, bytes",
 }
 
