@@ -18,7 +18,7 @@ from planner.compose import Configuration, compose, problems
 from planner.errors import PlanError
 from planner.evaluate import Limits
 from planner.hardware import HardwareProfile, Sourced, load_profile
-from planner.ledger import Basis, Device
+from planner.ledger import Basis, Device, Phase
 from planner.machine import cpu_profile
 from planner.model import load_model
 from planner.on_card import SpaceOnCard
@@ -78,6 +78,7 @@ class Weighed:
     high: int
     host: int
     pinned: int
+    disk: int
     seconds: float
     excess: float  # the largest share it takes of any limit
     fits: bool
@@ -141,7 +142,8 @@ def weigh(configuration: Configuration, asked: Asked, want: Wanted) -> Weighed:
     run = {"batch": asked.batch, "total": want.total, "target": want.target, "rank": want.rank}
     letters = configuration.at(**run, workspace=workspace)
     ledger = configuration.ledger
-    phases = ledger.by_phase(letters, Device).values()
+    by_phase = ledger.by_phase(letters, Device)
+    phases = by_phase.values()
 
     def peak(*devices: Device, bases: Sequence[Basis] = tuple(Basis)) -> int:
         counted = {name for name, term in ledger.terms.items() if term.device in devices and term.basis in bases}
@@ -155,9 +157,10 @@ def weigh(configuration: Configuration, asked: Asked, want: Wanted) -> Weighed:
     amounts = {work.name: work.amount(letters) for work in ledger.work.values()}
     time = step_time(configuration, amounts, gpu, constants)
     late = 0.0 if time.estimate is None else time.estimate * limits.accumulation / limits.step_seconds
-    shares = (high / max(1, limits.gpu_bytes), host / max(1, limits.host_bytes), late)
+    disk = sum(size for name, size in by_phase[Phase.BACKWARD].items() if ledger.terms[name].device is Device.DISK)
+    shares = (high / max(1, limits.gpu_bytes), host / max(1, limits.host_bytes), disk / max(1, limits.disk_bytes), late)
     seconds, low, pinned = time.rank * limits.accumulation, peak(Device.GPU, bases=(Basis.EXACT,)), peak(Device.PINNED)
-    return Weighed(configuration, low, expected, high, host, pinned, seconds, max(shares), max(shares) <= 1)
+    return Weighed(configuration, low, expected, high, host, pinned, disk, seconds, max(shares), max(shares) <= 1)
 
 
 def key(configuration: Configuration) -> str:
@@ -227,6 +230,21 @@ def test_it_finds_it_where_some_times_are_unknown(seed: int) -> None:
     found_as_counted(replace(asked, situation=replace(asked.situation, gpu=card("unlinked"))))
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_disk_is_a_limit_like_the_others(seed: int) -> None:
+    """Long sequences and little host memory, so that the size of the disk decides."""
+    source = random.Random(seed)
+    asked = asked_of(card(("rtx2060s", "rtx4090", "unlinked")[seed % 3]), source.choice(("phi-2", "llama-3.2-1b")))
+    disk, host = int(2 ** source.uniform(0, 6) * GIB), int(2 ** source.uniform(2, 5) * GIB)
+    situation = replace(asked.situation, disk_bytes=disk, host_bytes=host)
+    lengths = tuple(Wanted(None, size, 512, 4) for size in sorted(int(2 ** source.uniform(14, 20)) for _ in range(4)))
+    limits = replace(asked.limits, disk_bytes=disk, host_bytes=host, step_seconds=10 ** source.uniform(2, 6))
+    objective: Objective = source.choice(("context", "speed", "memory"))
+    required = ("streamed", "checkpoint_disk") if seed % 4 == 3 else ("streamed",)
+    asked = Asked(situation, limits, lengths, objective, required, ("adamw_8bit", "weight_averaging"))
+    found_as_counted(with_few_knobs(asked, random.Random(f"disk {seed}")))
+
+
 def found_as_counted(asked: Asked) -> None:
     configurations = everything(asked)
     if not configurations:
@@ -239,9 +257,9 @@ def found_as_counted(asked: Asked) -> None:
     for outcome in found.outcomes:
         for index, at in enumerate(weighed):
             one = at[by_key[key(outcome.configuration)]]
-            arrays = (outcome.low, outcome.expected, outcome.high, outcome.host, outcome.pinned, outcome.fits)
-            plain = (one.low, one.expected, one.high, one.host, one.pinned, one.fits)
-            assert tuple(int(each[index]) for each in arrays) == plain, "numpy adds up as Python does"
+            of = ("low", "expected", "high", "host", "pinned", "disk", "fits")
+            arrays, plain = ([getattr(each, name) for name in of] for each in (outcome, one))
+            assert [int(each[index]) for each in arrays] == plain, "numpy adds up as Python does"
             assert float(outcome.time.rank[index]) == pytest.approx(one.seconds, rel=1e-12)
     reached = [any(one.fits for one in at) for at in weighed]
     assert [any(bool(outcome.fits[i]) for outcome in found.outcomes) for i in range(len(reached))] == reached
