@@ -238,7 +238,8 @@ def _execute(plan: Plan, options: Options) -> int:
     except ImportError as error:
         nearest = "pip install 'tierplan[train]' brings it."
         raise PlanError("--execute", f"training needs the train extra ({error}).", nearest) from error
-    return int(execute(plan, resume=options["resume"]))
+    # A plan in a file is run as it stands.
+    return int(execute(plan, resume=options["resume"], choose=options["plan_"] is None))
 
 
 def _this_machine() -> str:

@@ -34,17 +34,17 @@ def planning_gives(monkeypatch: Patch, plan: Plan) -> list[Request]:
     return requests
 
 
-def trainer_that(monkeypatch: Patch, act: Callable[[Plan], int]) -> list[bool]:
-    """Put a trainer in place that does this; the list takes of each run whether it was to go on with one."""
-    module, resumed = ModuleType("trainer.run"), []
+def trainer_that(monkeypatch: Patch, act: Callable[[Plan], int]) -> list[dict[str, bool]]:
+    """Put a trainer in place that does this; the list takes what it was asked for beside the plan in each run."""
+    module, asked = ModuleType("trainer.run"), []
 
-    def execute(plan: Plan, *, resume: bool) -> int:
-        resumed.append(resume)
+    def execute(plan: Plan, **given: bool) -> int:
+        asked.append(given)
         return act(plan)
 
     module.execute = execute  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trainer.run", module)
-    return resumed
+    return asked
 
 
 def mistakes(capsys: Capture, *arguments: str) -> list[str]:

@@ -90,12 +90,13 @@ def test_a_plan_file_is_reported_as_it_is(tmp_path: Path, capsys: Capture) -> No
 
 def test_a_plan_file_is_run_unchanged(tmp_path: Path, monkeypatch: Patch) -> None:
     run: list[Plan] = []
-    resumed = trainer_that(monkeypatch, lambda plan: run.append(plan) or 130)
+    asked = trainer_that(monkeypatch, lambda plan: run.append(plan) or 130)
     place, plan = tmp_path / "plan.yaml", make_plan(Request(tier=1, train={"data": str(tmp_path)}))
     write_plan(plan, place)
     assert main(["--plan", str(place), "--execute"]) == 130
     assert main(["--plan", str(place), "--execute", "--resume"]) == 130
-    assert run == [plan, plan] and resumed == [False, True]
+    assert run == [plan, plan]
+    assert asked == [{"resume": False, "choose": False}, {"resume": True, "choose": False}], "no kernel is chosen anew"
 
 
 def test_a_run_of_long_steps_is_stored_while_it_is_under_way_unless_the_user_says_otherwise() -> None:
@@ -232,7 +233,7 @@ def test_execute_without_a_card_named_plans_for_this_machine(
     tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     requests = planning_gives(monkeypatch, example_plan())
-    trainer_that(monkeypatch, lambda plan: 0)
+    asked = trainer_that(monkeypatch, lambda plan: 0)
     monkeypatch.setattr(planner.machine, "detect_local", lambda: object())
     assert main(["--execute", "--data", str(tmp_path)]) == 0
 
@@ -242,5 +243,6 @@ def test_execute_without_a_card_named_plans_for_this_machine(
     monkeypatch.setattr(planner.machine, "detect_local", none_here)
     assert main(["--execute", "--data", str(tmp_path)]) == 0
     assert [request.gpu for request in requests] == ["local", "cpu"]
+    assert asked == [{"resume": False, "choose": True}] * 2
     told = capsys.readouterr().err
     assert told == "No card to train on: no driver answers here. Planning for the CPU.\n"

@@ -19,6 +19,7 @@ from trainer.data import Batch, Data, evaluation_batches, prepare
 from trainer.device import take_device
 from trainer.disk_room import check_disk
 from trainer.host_room import check_host
+from trainer.kernel_choice import choose_kernel
 from trainer.layer_progress import LayerProgress, planned_ratio
 from trainer.loading import find_source
 from trainer.measure import BETWEEN, Recorder
@@ -36,12 +37,13 @@ from trainer.training import Announce, nobody, planned_steps, train_steps
 INTERRUPTED = 130
 
 
-def execute(plan: Plan, *, resume: bool = False, layers_run: int | None = None) -> int:
+def execute(plan: Plan, *, resume: bool = False, layers_run: int | None = None, choose: bool = False) -> int:
     """Train exactly what was planned; gives the exit code (0, or 130 where it was interrupted).
 
     Args:
         resume: go on with the run that was stopped in the plan's folder.
         layers_run: run the first layers of a streamed model alone, to measure what each takes; the record says so.
+        choose: measure which attention kernel is the fastest here, and plan anew with it where that fits.
 
     Raises:
         PlanError: the plan cannot be run here, the probe step took more than the plan's bound, or the data,
@@ -52,6 +54,11 @@ def execute(plan: Plan, *, resume: bool = False, layers_run: int | None = None) 
     if plan.train.data is None:
         raise PlanError("train.data", "is empty, so there is nothing to train on.", "--data FOLDER names some.")
     console, folder, device = Console(), RunFolder(plan, resume=resume), take_device(plan)
+    if choose:
+        plan, told = choose_kernel(plan, device)
+        if told:
+            console.print(told, highlight=False)
+            folder = RunFolder(plan)
     saved = load(folder.path, plan) if resume else None
     check_host(plan)
     check_disk(plan)

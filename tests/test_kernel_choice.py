@@ -1,0 +1,77 @@
+"""The kernel that is fastest on the card that is there is taken where the plan fits with it, and never unasked."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from planner.plan import Plan
+from planner.planning import Request, make_plan
+from trainer import kernel_choice
+from trainer.kernel_choice import choose_kernel, kernel_seconds, planned_kernel, with_fastest_kernel
+
+
+@cache
+def planned(owner: str, command: str = "plan", gpu: str = "rtx4090") -> Plan:
+    return make_plan(Request(gpu=gpu, total_tokens=16384, required=(owner,), command=command))
+
+
+@pytest.mark.parametrize("owner", ["streamed", "exact_attention"])
+def test_a_clearly_faster_kernel_is_planned_anew(owner: str) -> None:
+    plan = planned(owner)
+    assert planned_kernel(plan) == (owner, "flash")
+    other, told = with_fastest_kernel(plan, {"flash": 3e-3, "cudnn": 2e-3, "efficient": 9e-3})
+    assert other.knobs(owner)["kernel"] == "cudnn" and other.verdict == "fits"
+    assert "cudnn 2.00 ms, flash 3.00 ms" in told and "cudnn instead of flash" in told
+    before, after = ({choice.id: choice.knobs for choice in each.choices} for each in (plan, other))
+    assert after == before | {owner: before[owner] | {"kernel": "cudnn"}}, "all else stays"
+    assert other.train == plan.train and other.total_tokens == plan.total_tokens
+    assert other.provenance.command == f"plan --set {owner}.kernel=cudnn" and planned_kernel(other) is None
+
+
+def test_a_little_faster_is_noise() -> None:
+    plan = planned("streamed")
+    same, told = with_fastest_kernel(plan, {"flash": 1.00e-3, "cudnn": 0.97e-3})
+    assert same is plan and "flash, as planned" in told
+
+
+def test_the_next_is_taken_where_the_fastest_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, made = planned("streamed"), kernel_choice._planned_with
+    monkeypatch.setattr(
+        kernel_choice, "_planned_with", lambda plan, owner, name: None if name == "cudnn" else made(plan, owner, name)
+    )
+    other, _ = with_fastest_kernel(plan, {"flash": 9e-3, "cudnn": 1e-3, "efficient": 2e-3})
+    assert other.knobs("streamed")["kernel"] == "efficient"
+
+
+def test_a_kernel_that_the_planned_one_does_not_run_beside_is_taken() -> None:
+    other, _ = with_fastest_kernel(planned("streamed"), {"efficient": 2e-3, "cudnn": 3e-3})
+    assert other.knobs("streamed")["kernel"] == "efficient", "the planned one did not run at all"
+
+
+def test_what_a_user_asked_for_stays() -> None:
+    plan = planned("streamed", "plan --set streamed.kernel=flash")
+    assert planned_kernel(plan) is None
+    assert choose_kernel(plan, torch.device("cuda")) == (plan, "")
+
+
+def test_nothing_is_measured_without_a_card() -> None:
+    plan = planned("streamed")
+    assert choose_kernel(plan, torch.device("cpu")) == (plan, "")
+
+
+def test_every_kernel_that_runs_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU with its own kernel in the place of one, and another that refuses."""
+
+    class Refuses:
+        def forward(self, *_: object) -> None:
+            raise RuntimeError("no kernel for this card")
+
+    kernels = {"cpu": object(), "flash": kernel_choice.KERNELS["cpu"], "cudnn": Refuses()}
+    monkeypatch.setattr(kernel_choice, "KERNELS", kernels)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(kernel_choice, "TOKENS", 64)
+    found = kernel_seconds(planned("streamed"), torch.device("cpu"))
+    assert set(found) == {"flash"} and found["flash"] > 0

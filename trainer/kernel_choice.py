@@ -1,0 +1,114 @@
+"""Which attention kernel is the fastest on the card that is there, measured before a run begins.
+
+A plan chooses by what is known of a kind of card. Which kernel wins depends on the card, its clocks, versions of
+libraries and the size of a head, and a second is enough to see it. Another kernel takes other memory, so where another
+is clearly faster the plan is made anew with it, and taken only where it fits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from planner.cli_check import card_of, same_settings
+from planner.errors import PlanError
+from planner.model import load_model
+from planner.plan import Plan
+from planner.planning import RANDOM, make_plan
+from trainer.streamed.kernels import KERNELS
+
+TOKENS = 8192  # long enough to fill a card, and some milliseconds for the slowest kernel
+REPEATS = 3
+CLEARLY = 0.95  # of the planned kernel's time; less than that is no noise
+OWNERS = ("streamed", "exact_attention")
+
+
+def planned_kernel(plan: Plan) -> tuple[str, str] | None:
+    """Which optimisation has a kernel, and which; None where none has one of several, or where a user asked for it."""
+    for owner in OWNERS:
+        kernel = plan.knobs(owner).get("kernel")
+        if kernel in KERNELS and kernel != "cpu":
+            pinned = f"{owner}.kernel=" in plan.provenance.command
+            return None if pinned else (owner, str(kernel))
+    return None
+
+
+def kernel_seconds(plan: Plan, device: torch.device) -> dict[str, float]:
+    """Seconds forward and back of a group of the plan's heads, by kernel; of those that take them here."""
+    shape = load_model(plan.model.source.removeprefix(RANDOM))
+    heads = min(shape.heads, int(plan.knobs("streamed").get("heads") or 8))
+    key_heads = max(1, heads * shape.kv_heads // shape.heads)
+    dtype = getattr(torch, str(plan.knobs("mixed_precision").get("dtype", "float32")))
+
+    def some(count: int) -> Tensor:
+        return torch.randn(1, count, min(TOKENS, plan.total_tokens), shape.head_size, dtype=dtype, device=device)
+
+    query, key, value, gradient = some(heads), some(key_heads), some(key_heads), some(heads)
+    found = {}
+    for name in (each for each in KERNELS if each != "cpu"):
+        try:
+            found[name] = _seconds(name, query, key, value, gradient, device)
+        except RuntimeError:  # it does not know this card, this dtype or this size of a head
+            continue
+    return found
+
+
+def _seconds(name: str, query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, device: torch.device) -> float:
+    kernel, scale, best = KERNELS[name], query.shape[-1] ** -0.5, float("inf")
+    for _ in range(REPEATS + 1):  # the first time it is found and loaded
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        output, sums = kernel.forward(query, key, value, True, scale)
+        kernel.backward(gradient, query, key, value, output, sums, True, scale)
+        torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def with_fastest_kernel(plan: Plan, seconds: Mapping[str, float]) -> tuple[Plan, str]:
+    """The plan with the fastest kernel that it fits with, and a sentence about it.
+
+    Args:
+        seconds: of each kernel, as measured on the card.
+    """
+    chosen = planned_kernel(plan)
+    assert chosen is not None
+    owner, kernel = chosen
+    order = sorted(seconds, key=lambda name: seconds[name])
+    told = ", ".join(f"{name} {1000 * seconds[name]:.2f} ms" for name in order)
+    for name in order:
+        if kernel in seconds and seconds[name] > CLEARLY * seconds[kernel]:
+            break
+        if name != kernel and (other := _planned_with(plan, owner, name)) is not None:
+            return other, f"Attention, measured here: {told}. Planned anew with {name} instead of {kernel}, which fits."
+    return plan, f"Attention, measured here: {told}. It goes by {kernel}, as planned."
+
+
+def _planned_with(plan: Plan, owner: str, kernel: str) -> Plan | None:
+    """The same settings with another kernel, if they fit with it."""
+    try:
+        request = same_settings(plan, card_of(plan))
+        knobs = {**request.knobs, owner: {**request.knobs.get(owner, {}), "kernel": kernel}}
+        command = f"{plan.provenance.command} --set {owner}.kernel={kernel}"
+        made = make_plan(replace(request, knobs=knobs, command=command))
+    except PlanError:  # this model or this card has not that kernel
+        return None
+    if made.verdict != "fits":
+        return None
+    return made.model_copy(update={"train": plan.train})
+
+
+def choose_kernel(plan: Plan, device: torch.device) -> tuple[Plan, str]:
+    """Measure the kernels and take the fastest that fits; a plan that has nothing to choose stays as it is.
+
+    Gives the plan to run, and a sentence about the choice; empty where there was none.
+    """
+    if device.type != "cuda" or planned_kernel(plan) is None:
+        return plan, ""
+    seconds = kernel_seconds(plan, device)
+    torch.cuda.empty_cache()
+    return with_fastest_kernel(plan, seconds) if len(seconds) > 1 else (plan, "")
