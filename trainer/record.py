@@ -148,6 +148,8 @@ def environment(device: torch.device) -> dict[str, Any]:
             "backend": torch.cuda.get_allocator_backend(),
             "settings": os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
             "expandable_segments": any(part.get("is_expandable") for part in torch.cuda.memory_snapshot()),
+            # How often it had to give unused pages back before it could give any: each time it waits for the card.
+            "retries": torch.cuda.memory_stats(device)["num_alloc_retries"],
         }
     return found
 
