@@ -46,7 +46,9 @@ def situations() -> tuple[Situation, ...]:
     ]
     models = [load_model(facts.id) for facts in list_models()]
     kinds = {(m.model_type, m.activation, m.sliding_window is None, m.head_size): m for m in models}.values()
-    return tuple(Situation(gpu, model, 2**35) for gpu in (*shipped, cpu_profile(), *odd) for model in kinds)
+    return tuple(
+        Situation(gpu, model, 2**35, disk_bytes=2**45) for gpu in (*shipped, cpu_profile(), *odd) for model in kinds
+    )
 
 
 @cache
@@ -60,14 +62,14 @@ def works() -> frozenset[str]:
 
 
 def with_needs(name: str) -> frozenset[str]:
-    """The optimisation and, for every term that it needs and neither has nor finds there, the first that makes it."""
+    """The optimisation and, for the terms that it needs and neither has nor finds there, whoever makes most of them."""
     known, ids = all_optimizations(), [name]
     for chosen in ids:  # grows while it is read
         needed = {need.term for need in known[chosen].requires if isinstance(need, Needs)}
         needed |= {claim.rpartition(".")[0] for claim in known[chosen].claims if "/" in claim}
         missing = needed - set(baseline().terms) - set(baseline().work) - known[chosen].makes
-        makers = [next(m for m in NAMES if term in known[m].makes) for term in sorted(missing)]
-        ids += [maker for maker in makers if maker not in ids]
+        while missing := missing.difference(*(known[there].makes for there in ids)):
+            ids.append(max(NAMES, key=lambda maker: len(known[maker].makes & missing)))
     return frozenset(ids)
 
 

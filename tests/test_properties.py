@@ -61,7 +61,7 @@ class Drawn:
 
     @property
     def situation(self) -> Situation:
-        return Situation(MACHINES[self.machine], self.model, 2**35, merge=True)
+        return Situation(MACHINES[self.machine], self.model, 2**35, merge=True, disk_bytes=2**45)
 
     @property
     def configuration(self) -> Configuration:
@@ -146,7 +146,7 @@ def repaired(ids: set[str], situation: Situation, *, passes: bool = False) -> tu
 def drawn(draw: st.DrawFn) -> Drawn:
     """Everything is on but what is switched off here, and what cannot be on."""
     model, machine = draw(st.sampled_from(SHIPPED) | random_models()), draw(st.sampled_from(sorted(MACHINES)))
-    situation = Situation(MACHINES[machine], model, 2**35, merge=True)
+    situation = Situation(MACHINES[machine], model, 2**35, merge=True, disk_bytes=2**45)
     off = draw(st.sets(st.sampled_from([name for name in NAMES if name != "lora"])))
     ids = repaired(set(NAMES) - off, situation, passes=draw(st.booleans()))
     assume("lora" in ids)  # some models need a newer card
@@ -185,7 +185,7 @@ def formulas() -> dict[Key, Callable[[Letters], Number]]:
     ledgers = [baseline()]
     for machine in MACHINES.values():
         for model in (*PATTERNS, *map(load_model, ("gemma-2-2b", "mixtral-8x7b"))):  # capped scores, experts
-            situation = Situation(machine, model, 2**35, merge=True)
+            situation = Situation(machine, model, 2**35, merge=True, disk_bytes=2**45)
             for off, passes in product(("", *(name for name in NAMES if name != "lora")), (False, True)):
                 ids = repaired(set(NAMES) - {off}, situation, passes=passes)
                 for owner, knob in ((name, knob) for name in ids for knob in all_optimizations()[name].knobs):

@@ -193,7 +193,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_loaded(place: Path, t
     plan = _plan(place, tmp_path / "deep" / "out")
     free = shutil.disk_usage(tmp_path).free
     for needed, refused in ((2 * free, True), (free // 2, False)):
-        memory = plan.memory.model_copy(update={"disk": DiskMemory(peak_bytes=needed)})
+        memory = plan.memory.model_copy(update={"disk": DiskMemory(peak_bytes=needed, terms={"adapters/file": needed})})
         asked = plan.model_copy(update={"memory": memory})
         if refused:
             with pytest.raises(PlanError, match=r"needs .*iB on disk, and .*iB are free\..*--set train\.out="):
