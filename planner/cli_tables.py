@@ -38,8 +38,9 @@ def tiers(json_: bool, **options: Any) -> int:
 
     --json prints one object: gpu, model, gpu_budget_bytes, host_budget_bytes, limit_seconds, and tiers, a list in
     order. Each has tier, context, target, total_tokens, rank, fits, optimizations, knobs, gpu_high_bytes, host_bytes,
-    step_seconds (null where the card's rates are unknown), lacks (card and host in bytes, seconds; empty where it
-    fits) and reason, the same in words. Where a tier does not fit, its figures are of the settings that come nearest.
+    disk_bytes, step_seconds (null where the card's rates are unknown), lacks (card, host and disk in bytes, seconds;
+    empty where it fits) and reason, the same in words. Where a tier does not fit, its figures are of the settings that
+    come nearest.
 
     Exit codes: 0 a tier fits, 1 none does, 2 bad input or cannot tell.
     """
@@ -80,6 +81,7 @@ def _print_tiers(table: TierTable) -> None:
     for row in table.tiers:
         own = [name for name in row.optimizations if name not in shared]
         told = ", ".join(own) or "no others" if row.fits else row.reason
+        told += f" ({format_bytes(row.disk_bytes)} of disk)" if row.disk_bytes else ""
         shown.add_row(
             str(row.tier),
             f"{row.total_tokens:,}",

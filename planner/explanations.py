@@ -55,7 +55,8 @@ def _missing(high: int, host: int, limits: Limits) -> str:
         return f"without it the card would lack {format_bytes(high - limits.gpu_bytes)}"
     if host > limits.host_bytes:
         return f"without it the host would lack {format_bytes(host - limits.host_bytes)}"
-    return "without it no set keeps within card, host and time together"
+    disk = ", disk" if limits.disk_bytes else ""
+    return f"without it no set keeps within card, host{disk} and time together"
 
 
 def reasons_for_rejections(

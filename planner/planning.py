@@ -368,7 +368,8 @@ def _digest(value: Any) -> str:
 def _summary(situation: Situation, limits: Limits, fits: bool, want: Wanted) -> str:
     tokens = f"{format_count(want.total)} tokens"
     what = f"tier {want.tier}, {tokens}" if want.tier else tokens
-    disk = f"{_round_gib(limits.disk_bytes)} of disk" if limits.disk_bytes else "no disk offload"
+    used = limits.disk_bytes and situation.gpu.kind == "gpu"  # with the CPU alone nothing is streamed
+    disk = f"{_round_gib(limits.disk_bytes)} of disk" if used else "no disk offload"
     conditions = (
         f"with {_round_gib(limits.host_bytes)} host RAM, {disk}, at most {format_seconds(limits.step_seconds)} a step"
     )

@@ -18,6 +18,7 @@ RATES = {
     "memory": "memory",
     "to_host": "to the host",
     "to_device": "from the host",
+    "disk": "the disk, each way",
 }
 SHORT = {"attention_backward": "attn. backward"}  # what would push figures out of a line of 80 columns
 BASES = {
@@ -25,6 +26,8 @@ BASES = {
     "calibrated": "share of the peak, from runs on this card",
     "assumed": "share of the peak, assumed for this card",
 }
+
+ASSUMED_DISK = "assumed for any disk"
 
 
 def phase_told(phase: str) -> str:
@@ -60,10 +63,14 @@ def time_section(plan: Plan) -> RenderableType | None:
         return None
     grid = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False, header_style="dim")
     grid.add_column("", no_wrap=True)
-    for heading in ("time", "TFLOP", "memory, GB", "to host, GB", "from host, GB"):
+    disk = any(phase.disk_bytes for phase in plan.time.phases.values())
+    plain = ("time", "TFLOP", "memory, GB", "to host, GB", "from host, GB")
+    # With a column more there is no room for the unit in each of them.
+    for heading in ("time", "TFLOP", "memory", "to host", "from host", "disk, all GB") if disk else plain:
         grid.add_column(heading, justify="right", no_wrap=True)
     for name, phase in plan.time.phases.items():
-        amounts = (phase.memory_bytes / 1e9, phase.to_host_bytes / 1e9, phase.to_device_bytes / 1e9)
+        moved = (phase.memory_bytes, phase.to_host_bytes, phase.to_device_bytes, *((phase.disk_bytes,) if disk else ()))
+        amounts = [size / 1e9 for size in moved]
         time = "unknown" if phase.seconds is None else format_seconds(phase.seconds)
         grid.add_row(phase_told(name), time, *map(_amount, (phase.flops / 1e12, *amounts)))
     rates = Table.grid(padding=(0, 2))
@@ -71,7 +78,8 @@ def time_section(plan: Plan) -> RenderableType | None:
         rates.add_column(no_wrap=True)
     for kind, rate in plan.time.rates.items():
         name, shown = RATES.get(kind, kind), format_rate(rate.per_second, rate.unit)
-        rates.add_row(name, Text(shown, justify="right"), Text(BASES[rate.basis], style="dim"))
+        basis = ASSUMED_DISK if kind == "disk" else BASES[rate.basis]
+        rates.add_row(name, Text(shown, justify="right"), Text(basis, style="dim"))
     return Group(grid, Text(), rates) if plan.time.rates else grid
 
 

@@ -37,6 +37,7 @@ class TierRow:
     knobs: Mapping[str, Mapping[str, Scalar]]
     gpu_high_bytes: int
     host_bytes: int
+    disk_bytes: int
     step_seconds: float | None
     lacks: Mapping[str, float]
 
@@ -98,6 +99,7 @@ def _row(made: Solved, index: int) -> TierRow:
         knobs=knobs_of(best, want.rank),
         gpu_high_bytes=int(best.high[index]),
         host_bytes=int(best.host[index]),
+        disk_bytes=int(best.disk[index]),
         step_seconds=seconds_at(best, index, want.rank, made.situation.gpu, found.constants),
         lacks=lacks(need),
     )

@@ -13,12 +13,16 @@ from trainer_tiny import make_plan as tiny_plan
 from trainer_tiny import save_model, write_sources
 
 from planner.cli import main
+from planner.cli_check import differences, planned_again, same_settings
+from planner.cli_output import write_plan
 from planner.errors import PlanError
 from planner.plan import DiskMemory, Plan
+from planner.plan_file import load_plan
 from planner.planning import Request, make_plan
 from planner.units import GIB
 from trainer import disk_room, run
 from trainer.disk_room import check_disk, file_system, scratch_folder
+from trainer.saving import fingerprint
 
 Capture = pytest.CaptureFixture[str]
 
@@ -50,9 +54,24 @@ def test_with_a_disk_tier_eight_fits_the_reference_card() -> None:
     assert "checkpoint_int8" not in {choice.id for choice in plan.choices}, "nothing has to be rounded"
 
 
-def test_a_disk_too_small_is_not_used() -> None:
-    plan = planned(tier=8, disk_bytes=40 * GIB)
-    assert plan.verdict == "does-not-fit" or plan.memory.disk.training_bytes <= 40 * GIB
+def test_a_small_disk_gets_what_fits_on_it() -> None:
+    plan = planned(tier=8, disk_bytes=50 * GIB)
+    assert plan.verdict == "fits" and plan.memory.disk.training_bytes <= 50 * GIB
+    assert {"checkpoint_disk", "checkpoint_int8"} <= {choice.id for choice in plan.choices}, "inputs are smaller on it"
+
+
+def test_a_plan_file_with_a_disk_is_planned_again_as_it_is(tmp_path: Path) -> None:
+    plan, place = planned(tier=8, disk_bytes=200 * GIB), tmp_path / "plan.yaml"
+    write_plan(plan, place)
+    assert load_plan(place) == plan and make_plan(same_settings(plan, "rtx2060s")).memory == plan.memory
+    assert not list(differences(plan, planned_again(load_plan(place))))
+
+
+def test_scratch_may_move_to_another_disk_when_a_run_goes_on() -> None:
+    plan = planned(tier=8, disk_bytes=200 * GIB)
+    moved = plan.model_copy(update={"train": plan.train.model_copy(update={"scratch": "/elsewhere"})})
+    other = plan.model_copy(update={"train": plan.train.model_copy(update={"seed": 5})})
+    assert fingerprint(moved) == fingerprint(plan) != fingerprint(other)
 
 
 def test_a_refusal_says_how_much_disk_would_do() -> None:
@@ -94,6 +113,15 @@ def test_too_little_room_is_refused_before_anything_is_loaded(model: Path, monke
         run.execute(small(model, size=4 * GIB))
     assert "--disk 3GiB" in refused.value.nearest and "train.scratch" in refused.value.nearest
     check_disk(small(model, size=3 * GIB))
+
+
+def test_what_the_run_leaves_on_the_same_disk_counts(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5 * GIB))
+    plan = small(model, size=3 * GIB)
+    plan.memory.disk.terms["merging/model"] = 3 * GIB
+    with pytest.raises(PlanError, match=r"3\.00 GiB of disk .* and 3\.00 GiB that the run leaves there") as refused:
+        check_disk(plan)
+    assert "--disk 2GiB" in refused.value.nearest
 
 
 def test_memory_is_no_disk(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 from planner.errors import PlanError
 from planner.plan import Plan
 from planner.units import format_bytes
-from trainer.streamed.disk_file import nearest_folder
+from trainer.streamed.disk_file import ELSEWHERE, nearest_folder
 
 IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
-_ELSEWHERE = "--set train.scratch=… names a folder on another disk."
 
 
 def scratch_folder(plan: Plan) -> Path:
@@ -27,20 +26,23 @@ def check_disk(plan: Plan) -> None:
         PlanError: how much is missing.
     """
     size = plan.memory.disk.training_bytes
-    if not size:
+    if not size:  # so few inputs that all have places in the host
         return
     place = nearest_folder(scratch_folder(plan))
     asked = f"{format_bytes(size)} of disk while it trains"
     if (kind := file_system(place)) in IN_MEMORY:
-        raise PlanError(asked, f"{place} is no disk but memory ({kind}).", _ELSEWHERE)
+        raise PlanError(asked, f"{place} is no disk but memory ({kind}).", ELSEWHERE)
     if not os.access(place, os.W_OK):
-        raise PlanError(asked, f"{place} is not writable.", _ELSEWHERE)
+        raise PlanError(asked, f"{place} is not writable.", ELSEWHERE)
     # What a run leaves behind may lie on the same disk, and is there before the run has ended.
-    needed, free = sum(plan.memory.disk.terms.values()), shutil.disk_usage(place).free
-    if free < needed:
-        gib = free // 2**30
-        less = f" --disk {gib}GiB plans for what there is." if gib else ""
-        raise PlanError(asked, f"the disk of {place} has {format_bytes(free)} free.", _ELSEWHERE + less)
+    same = place.stat().st_dev == nearest_folder(Path(plan.train.out).expanduser()).stat().st_dev
+    left = sum(plan.memory.disk.terms.values()) - size if same else 0
+    free = shutil.disk_usage(place).free
+    if free < size + left:
+        beside = f" and {format_bytes(left)} that the run leaves there" if left else ""
+        gib = (free - left) // 2**30
+        less = f" --disk {gib}GiB plans for what there is." if gib > 0 else ""
+        raise PlanError(asked + beside, f"the disk of {place} has {format_bytes(free)} free.", ELSEWHERE + less)
 
 
 def file_system(place: Path) -> str:

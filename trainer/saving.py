@@ -146,8 +146,13 @@ def load(out: Path, plan: Plan) -> Saved:
 
 
 def fingerprint(plan: Plan) -> str:
-    """Digest of all that a run goes by, and not of how it was asked for."""
-    document = plan.model_copy(update={"provenance": plan.provenance.model_copy(update={"command": ""})})
+    """Digest of all that a run goes by, and neither of how it was asked for nor of where its scratch lies."""
+    document = plan.model_copy(
+        update={
+            "provenance": plan.provenance.model_copy(update={"command": ""}),
+            "train": plan.train.model_copy(update={"scratch": ""}),
+        }
+    )
     return hashlib.sha256(document.to_json().encode()).hexdigest()
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from streamed_step import make_streamed, make_streamed_loss
 from test_trainer_parity import _batch, _gradients
 from torch import Tensor
-from trainer_tiny import save_model
+from trainer_tiny import CONFIGS, save_model
+from transformers import LlamaConfig
 
 from trainer.step import nothing
 from trainer.streamed.arrays import TokenArray
@@ -29,6 +32,24 @@ class Stopped(Exception):
     """The machine went down."""
 
 
+@pytest.mark.parametrize("stop_after", range(1, 7))
+@pytest.mark.parametrize("given", [{}, {"keep_outputs": True}, {"spacing": 2}], ids=str)
+def test_going_on_with_layer_inputs_on_disk_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, given: dict[str, Any]
+) -> None:
+    def deep() -> LlamaConfig:
+        config = tiny()
+        config.num_hidden_layers = 7
+        return config
+
+    tiny = CONFIGS["llama"]
+    monkeypatch.setitem(CONFIGS, "llama", deep)
+    monkeypatch.setattr(sys.modules[__name__], "LAYERS", 7)
+    save_model("llama", tmp_path / "model", torch.float64)
+    given = {"chunk": 7, "group": 2, "disk": tmp_path, **given}
+    test_going_on_after_any_layer_changes_no_bit(tmp_path / "model", stop_after, given)
+
+
 @pytest.mark.parametrize("stop_after", range(1, LAYERS))
 @pytest.mark.parametrize("given", [
     {"chunk": 7, "group": 2},
@@ -36,7 +57,7 @@ class Stopped(Exception):
     {"chunk": 8, "group": 4, "spacing": 2, "away": False},
     {"chunk": 8, "group": 4, "spacing": 3, "keep_outputs": True},
 ], ids=str)  # fmt: skip
-def test_going_on_after_any_layer_changes_no_bit(folder: Path, stop_after: int, given: dict[str, int]) -> None:
+def test_going_on_after_any_layer_changes_no_bit(folder: Path, stop_after: int, given: dict[str, Any]) -> None:
     batch, divisor = _batch(23, 9, trained=6), torch.tensor(12.0).double()
     whole_loss, whole = make_streamed(folder, batch, **given)
     stopped, adapted = make_streamed_loss(folder, batch, **given)

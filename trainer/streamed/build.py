@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,12 +11,13 @@ from transformers import PreTrainedModel
 
 from trainer.host_memory import Arena
 from trainer.step import Head
+from trainer.streamed.arrays import TokenArray
 from trainer.streamed.checkpoints import Checkpoints, Codec, Exact, Int8, Nf4
 from trainer.streamed.disk_file import DiskFile
 from trainer.streamed.kernels import KERNELS
 from trainer.streamed.layer import Arrays, Layers, Sizes
 from trainer.streamed.loss import StreamedLoss
-from trainer.streamed.shelf import shelf_on
+from trainer.streamed.shelf import Shelf, shelf_on
 from trainer.streamed.split import Split
 from trainer.streamed.transfers import Transfers
 from trainer.streamed.weights import Weights
@@ -103,7 +103,14 @@ def build_streamed(
     host = Arena(torch.device("cpu"), away=True, pinned=device.type == "cuda")
     between = host if streaming.staging == "host" else Arena(device, away=False, pinned=False)
     transfers = Transfers(device)
-    shelve = partial(shelf_on, streaming.disk, mark=transfers.mark) if streaming.disk is not None else None
+    files = list[DiskFile]()
+
+    def shelve(places: list[list[TokenArray]], inputs: int) -> Shelf | None:
+        assert streaming.disk is not None
+        shelf = shelf_on(streaming.disk, places, inputs, mark=transfers.mark)
+        files.extend([shelf.file] if shelf is not None else [])
+        return shelf
+
     try:
         layers = Layers(
             split,
@@ -118,13 +125,15 @@ def build_streamed(
                 dtype,
                 spacing=streaming.spacing,
                 codec=codec_of(streaming.form, dtype),
-                shelve=shelve,
+                shelve=shelve if streaming.disk is not None else None,
             ),
             sizes,
             keep_outputs=streaming.keep_outputs,
             weights=weights,
         )
     except BaseException:
+        for file in files:
+            file.close()
         host.close()
         raise
-    return Streamed(StreamedLoss(layers, Head.of(model), rows, scaled=scaled), host, layers.checkpoints.file)
+    return Streamed(StreamedLoss(layers, Head.of(model), rows, scaled=scaled), host, next(iter(files), None))

@@ -21,7 +21,7 @@ from trainer.streamed.disk_file import DiskFile
 from trainer.streamed.shelf import Shelf
 from trainer.streamed.transfers import Transfers
 
-Shelve = Callable[[list[list[TokenArray]], int], Shelf]
+Shelve = Callable[[list[list[TokenArray]], int], Shelf | None]
 
 
 class Codec(Protocol):

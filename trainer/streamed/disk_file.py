@@ -1,8 +1,9 @@
 """A file that holds what host memory has no room for, written and read in large pieces by threads of its own.
 
 It never has a name that would stay behind: it is made without one, or loses it at once, so whatever happens to the
-process the disk gets its bytes back. All of them are taken when it is made, so no step finds the disk full. Where the
-file system allows it, bytes go past the system's cache, which would else grow by as much as is written.
+process the disk gets its bytes back. All of them are taken when it is made, so that no step finds the disk full (unless
+its file system writes what is written again to another place, as btrfs does). Where the file system allows it, bytes go
+past the system's cache, which would else grow by as much as is written.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import errno
 import mmap
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -27,6 +29,8 @@ PIECE = 2**24  # bytes of one call; some under way at once keep a disk busy
 THREADS = 4
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
+
+ELSEWHERE = "--set train.scratch=…, or train.scratch in a plan file, names a folder on another disk."
 
 UnderWay = Sequence[Future[None]]
 """Pieces that are being written or read."""
@@ -57,10 +61,9 @@ class DiskFile:
         self.size = size
         self._asked = f"{format_bytes(size)} of disk for layer inputs"
         self._place = nearest_folder(folder)
-        self._descriptor, self.direct = self._made()
+        self._descriptor, self.direct = self._made(_DIRECT)
         try:
-            if size:
-                os.posix_fallocate(self._descriptor, 0, size)
+            self._take_room()
         except OSError as error:
             os.close(self._descriptor)
             raise self._refused(error) from error
@@ -107,9 +110,20 @@ class DiskFile:
                 move(self._descriptor, buffer, offset + whole)
                 view[whole:] = buffer[:rest]
 
-    def _made(self) -> tuple[int, bool]:
+    def _take_room(self) -> None:
+        try:
+            os.posix_fallocate(self._descriptor, 0, self.size)
+        except OSError as error:
+            if not self.direct or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            # A file system that takes room by writing a byte here and there alone, which past the cache it cannot.
+            os.close(self._descriptor)
+            self._descriptor, self.direct = self._made(0)
+            os.posix_fallocate(self._descriptor, 0, self.size)
+
+    def _made(self, directly: int) -> tuple[int, bool]:
         """A file without a name, past the cache where that can be; and whether it is."""
-        for direct in (_DIRECT, 0) if _DIRECT else (0,):
+        for direct in dict.fromkeys((directly, 0)):
             with contextlib.suppress(OSError):
                 return os.open(self._place, os.O_TMPFILE | os.O_RDWR | direct, 0o600), bool(direct)
         try:  # a file system without files that have no name
@@ -122,9 +136,10 @@ class DiskFile:
     def _refused(self, error: OSError) -> PlanError:
         why = f"{self._place}: {error.strerror or error}."
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = os.statvfs(self._place).f_bavail * os.statvfs(self._place).f_frsize
-            why = f"the disk of {self._place} is full: {format_bytes(free)} are free."
-        return PlanError(self._asked, why, "--set train.scratch=… names a folder on another disk.")
+            why = f"the disk of {self._place} is full."
+            with contextlib.suppress(OSError):
+                why += f" {format_bytes(shutil.disk_usage(self._place).free)} are free."
+        return PlanError(self._asked, why, ELSEWHERE)
 
 
 def nearest_folder(folder: Path) -> Path:

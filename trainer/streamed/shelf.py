@@ -135,11 +135,13 @@ class Shelf:
         return self._places[number % len(self._places)]
 
 
-def shelf_on(folder: Path, places: list[list[TokenArray]], inputs: int, *, mark: Mark) -> Shelf:
-    """A shelf with a file on the disk of a folder.
+def shelf_on(folder: Path, places: list[list[TokenArray]], inputs: int, *, mark: Mark) -> Shelf | None:
+    """A shelf with a file on the disk of a folder; none where all inputs have places in the host.
 
     Raises:
         PlanError: that disk has not so much room.
     """
     size = on_disk(inputs) * stored_bytes([array.bytes for array in places[0]])
+    if not size:
+        return None
     return Shelf(places, inputs, DiskFile(folder, size), mark)

@@ -110,7 +110,9 @@ class Transfers:
 
     def mark(self) -> Callable[[], None]:
         """Marks this moment; what it gives returns once all copies that were begun before are done."""
-        events = [stream.record_event() for stream in (self._inward, self._outward) if stream is not None]
+        # Of the kind that lets a thread sleep until it comes, not turn in a loop.
+        streams = [stream for stream in (self._inward, self._outward) if stream is not None]
+        events = [stream.record_event(torch.cuda.Event(blocking=True)) for stream in streams]
 
         def done() -> None:
             for event in events:
