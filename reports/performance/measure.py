@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,7 @@ GROWTH: dict[Kind, tuple[int, ...]] = {
     "executor": (1, 2),
 }
 MIXED = (5, 10, 15, 20, 25, 30)
+MOST_SECONDS, MOST_BYTES = 90, 8 * 2**30  # of one kind and number; what takes more is told to do so
 
 
 def timed(work: Callable[[], object], times: int = TIMES) -> dict[str, float]:
@@ -77,14 +79,38 @@ def started() -> dict[str, float]:
 
 
 def growth() -> list[dict[str, Any]]:
-    """Plans of the reference card with made-up optimisations beside those that exist."""
+    """Plans of the reference card with made-up optimisations beside those that exist, each in a process of its own."""
+    several = [(kind, count) for kind, counts in GROWTH.items() for count in counts]
     rows = [{"kind": "none", "added": 0, **_size(), **timed(lambda: make_plan(Request(CARD)))}]
-    several = [(kind, [kind] * count) for kind, counts in GROWTH.items() for count in counts]
-    for kind, kinds in [*several, *(("mixed", mixed(count)) for count in MIXED)]:
-        with registered(kinds):
-            rows.append({"kind": kind, "added": len(kinds), **_size(), **timed(lambda: make_plan(Request(CARD)), 3)})
-            print(rows[-1], file=sys.stderr)
+    for kind, count in [*several, *(("mixed", count) for count in MIXED)]:
+        rows.append({"kind": kind, "added": count} | _apart(kind, count))
+        print(rows[-1], file=sys.stderr)
     return rows
+
+
+def _apart(kind: str, count: int) -> dict[str, Any]:
+    """What `grown` finds, in a process that may take so much time and memory; or why there is nothing."""
+    command = [sys.executable, "-m", "reports.performance.measure", "grown", kind, str(count)]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=MOST_SECONDS, preexec_fn=_bounded
+        )
+    except subprocess.TimeoutExpired:
+        return {"stopped": f"more than {MOST_SECONDS} s for three"}
+    if "MemoryError" in done.stderr:
+        return {"stopped": f"more than {MOST_BYTES >> 30} GiB of memory"}
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def _bounded() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+
+
+def grown(kind: str, count: int) -> dict[str, Any]:
+    """A plan with so many of a kind beside what exists."""
+    with registered(mixed(count) if kind == "mixed" else [kind] * count):  # type: ignore[list-item]
+        return {**_size(), **timed(lambda: make_plan(Request(CARD)), 3)}
 
 
 def _size() -> dict[str, int]:
@@ -120,6 +146,8 @@ def measured() -> dict[str, Any]:
     return found | {"load": {"before": round(before[0], 2), "after": round(os.getloadavg()[0], 2)}}
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1:2] == ["grown"]:
+    print(json.dumps(grown(sys.argv[2], int(sys.argv[3]))))
+elif __name__ == "__main__":
     RECORD.write_text(json.dumps(measured(), indent=2) + "\n", encoding="utf-8")
     print(f"written: {RECORD.relative_to(ROOT)}")
