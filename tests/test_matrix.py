@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_csv_and_markdown_hold_every_row(tmp_path: Path, capsys: Capture) -> Non
 
 
 def tier_as_planned(number: int, wish: Request) -> TierRow:
-    plan = make_plan(Request(gpu=wish.gpu, model=wish.model, tier=number, max_step_seconds=wish.max_step_seconds))
+    plan = make_plan(replace(wish, tier=number))
     return TierRow(
         number,
         plan.context,
@@ -124,13 +125,19 @@ def tier_as_planned(number: int, wish: Request) -> TierRow:
         {choice.id: choice.knobs for choice in plan.choices if choice.knobs},
         plan.memory.gpu.peak_bytes.high,
         plan.memory.host.peak_bytes,
+        plan.memory.disk.training_bytes,
         plan.time.step_seconds.estimate,
         {},
     )
 
 
 @pytest.mark.parametrize(
-    "wish", [Request(), Request("rtx4090", "llama-3.1-8b", max_step_seconds=300.0), Request("h200-sxm", "qwen3-1.7b")]
+    "wish",
+    [
+        Request(disk_bytes=2**36),
+        Request("rtx4090", "llama-3.1-8b", max_step_seconds=300.0),
+        Request("h200-sxm", "qwen3-1.7b"),
+    ],
 )
 def test_a_tier_is_what_its_plan_says(wish: Request) -> None:
     table = tier_table(wish)
@@ -141,6 +148,7 @@ def test_a_tier_is_what_its_plan_says(wish: Request) -> None:
         over = {
             "card": row.gpu_high_bytes - table.gpu_budget_bytes,
             "host": row.host_bytes - table.host_budget_bytes,
+            "disk": row.disk_bytes - wish.disk_bytes,
             "seconds": (row.step_seconds or 0) - table.limit_seconds,
         }
         assert row.fits is (not row.lacks) and set(row.lacks) == {name for name, size in over.items() if size > 0}
