@@ -47,8 +47,19 @@ def test_the_next_is_taken_where_the_fastest_does_not_fit(monkeypatch: pytest.Mo
 
 
 def test_a_kernel_that_the_planned_one_does_not_run_beside_is_taken() -> None:
-    other, _ = with_fastest_kernel(planned("streamed"), {"efficient": 2e-3, "cudnn": 3e-3})
-    assert other.knobs("streamed")["kernel"] == "efficient", "the planned one did not run at all"
+    other, told = with_fastest_kernel(planned("streamed"), {"efficient": 2e-3, "cudnn": 3e-3})
+    assert other.knobs("streamed")["kernel"] == "efficient" and "flash does not run" in told
+
+
+def test_a_card_that_is_full_says_nothing_about_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(kernel_choice, "_seconds", full)
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: torch.empty(0))
+    plan = planned("streamed")
+    same, told = choose_kernel(plan, torch.device("cuda"))
+    assert same is plan and "was not measured" in told
 
 
 def test_what_a_user_asked_for_stays() -> None:

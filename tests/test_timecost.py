@@ -240,7 +240,7 @@ def test_short_sequences_wait_for_the_host() -> None:
 
 FURTHER_OFF = {
     "h100-8gib-gemma-3-1b-65536-streamed": 1.8,  # windows in layers that run in passes: far slower than estimated
-    "h200-smollm2-135m-4096-float32": 0.48,  # products in float32, of a card whose peak is that of TF32 or not known
+    "h200-smollm2-135m-4096-float32": 0.48,  # a small model in float32: in half the time; why is not known
 }
 
 

@@ -1,8 +1,8 @@
 """Which attention kernel is the fastest on the card that is there, measured before a run begins.
 
 A plan chooses by what is known of a kind of card. Which kernel wins depends on the card, its clocks, versions of
-libraries and the size of a head, and a second is enough to see it. Another kernel takes other memory, so where another
-is clearly faster the plan is made anew with it, and taken only where it fits.
+libraries and the size of a head, and some calls of each show it. Another kernel takes other memory, so where another is
+clearly faster the plan is made anew with it, and taken only where it fits.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def planned_kernel(plan: Plan) -> tuple[str, str] | None:
 
 
 def kernel_seconds(plan: Plan, device: torch.device) -> dict[str, float]:
-    """Seconds forward and back of a group of the plan's heads, by kernel; of those that take them here."""
+    """Seconds forward and back of a group of the plan's heads, by kernel; of those that take them here.
+
+    Raises:
+        torch.OutOfMemoryError: the card has no room for that.
+    """
     shape = load_model(plan.model.source.removeprefix(RANDOM))
     heads = min(shape.heads, int(plan.knobs("streamed").get("heads") or 8))
     key_heads = max(1, heads * shape.kv_heads // shape.heads)
@@ -52,6 +56,8 @@ def kernel_seconds(plan: Plan, device: torch.device) -> dict[str, float]:
     for name in (each for each in KERNELS if each != "cpu"):
         try:
             found[name] = _seconds(name, query, key, value, gradient, device)
+        except torch.OutOfMemoryError:  # somebody else has the card; that says nothing about the kernel
+            raise
         except RuntimeError:  # it does not know this card, this dtype or this size of a head
             continue
     return found
@@ -80,6 +86,7 @@ def with_fastest_kernel(plan: Plan, seconds: Mapping[str, float]) -> tuple[Plan,
     owner, kernel = chosen
     order = sorted(seconds, key=lambda name: seconds[name])
     told = ", ".join(f"{name} {1000 * seconds[name]:.2f} ms" for name in order)
+    told += "" if kernel in seconds else f"; {kernel} does not run"
     for name in order:
         if kernel in seconds and seconds[name] > CLEARLY * seconds[kernel]:
             break
@@ -109,6 +116,9 @@ def choose_kernel(plan: Plan, device: torch.device) -> tuple[Plan, str]:
     """
     if device.type != "cuda" or planned_kernel(plan) is None:
         return plan, ""
-    seconds = kernel_seconds(plan, device)
+    try:
+        seconds = kernel_seconds(plan, device)
+    except torch.OutOfMemoryError:
+        return plan, "Attention was not measured: the card has no room for it at the moment."
     torch.cuda.empty_cache()
     return with_fastest_kernel(plan, seconds) if len(seconds) > 1 else (plan, "")

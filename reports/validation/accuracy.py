@@ -128,12 +128,11 @@ def one_seed(plan: Plan, seed: int) -> dict[str, float]:
 
 
 def measured(gpu: str, model: str, tokens: int, seeds: int) -> dict[str, Any]:
-    """The record."""
+    """The record, but for what it was measured on."""
     torch.backends.cuda.matmul.allow_tf32 = False
     plan = plan_of(gpu, model, tokens)
     each = [one_seed(plan, seed) for seed in range(seeds)]
     median = {name: statistics.median(one[name] for one in each) for name in each[0]}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "what": "relative error of all adapters' gradients against float32",
         "model": model,
@@ -143,22 +142,32 @@ def measured(gpu: str, model: str, tokens: int, seeds: int) -> dict[str, Any]:
         "each": each,
         "median": median,
         "ratio": median["streamed"] / median["stock"],
-        "environment": environment(device),
-        "revision": revision(),
     }
+
+
+def asked_for(description: str, *, tokens: int, **count: int) -> argparse.Namespace:
+    """What the command line says: the record, card, model and tokens, and how many there are of one thing."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--gpu", default="h200-sxm")
+    parser.add_argument("--model", default="llama-3.2-1b")
+    for name, many in {"tokens": tokens, **count}.items():
+        parser.add_argument(f"--{name}", type=int, default=many)
+    return parser.parse_args()
+
+
+def write_record(out: Path, found: dict[str, Any]) -> None:
+    """The record, and on what it was measured."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    whole = found | {"environment": environment(device), "revision": revision()}
+    out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> int:
     """See the module's docstring."""
-    parser = argparse.ArgumentParser(description="errors of gradients in 16 bits")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--gpu", default="h200-sxm")
-    parser.add_argument("--model", default="llama-3.2-1b")
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--seeds", type=int, default=5)
-    asked = parser.parse_args()
+    asked = asked_for("errors of gradients in 16 bits", tokens=4096, seeds=5)
     found = measured(asked.gpu, asked.model, asked.tokens, asked.seeds)
-    asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_record(asked.out, found)
     print(f"stock {found['median']['stock']:.3e}, streamed {found['median']['streamed']:.3e}, {found['ratio']:.3f} x")
     return 0
 

@@ -9,19 +9,15 @@ of every step. Then the executor runs in float32, and the gradient of one adapte
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from planner.planning import Request, make_plan
-from reports.validation.accuracy import fill_adapters, our_step, plan_of, stock_of, stock_step
+from reports.validation.accuracy import asked_for, fill_adapters, our_step, plan_of, stock_of, stock_step, write_record
 from trainer.built import BuiltRun
 from trainer.data import Batch, synthetic_batch
-from trainer.record import environment, revision
 from trainer.session import build
 from trainer.step import nothing, update
 
@@ -103,23 +99,15 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 def main() -> int:
     """See the module's docstring."""
-    parser = argparse.ArgumentParser(description="loss curves and a difference quotient")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--gpu", default="h200-sxm")
-    parser.add_argument("--model", default="llama-3.2-1b")
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=20)
-    asked = parser.parse_args()
+    asked = asked_for("loss curves and a difference quotient", tokens=2048, steps=20)
     found = {
         "what": "loss curves beside plain transformers, and the gradient beside a difference quotient",
         "model": asked.model,
         "tokens": asked.tokens,
         "curves": losses(asked.gpu, asked.model, asked.tokens, asked.steps),
         "difference": difference_quotient(asked.gpu, asked.model, asked.tokens),
-        "environment": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "revision": revision(),
     }
-    asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_record(asked.out, found)
     off = min(abs(one["off"]) for one in found["difference"]["each"])
     print(f"curves {found['curves']['furthest_apart']:.2e} apart, difference quotient {off:.2e} off")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +43,8 @@ def test_going_on_with_layer_inputs_on_disk_changes_no_bit(
 
     tiny = CONFIGS["llama"]
     monkeypatch.setitem(CONFIGS, "llama", deep)
-    monkeypatch.setattr(sys.modules[__name__], "LAYERS", 7)
     save_model("llama", tmp_path / "model", torch.float64)
-    given = {"chunk": 7, "group": 2, "disk": tmp_path, **given}
-    test_going_on_after_any_layer_changes_no_bit(tmp_path / "model", stop_after, given)
+    going_on_changes_no_bit(tmp_path / "model", 7, stop_after, {"chunk": 7, "group": 2, "disk": tmp_path, **given})
 
 
 @pytest.mark.parametrize("stop_after", range(1, LAYERS))
@@ -58,6 +55,10 @@ def test_going_on_with_layer_inputs_on_disk_changes_no_bit(
     {"chunk": 8, "group": 4, "spacing": 3, "keep_outputs": True},
 ], ids=str)  # fmt: skip
 def test_going_on_after_any_layer_changes_no_bit(folder: Path, stop_after: int, given: dict[str, Any]) -> None:
+    going_on_changes_no_bit(folder, LAYERS, stop_after, given)
+
+
+def going_on_changes_no_bit(folder: Path, layers: int, stop_after: int, given: dict[str, Any]) -> None:
     batch, divisor = _batch(23, 9, trained=6), torch.tensor(12.0).double()
     whole_loss, whole = make_streamed(folder, batch, **given)
     stopped, adapted = make_streamed_loss(folder, batch, **given)
@@ -93,7 +94,7 @@ def test_going_on_after_any_layer_changes_no_bit(folder: Path, stop_after: int, 
     for name, gradient in whole.items():
         assert torch.equal(made[name], gradient), name
     forward = [("forward", done) for done in range(stop_after)]
-    assert told == [*forward, ("backward", 0), *(("backward", LAYERS - left) for left in reversed(range(stop_after)))]
+    assert told == [*forward, ("backward", 0), *(("backward", layers - left) for left in reversed(range(stop_after)))]
 
     fresh = again(batch, divisor, nothing)  # what was gone on with once is over
-    assert torch.equal(fresh.detach(), whole_loss) and told[-1] == ("forward", LAYERS)
+    assert torch.equal(fresh.detach(), whole_loss) and told[-1] == ("forward", layers)

@@ -136,4 +136,4 @@ def build_streamed(
             file.close()
         host.close()
         raise
-    return Streamed(StreamedLoss(layers, Head.of(model), rows, scaled=scaled), host, next(iter(files), None))
+    return Streamed(StreamedLoss(layers, Head.of(model), rows, scaled=scaled), host, layers.checkpoints.file)

@@ -1,7 +1,7 @@
 """Keep layer inputs on disk, and in the host's memory only the two that are worked on.
 
-With streamed layers the kept inputs are what fills the host's memory. A disk has room for them, and time: a layer of a
-long sequence computes for minutes while the next input comes and the last one goes. Each is written once in a step and
+With streamed layers the kept inputs are what fills the host's memory. A disk has room for them, and time: while a layer
+of a long sequence computes, the next input comes and the last one goes. Each is written once in a step and
 read once, so the bytes that the disk takes in are those of all inputs in every step, which is what an SSD wears by.
 """
 
