@@ -146,7 +146,8 @@ def _disk(found: Search, limits: Limits, with_disk: WithDisk) -> Iterator[str]:
     least = endless.least(DISK_SPACE, replace(limits, disk_bytes=2**62))
     if least is not None and least.disk > limits.disk_bytes:
         size = -(-int(least.disk) // 2**30)
-        yield f"--disk {size}GiB fits: layer inputs lie on it while it trains, and are written anew in every step"
+        changed = ", with settings that change the result" if least.inexact else ""
+        yield f"--disk {size}GiB fits{changed}: layer inputs lie on it while it trains, written anew in every step"
 
 
 @dataclass(frozen=True)
