@@ -68,7 +68,7 @@ seven that set letters or a setting, two of them with a knob.
 
 What does not: an optimisation that sets a letter which formulas everywhere read multiplies all sizes of the executor in
 passes, and the places of several such multiply each other: that is where time and memory run out above. One that
-decides the rate of all work (number type, attention kernel), or how often layers run, doubles it, as does one that more
+decides the rate of all work (number type, kernel), or how often layers run, doubles the search, as does one that more
 than {MOST_LEAVES - 1} others have to do with. Nothing bounds how many combinations may be unbeaten in the worst case:
 savings and prices can be made up so that none of 2^n is beaten.
 """
