@@ -135,10 +135,18 @@ def mlp_saved(x: Letters) -> Number:
 def attention_inputs_expanded(x: Letters) -> Number:
     """Query, and key and value repeated for every query head; one head alone is repeated without a copy.
 
-    Where nothing is repeated, value is what its linear gave; with query and key in the same tensor, all of it stays.
+    Where nothing is repeated, value is what its linear gave, with what that keeps alive.
     """
     repeated = x.K + least(x.K - 1, 1) * (x.H - x.K)
-    return x.A * tokens(x) * ((x.H + 2 * repeated) * x.E + (x.K // x.H) * x.v)
+    return x.A * tokens(x) * ((x.H + 2 * repeated) * x.E + kept_with_value(x))
+
+
+def kept_with_value(x: Letters) -> Number:
+    """Elements of a token that stay since value is in the same tensor: query and key, of a single row.
+
+    Heads of several rows do not lie evenly apart, so their product with the scores copies value and keeps the copy.
+    """
+    return (x.K // x.H) * x.v * (1 - least(x.B - 1, 1))
 
 
 def attention_output(x: Letters) -> Number:
@@ -189,7 +197,7 @@ def eager_backward_bytes(x: Letters) -> Number:
     """
     working = (1 - x.p) * backward_bytes(x) + x.p * layer_backward_bytes(x)
     norms = x.i * x.D * (x.Q * 32 + (1 - x.Q) * x.a) + (x.m - 1) * x.D * x.a
-    gone = tokens(x) * ((x.f * x.F + x.d * x.D) * x.a + norms + (x.K // x.H) * x.v * x.a) // 8 + working
+    gone = tokens(x) * ((x.f * x.F + x.d * x.D) * x.a + norms + kept_with_value(x) * x.a) // 8 + working
     wide = (1 - x.u) * (64 - 16 * x.h + x.a) + x.u * 3 * x.a
     return greatest(wide * scores(x) // 8 - gone, 0)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from planner import launches
+from planner.elementwise import WIDE, after, after_backward, before, before_backward, narrow, norm, tables
 from planner.ledger import Phase, Resource, Work
-from planner.symbols import Letters, Number, greatest, least
+from planner.symbols import Letters, Number, least
 
 
 def tokens(x: Letters) -> Number:
@@ -53,23 +55,31 @@ def attention_backward_flops(x: Letters) -> Number:
 
 
 def elementwise_forward_bytes(x: Letters) -> Number:
-    """Bytes that norms, rotary embedding, activation functions and sums move in one forward pass.
+    """Bytes that norms, rotary embedding, activation functions, sums and adapters move in one forward pass.
 
-    Approximate: counted for a gated layer with F = 4 D, 55 bytes for each element of width F in 16 bits, and
-    taken as proportional to F elsewhere, and to the experts that a token takes; the share of the bandwidth in
-    ``calibration.yaml`` is fitted on top.
+    Those of the layers, of the embedding with its positions, and of the final norm.
     """
-    return 55 * tokens(x) * x.L * x.F * greatest(x.d, 1) * x.a // 16
+    return tokens(x) * (x.L * (before(x) + after(x)) + tables(x) + norm(x, x.D))
 
 
 def elementwise_backward_bytes(x: Letters) -> Number:
-    """The same in the backward pass, which moves twice as many."""
-    return 2 * elementwise_forward_bytes(x)
+    """The same in the backward pass; the final norm's takes the place of the first layer's, whose input needs none."""
+    return tokens(x) * (x.L * (before_backward(x) + after_backward(x)) - 15 * x.D * x.a // 8)
 
 
 def head_flops(x: Letters) -> Number:
     """Logits and the gradient of the hidden states, for every token."""
     return 4 * tokens(x) * x.V * x.D
+
+
+def logits_bytes(x: Letters) -> Number:
+    """Bytes that the loss moves over the logits of every token, between its two products.
+
+    A cast to float32 and back, and what makes the softmax and its gradient of them; where they are capped, seven ops
+    more. Approximate: as many as by slices, whose ops write in place. Of the runs of Phi-2 the one with this loss was
+    the slower, by more than these.
+    """
+    return tokens(x) * x.V * (8 * WIDE + 2 * narrow(x) * (WIDE + x.a // 8) + 15 * WIDE * x.t)
 
 
 WORK: tuple[Work, ...] = (
@@ -98,4 +108,8 @@ WORK: tuple[Work, ...] = (
         "gradients of the same",
     ),
     Work("head/both", head_flops, Resource.LINEAR, Phase.LOSS, "output head, forward and backward"),
+    Work("logits/both", logits_bytes, Resource.MEMORY, Phase.LOSS, "from logits to the loss and back"),
+    Work("launches/forward", launches.forward, Resource.LAUNCH, Phase.FORWARD, "kernels of the layers"),
+    Work("launches/loss", launches.loss, Resource.LAUNCH, Phase.LOSS, "kernels of the loss"),
+    Work("launches/backward", launches.backward, Resource.LAUNCH, Phase.BACKWARD, "kernels of the layers' gradients"),
 )

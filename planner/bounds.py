@@ -18,8 +18,9 @@ import numpy as np
 from planner.evaluate import Array, Limits
 from planner.fronts import nondominated
 from planner.rows import Values
+from planner.spans import Span, Spans
 from planner.table import CARD, DISK, HOST
-from planner.weighing import BUSY, INEXACT, LINK, ORDER, WIDTH, Caps, Clock, Key, Measure, Scale, Weights
+from planner.weighing import INEXACT, ORDER, SPENT, WIDTH, Caps, Clock, Key, Measure, Scale, Weights, adds_up
 
 FEW = 48  # parts of combinations that are not worth the looking which of them can be left out
 SMALL = 8  # places of a group that are compared with each other at once, in all such groups together
@@ -96,9 +97,7 @@ class Stack:
         self.firsts = np.cumsum([0, *(len(each.groups) for each in self.products)])[:-1]
         clocks = [each.clock for each in self.products]
         self.known = np.array([clock.known for clock in clocks])[:, None]
-        waits = zip(*(clock.least for clock in clocks), strict=True)
-        least = tuple(np.array(each)[:, None] for each in waits)
-        self.clock = Clock(self.known, clocks[0].layers, clocks[0].seconds, least)
+        self.clock = Clock(self.known, clocks[0].layers, clocks[0].seconds)
 
     def least(self, sums: Values, scale: Scale) -> Weights:
         """What the least of each column weighs: product × candidate. Sums: row × column × candidate."""
@@ -126,7 +125,7 @@ class Stack:
         ):
             highest = part.start + least[:, part].argmax(axis=1)[of_places]
             shares.append(np.take_along_axis(own, highest[:, None], axis=1)[:, 0] / max(1.0, most))
-        seconds = (own[:, BUSY].sum(axis=1) + own[:, LINK].sum(axis=1) / self.clock.layers) * scale.accumulation
+        seconds = adds_up(np.moveaxis(own[:, SPENT], 1, 2), self.clock.layers) * scale.accumulation
         shares.append(np.where(self.known[of_places], seconds / limits.step_seconds, 0.0))
         for weights in WEIGHINGS:
             taken = sum(weight * share for weight, share in zip(weights, shares, strict=True))
@@ -227,25 +226,12 @@ class Field:
 
     def linear(self, sums: Values) -> Any:
         """Seconds that no step of these sums is faster than: of time, what adds up."""
-        return self.scale.accumulation * (sums[:, BUSY].sum(axis=1) + sums[:, LINK].sum(axis=1) / self.of.clock.layers)
+        return self.scale.accumulation * adds_up(sums[:, SPENT], self.of.clock.layers)
 
     @cached_property
-    def time(self) -> tuple[list[int], list[int]]:
-        """What times are compared by: phases whose parts add up, and the columns of the others.
-
-        Where in a phase the link never is what one waits for, computing and copying add up; and where nothing is waited
-        for but the launches, neither matters.
-        """
-        linear, columns, layers = [], [], self.of.clock.layers
-        for phase, wait in enumerate(self.of.clock.least):
-            busy, link = BUSY.start + phase, LINK.start + phase
-            if max(self.most[busy], self.most[link]) + self.most[link] / layers <= wait:
-                continue
-            if self.least[busy] >= self.most[link] and self.least[busy] + self.least[link] / layers >= wait:
-                linear.append(phase)
-            else:
-                columns += [busy, link]
-        return linear, columns
+    def time(self) -> list[Span]:
+        """What times are compared by."""
+        return Spans(self.sums, self.of.starts, self.of.clock.layers).compared()
 
     def points(self, sums: Values, reads: Iterable[str]) -> Values:
         """What sums are compared by where these of ``Weights`` matter."""
@@ -258,12 +244,8 @@ class Field:
         columns += [column for name, column in others if name in wanted]
         if "seconds" not in wanted:
             return sums[:, columns]
-        linear, more = self.time
-        seconds = sum(
-            (sums[:, BUSY.start + phase] + sums[:, LINK.start + phase] / self.of.clock.layers for phase in linear),
-            np.zeros(len(sums)),
-        )
-        return np.column_stack([sums[:, [*columns, *more]], seconds])
+        spent = [(sums[:, held] * factors).sum(axis=1) for held, factors in self.time]
+        return np.column_stack([sums[:, columns], *spent])
 
     def unbeaten(self, reads: Iterable[str]) -> list[Array]:
         """Of each group the places, by where they stand, that no other beats where these of ``Weights`` matter."""
@@ -292,7 +274,7 @@ class _Search:
         spans = [field.sums[group].max(axis=0) - field.sums[group].min(axis=0) for group in several]
         stakes = sum(spans, np.zeros(WIDTH))
         # First those groups that decide the largest share of anything.
-        shares = [float((span / np.maximum(stakes, 1e-300))[: LINK.stop].max()) for span in spans]
+        shares = [float((span / np.maximum(stakes, 1e-300))[: SPENT.stop].max()) for span in spans]
         self.several = [several[place] for place in np.argsort(shares, kind="stable")[::-1]]
         # A byte and a second count by what is at stake of them.
         columns = [*field.card, *field.host]

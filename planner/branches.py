@@ -24,7 +24,9 @@ from planner.optimizations.base import EVERY, Chosen, Needs, Situation
 from planner.sets import PinnedKnobs, always_on, has_pinned, subsets, trains, usable
 from planner.timecost import CLOCK
 
-MOST_LEAVES, MOST_OPTIONS = 6, 4096  # of one group; beyond, the leaf with most ties becomes a hub
+DECIDING = CLOCK | {"letter p"}
+"""What a hub claims: what the clock goes by, and how often layers run, which formulas of most others read."""
+MOST_LEAVES, MOST_OPTIONS = 8, 4096  # of one group; beyond, the leaf with most ties becomes a hub
 Ties = frozenset[frozenset[str]]
 
 
@@ -74,7 +76,7 @@ def branches(
 def _is_hub(name: str) -> bool:
     each = all_optimizations()[name]
     by_name = any(knob.letter and knob.names for knob in each.knobs)
-    return bool("adapters/weights" in each.makes or each.claims & CLOCK or by_name)
+    return bool("adapters/weights" in each.makes or each.claims & DECIDING or by_name)
 
 
 def _changes(name: str) -> set[str]:

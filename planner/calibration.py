@@ -34,20 +34,23 @@ class Calibration:
         """Anonymous host memory of the training process beyond the ledger's terms."""
         return int(self.document["host_process_bytes"][kind]["value"])
 
-    def attention_efficiency(self, kernel: str, capability: tuple[int, int] | None) -> float:
-        """Share of the peak rate that an attention kernel reaches."""
-        return float(self.attention_share(kernel, capability)["value"])
-
-    def attention_share(self, kernel: str, capability: tuple[int, int] | None) -> dict[str, Any]:
-        """That share with its ``basis`` and ``source``."""
-        return _of_card(self.document["efficiency"]["attention"][kernel], capability or (0, 0))
+    def attention_share(
+        self, kernel: str, capability: tuple[int, int] | None, dtype: str, head_size: int
+    ) -> dict[str, Any]:
+        """Share of the peak rate that an attention kernel reaches, with its ``basis`` and ``source``."""
+        rows = [
+            row
+            for row in self.document["efficiency"]["attention"][kernel]
+            if head_size >= row.get("least_head_size", 0) and row.get("dtype", dtype) == dtype
+        ]
+        return _of_card(rows, capability or (0, 0))
 
     def share(self, resource: str) -> dict[str, Any]:
         """The share of ``linear``, ``link`` or ``memory`` with its ``basis`` and ``source``."""
         return dict(self.document["efficiency"][resource])
 
     def launch_seconds(self) -> float:
-        """Time that the host takes to launch the kernels of one layer, once through in either direction."""
+        """Time that the host takes to launch one kernel: Python, the libraries, and the driver."""
         return float(self.document["launch_seconds"]["value"])
 
     def disk_rate(self) -> float:

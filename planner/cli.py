@@ -122,6 +122,8 @@ cli.add_command(pareto)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code; a user never sees a traceback."""
+    if sys.stdout is None:  # closed before we began, as by >&-: nobody reads, and the exit code still tells
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show "≥" is no reason to stop

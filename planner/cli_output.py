@@ -102,6 +102,8 @@ def _is_new(path: Path) -> bool:
         raise PlanError(asked, "is no file name here.", "--json prints the plan, and YAML readers read JSON.")
     try:
         if not path.parent.is_dir():
+            if path.parent.exists():
+                raise PlanError(asked, f"{path.parent} is no folder.", "Name a file in a folder.")
             existing = path.parent.parent
             folders = [each.name for each in existing.iterdir() if each.is_dir()] if existing.is_dir() else []
             nearest = did_you_mean(path.parent.name, folders) or f"mkdir -p {path.parent} makes it."

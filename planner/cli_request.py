@@ -38,6 +38,8 @@ def once(*names: str, at_once: bool = True, **attributes: Any) -> Callable[[Any]
 
     def only(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
         different = tuple(dict.fromkeys(values))
+        if at_once and "" in map(str.strip, different):
+            raise PlanError(f"{parameter.opts[0]} ''", "is empty.")
         if len(different) < 2:
             return values[0] if values else None
         if at_once:
@@ -140,7 +142,8 @@ def read_request(options: Options, errors: list[PlanError]) -> Request:
         try:
             return read(text)
         except PlanError as error:
-            errors.append(PlanError(f"{option_name(name)} {text}", _without_quantity(error, text), error.nearest))
+            asked = f"{option_name(name)} {text if text.strip() else repr(text)}"
+            errors.append(PlanError(asked, _without_quantity(error, text), error.nearest))
             return absent
 
     errors += [

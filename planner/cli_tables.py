@@ -16,11 +16,12 @@ from planner.errors import PlanError, raise_all
 from planner.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from planner.matrix import MatrixRow
     from planner.pareto import Pareto
     from planner.planning import Request
     from planner.tier_table import TierTable
 
-FITS, DOES_NOT_FIT = 0, 1
+FITS, DOES_NOT_FIT, CANNOT_TELL = 0, 1, 2
 LIMITS = ("host_ram", "disk", "max_step_time", "with_", "without", "set_")
 Answer = TypeVar("Answer")
 
@@ -140,11 +141,11 @@ def matrix(gpu: Sequence[str], model: Sequence[str], out: str | None, json_: boo
     model, fits (null where nothing can be told), tier, total_tokens, rank, longest_all_trained, gpu_high_bytes,
     gpu_budget_bytes, host_bytes, step_seconds, why.
 
-    Exit codes: 0 something fits, 1 nothing does, 2 bad input.
+    Exit codes: 0 something fits, 1 nothing does, 2 bad input or cannot tell.
     """
     from planner.matrix import all_cards, all_models, check
     from planner.matrix import matrix as planned
-    from planner.matrix_files import HEADS, cells, check_matrix_target, written
+    from planner.matrix_files import check_matrix_target, written
 
     errors: list[PlanError] = []
     request = read_request(options, errors)
@@ -169,11 +170,27 @@ def matrix(gpu: Sequence[str], model: Sequence[str], out: str | None, json_: boo
     elif json_:
         print_object({"rows": [row.document() for row in rows]})
     else:
-        table = plain_table(*HEADS, right=HEADS[3:])
-        for row in rows:
-            table.add_row(*cells(row))
-        print_table(table, "card high: bound on what is reserved, of what there is to use. longest: all trained.")
+        _print_matrix(rows)
+    if all(row.fits is None for row in rows):
+        return CANNOT_TELL
     return FITS if any(row.fits for row in rows) else DOES_NOT_FIT
+
+
+def _print_matrix(rows: Sequence[MatrixRow]) -> None:
+    """The figures that an ordinary terminal has room for; files have all. What has none comes after them."""
+    from planner.matrix_files import HEADS, cells, verdict
+
+    shown = [place for place, head in enumerate(HEADS) if head not in ("rank", "of")]
+    table = plain_table(*(HEADS[place] for place in shown), right=[HEADS[place] for place in shown[2:]])
+    for column in table.columns[:2]:
+        column.overflow = "fold"  # an id that is cut short names nothing
+    for row in rows:
+        if row.fits:
+            told = cells(row)
+            table.add_row(*(told[place] for place in shown))
+    reasons = [f"{row.gpu} with {row.model}: {verdict(row)}" for row in rows if not row.fits]
+    note = "card high: bound on what is reserved. longest: all trained. --out FILE.csv has all figures."
+    print_table(table, "\n".join([*reasons, note]))
 
 
 @contextmanager

@@ -219,7 +219,7 @@ def compose(
 
 
 # What streaming goes by where nothing streams: the whole sequence and all heads at once, every layer input as it is.
-STREAMING = {"S_c": 2**40, "H_g": 2**20, "j_h": 0, "l_r": 0, "L_s": 1, "b_c": 0, "k_a": 0}
+STREAMING = {"S_c": 2**40, "H_g": 2**20, "S_b": 2**40, "j_h": 0, "l_r": 0, "L_s": 1, "b_c": 0, "k_a": 0}
 
 
 def _claimed_letters(situation: Situation) -> dict[str, int]:

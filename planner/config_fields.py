@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from planner.errors import PlanError
@@ -28,10 +29,26 @@ class Fields:
     ) -> None:
         self.config, self.where, self.names = config, where, names or {}
         self.errors: list[PlanError] = []
+        self.asked: set[str] = set()
+        self.absent: set[str] = set()  # names of fields that were asked for and are there by none of them
+
+    def refuse_misspelt(self) -> None:
+        """Complain of what nothing asked for where it is but a letter off a field that is not there.
+
+        Files hold much that no size depends on, and all of that is passed over.
+        """
+        for key in self.config.keys() - self.asked:
+            if close := get_close_matches(key, sorted(self.absent), n=1, cutoff=0.93):
+                self.errors.append(
+                    PlanError(f"{self.where}: {key}", "is not a known field.", f"Did you mean {close[0]}?")
+                )
 
     def called(self, name: str) -> str:
         """The name that this file has for a field, or would have."""
         known = self.names.get(name, (name,))
+        self.asked.update(known)
+        if not any(each in self.config for each in known):
+            self.absent.update(known)
         return next((each for each in known if each in self.config), known[0])
 
     def value(self, name: str, absent: Any = ABSENT) -> Any:

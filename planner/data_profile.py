@@ -18,6 +18,7 @@ from typing import Any
 from planner.calibration import Calibration
 from planner.documents import JSONL, LARGEST_FILE, files_below, jsonl_documents, read_documents, text_of
 from planner.errors import PlanError
+from planner.plan_facts import RANDOM
 from planner.units import format_bytes
 
 READ = 32 * 2**20
@@ -29,9 +30,6 @@ TOKENISED = 2 * 2**20
 
 Tokenise = Callable[[Sequence[str]], list[int]]
 """Texts to how many tokens each of them is."""
-
-
-RANDOM = "random:"  # before a model of random weights, which takes bytes for tokens where it has no tokenizer
 
 
 @dataclass(frozen=True)

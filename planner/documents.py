@@ -43,6 +43,8 @@ def read_documents(path: Path) -> Reading:
         reading = _folder(path)
     elif not path.exists():
         raise PlanError(f"data {path}", "does not exist.", "Name a folder, a .jsonl file or a text file.")
+    elif not path.is_file():  # a device or a pipe may have no end, and the trainer reads what the plan has read
+        raise PlanError(f"data {path}", "is not an ordinary file.", "Name a folder, a .jsonl file or a text file.")
     else:
         try:
             content = path.read_bytes()

@@ -37,6 +37,10 @@ RESOURCES = {
     "attention": "the matrix units, in the attention kernel",
     "memory": "the card's own memory",
     "link": "the link between card and host, beside everything else",
+    "disk": "the disk, beside everything else",
+    "prefetch": "the link to the card, beside everything else of a phase",
+    "exposed": "the link between card and host, while nothing else goes on",
+    "launch": "the host, beside everything else",
 }
 
 

@@ -152,6 +152,9 @@ def formula_of_term(term: Term, run: Run, without: str = "") -> Formula:
     )
 
 
+UNITS = {Resource.LINEAR: "FLOP", Resource.ATTENTION: "FLOP", Resource.LAUNCH: "kernels"}
+
+
 def formula_of_work(work: Work, run: Run) -> Formula:
     """A piece of work."""
     amount = work.amount(symbolic_letters())
@@ -162,7 +165,7 @@ def formula_of_work(work: Work, run: Run) -> Formula:
         latex=latex(amount),
         numbers=written(amount, run.letters),
         result=int(work.amount(run.letters)),
-        unit="FLOP" if work.resource in (Resource.LINEAR, Resource.ATTENTION) else "bytes",
+        unit=UNITS.get(work.resource, "bytes"),
         place="",
         alive=(work.phase.value,),
         basis="derived",
@@ -171,14 +174,26 @@ def formula_of_work(work: Work, run: Run) -> Formula:
 
 
 def formulas_of(each: Optimization, run: Run) -> tuple[tuple[Formula, ...], tuple[LetterValue, ...]]:
-    """Every term that an optimisation makes or changes, beside what there is without it; and the letters."""
+    """Every term that an optimisation makes or changes, beside what there is without it; and the letters.
+
+    Of one that does nothing but set a letter these are the terms that have it.
+    """
     before, formulas, expressions = run_without(each.id, run), [], []
-    for term in run.configuration.ledger.terms.values():
-        touched = attributes(each, term.name)
-        if term.name in each.makes or touched:
-            formulas.append(formula_of_term(term, run, _told_without(term, before, touched)))
-            expressions.append(term.bytes(symbolic_letters()))
+    terms = run.configuration.ledger.terms.values()
+    named = [term for term in terms if term.name in each.makes or attributes(each, term.name)]
+    for term in named or [term for term in terms if _has(term, letters_of(each))]:
+        formulas.append(formula_of_term(term, run, _told_without(term, before, attributes(each, term.name))))
+        expressions.append(term.bytes(symbolic_letters()))
     return tuple(formulas), values(expressions, run)
+
+
+def letters_of(each: Optimization) -> frozenset[str]:
+    """The letters whose value an optimisation sets."""
+    return frozenset(claim.removeprefix("letter ") for claim in each.claims if claim.startswith("letter "))
+
+
+def _has(term: Term, letters: frozenset[str]) -> bool:
+    return any(str(symbol) in letters for symbol in getattr(term.bytes(symbolic_letters()), "free_symbols", ()))
 
 
 def _told_without(term: Term, before: Run, touched: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from planner.evaluate import Limits, Outcome
 from planner.optimizations import all_optimizations
@@ -20,6 +21,8 @@ def _why_on(name: str, found: Search, limits: Limits, objective: Objective, requ
     if name in required:
         return "asked for by --with"
     best, index = found.best, found.index
+    if all_optimizations()[name].last_resort and found.first is not None:
+        return _why_resorted_to(found.first, best, limits, index)
     if not found.exists(name, False):
         if all_optimizations()[name].free:
             return _why_free(found.without(name), best, limits, index)
@@ -41,12 +44,20 @@ def _why_on(name: str, found: Search, limits: Limits, objective: Objective, requ
     return "changes the result less than what would stand in its place"
 
 
+def _why_resorted_to(first: Search, best: Outcome, limits: Limits, index: int) -> str:
+    there = replace(first, index=index)
+    on_card, in_host = (there.least(measure) for measure in (CARD_MEMORY, HOST_MEMORY))
+    assert on_card is not None and in_host is not None
+    return _missing(int(on_card.high), int(in_host.host), limits)
+
+
 def _why_free(other: Outcome | None, best: Outcome, limits: Limits, index: int) -> str:
     if other is None:
         return "costs nothing"
     if not bool(other.fits[index]) and bool(best.fits[index]):
         return f"costs nothing, and {_missing(int(other.high[index]), int(other.host[index]), limits)}"
-    return f"costs nothing and saves {format_bytes(max(0, int(other.high[index]) - int(best.high[index])))}"
+    saved = int(other.high[index]) - int(best.high[index])
+    return f"costs nothing and saves {format_bytes(saved)}" if saved > 0 else "costs nothing"
 
 
 def _missing(high: int, host: int, limits: Limits) -> str:
@@ -71,6 +82,10 @@ def reasons_for_rejections(
             reasons[name] = ("switched off by --without",)
         elif unmet := optimization.reasons(found.situation):
             reasons[name] = unmet
+        elif optimization.last_resort and name not in found.space.names:
+            reasons[name] = (
+                f"a last resort: tried where {optimization.last_resort} lacks nothing but memory of the card",
+            )
         elif optimization.asked:
             reasons[name] = (f"on only where it is asked for, by --with {name}: {optimization.effect}",)
         else:

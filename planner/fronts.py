@@ -8,6 +8,7 @@ import numpy as np
 
 Points = np.ndarray[Any, np.dtype[np.float64]]
 BLOCK = 256  # rows that are compared with each other at once
+STRONG = 4  # rows that all others are held against first
 
 
 def nondominated(points: Points) -> Any:
@@ -19,6 +20,22 @@ def nondominated(points: Points) -> Any:
         points = points[:, (points != points[0]).any(axis=0)]
         columns = {column.tobytes(): place for place, column in enumerate(np.ascontiguousarray(points.T))}
         points = points[:, sorted(columns.values())]
+    left = _strongly_left(points)
+    return left[_front(points[left])]
+
+
+def _strongly_left(points: Points) -> Any:
+    """Indices, in order, of what is left where rows of small sums have beaten what they beat: often nearly nothing."""
+    left = np.arange(len(points))
+    for best in np.argsort(points.sum(axis=1), kind="stable")[:STRONG]:
+        if len(left) <= BLOCK:
+            break
+        if best in left:
+            left = left[(points[best] > points[left]).any(axis=1) | (left == best)]
+    return left
+
+
+def _front(points: Points) -> Any:
     # Sums are added in the same order, and rounding keeps order: who beats a row has no larger sum. Of equal sums the
     # columns decide, one after the other, and of equal rows the place; so who beats a row stands before it.
     order = np.lexsort((*points.T[::-1], points.sum(axis=1)))

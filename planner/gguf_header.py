@@ -68,11 +68,15 @@ def read_gguf_header(path: Path) -> GGUFHeader:
         PlanError: not a GGUF file, another version or byte order, or a header that is cut off or senseless.
     """
     try:
+        if path.stat().st_size == 0:
+            raise ValueError("it is empty")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _Cursor(content).header()
     except OSError as error:
         raise PlanError(str(path), f"cannot be read: {error.strerror or error}.") from error
-    except (struct.error, ValueError, OverflowError) as error:  # an empty file cannot be mapped: ValueError
+    except struct.error as error:
+        raise PlanError(str(path), "is not a whole GGUF file: it ends within its header.") from error
+    except (ValueError, OverflowError) as error:
         raise PlanError(str(path), f"is not a whole GGUF file: {error}.") from error
 
 

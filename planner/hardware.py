@@ -115,7 +115,7 @@ def load_profile(name_or_path: str) -> HardwareProfile:
     Raises PlanError for an unknown or ambiguous name and, all at once, for everything wrong in a file.
     """
     asked = name_or_path.strip()
-    if "/" in asked or os.sep in asked or asked.lower().endswith((".yaml", ".yml")):
+    if is_file(asked):
         return _read(Path(asked).expanduser())
     for folder in _folders() if _ID.fullmatch(asked.lower()) else []:
         if (path := folder / f"{asked.lower()}.yaml").is_file():
@@ -132,9 +132,14 @@ def load_profile(name_or_path: str) -> HardwareProfile:
         ids = ", ".join(card.id for card in matches)
         raise PlanError(asked, f"names more than one card: {ids}.", "Give one of these ids.")
     within = [card.id for card in cards if len(asked) > 2 and asked.lower() in card.id]
-    near = did_you_mean(asked.lower(), [card.id for card in cards])
-    near = f"Did you mean {' or '.join(within)}?" if within else near
+    known = [*(card.id for card in cards), "local", "cpu"]
+    near = f"Did you mean {' or '.join(within)}?" if within else did_you_mean(asked.lower(), known)
     raise PlanError(asked or "''", "no card has this id or name.", f"{near} `plan gpus` lists them.".strip())
+
+
+def is_file(name: str) -> bool:
+    """Whether that is the file of a profile, and no id or name."""
+    return "/" in name or os.sep in name or name.lower().endswith((".yaml", ".yml"))
 
 
 def list_profiles() -> list[HardwareProfile]:
@@ -221,8 +226,8 @@ class _Fact(BaseModel):
         return Sourced(self.value, self.source.strip(), self.why.strip(), self.basis)
 
 
-def _reads(read: Callable[[Any], Any], most: float | None = None, above: float = 0) -> AfterValidator:
-    """Read the fact's value in its own unit; ``most`` is beyond any card and catches slips of the pen."""
+def _reads(read: Callable[[Any], Any], most: float | None = None, told: str = "", above: float = 0) -> AfterValidator:
+    """Read the fact's value in its own unit; ``most``, as ``told``, is beyond any card and catches slips of the pen."""
 
     def check(fact: _Fact) -> _Fact:
         if fact.value == "unknown":
@@ -237,7 +242,7 @@ def _reads(read: Callable[[Any], Any], most: float | None = None, above: float =
         try:
             value = read(fact.value)
             if most is not None and not above < value <= most:
-                raise PlanError(str(fact.value), "is no figure of a card.", f"It lies between 0 and {most:g}.")
+                raise PlanError(str(fact.value), "is no figure of a card.", f"It lies between 0 and {told}.")
         except PlanError as error:
             errors.append(error)
         raise_all(errors)
@@ -266,9 +271,14 @@ def _exactly(kind: type, what: str) -> Callable[[Any], Any]:
     return read
 
 
-_Bytes = Annotated[_Fact, _reads(parse_bytes, 2.0**44)]
-_Bandwidth = Annotated[_Fact, _reads(parse_bandwidth, 1e15)]
-_Flops = Annotated[_Fact, _reads(parse_flops, 1e18)]
+def _sized(raw: Any) -> int:
+    """A size; a bare 8 is as suspect here as on the command line, where it is text."""
+    return parse_bytes(str(raw) if type(raw) is int else raw)
+
+
+_Bytes = Annotated[_Fact, _reads(_sized, 2.0**44, "16 TiB")]
+_Bandwidth = Annotated[_Fact, _reads(parse_bandwidth, 1e15, "1 PB/s")]
+_Flops = Annotated[_Fact, _reads(parse_flops, 1e18, "1 EFLOP/s")]
 _Flag = Annotated[_Fact, _reads(_exactly(bool, "true or false"))]
 _Word = Annotated[str, Field(min_length=1)]
 
@@ -289,11 +299,11 @@ class _Card(BaseModel):
     vendor: _Word
     architecture: _Word
     compute_capability: Annotated[_Fact, _reads(_capability)]
-    sm_count: Annotated[_Fact, _reads(_exactly(int, "a whole number"), 1e5)]
-    tdp: Annotated[_Fact, _reads(parse_watts, 1e5)]
+    sm_count: Annotated[_Fact, _reads(_exactly(int, "a whole number"), 1e5, "100,000")]
+    tdp: Annotated[_Fact, _reads(parse_watts, 1e5, "100 kW")]
     memory: _Bytes
     visible_memory: _Bytes
-    cuda_context: Annotated[_Fact, _reads(parse_bytes, 2.0**44, above=-1)]  # none on a CPU
+    cuda_context: Annotated[_Fact, _reads(_sized, 2.0**44, "16 TiB", above=-1)]  # none on a CPU
     memory_bandwidth: _Bandwidth
     pcie_bandwidth: _Bandwidth
     rates: _Rates
@@ -315,9 +325,10 @@ def _read(path: Path, named_by_id: bool = False) -> HardwareProfile:
     except FileNotFoundError:
         raise PlanError(file, "there is no such file.", "`plan gpus` lists the known cards.") from None
     except OSError as error:
-        raise PlanError(file, f"cannot be read ({error.strerror}).") from None
+        raise PlanError(file, f"cannot be read ({error.strerror}).", "Name the file of one card.") from None
     except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise PlanError(file, f"is not YAML: {' '.join(str(error).split())}") from None
+        where = str(error).replace('in "<unicode string>",', "at")  # the file has been named
+        raise PlanError(file, f"is not YAML: {' '.join(where.split())}") from None
     if not isinstance(data, dict):
         raise PlanError(file, "does not hold the keys of a card.", "See hwprofiles/README.md.")
     try:

@@ -111,18 +111,25 @@ class Resource(StrEnum):
     MEMORY = "memory"  # bytes through the device's own memory
     LINK = "link"  # bytes between device and host, one way
     DISK = "disk"  # bytes between host and disk, beside everything else
-    PREFETCH = "prefetch"  # bytes to the device that whatever else goes on in a pass can hide
+    PREFETCH = "prefetch"  # bytes to the device that whatever else goes on in a phase can hide
+    EXPOSED = "exposed"  # of the bytes over the link those that nothing hides
+    LAUNCH = "launch"  # kernels that the host launches, beside everything else
 
 
 @dataclass(frozen=True)
 class Work:
-    """One piece of work of a step: so many FLOPs or bytes of one resource in one phase."""
+    """One piece of work of a step: so many FLOPs, bytes or kernels of one resource in one phase.
+
+    Attributes:
+        stage: work of a phase that is done by itself, before or after that of its other stages.
+    """
 
     name: str
     amount: Formula
     resource: Resource
     phase: Phase
     meaning: str
+    stage: str = ""
 
 
 ATTRIBUTES = frozenset({"count", "bits", "device", "phases"})

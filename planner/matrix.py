@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
@@ -98,10 +99,18 @@ def _planned(
     if processes == 1:
         yield from ((model, rows_of_model(model, gpus, request)) for model in models)
         return
-    with ProcessPoolExecutor(min(processes, len(models))) as pool:
+    with ProcessPoolExecutor(min(processes, len(models)), initializer=_die_of_interrupt) as pool:
         tasks = {pool.submit(rows_of_model, model, gpus, request): model for model in models}
-        for task in as_completed(tasks):
-            yield tasks[task], task.result()
+        try:
+            for task in as_completed(tasks):
+                yield tasks[task], task.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # who is interrupted does not wait for the models still to come
+
+
+def _die_of_interrupt() -> None:
+    """Ctrl-C reaches every process of a terminal; one that took it for a failed task would go on to the next."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def all_cards() -> tuple[str, ...]:
@@ -120,7 +129,7 @@ def rows_of_model(model: str, gpus: Sequence[str], request: Request) -> list[Mat
     spaces: dict[tuple[object, ...], Space] = {}
 
     def shared(situation: Situation, asked: Request) -> Space:
-        kind = kind_of_card(situation.gpu)
+        kind = (*kind_of_card(situation.gpu), asked.required)  # last resorts require what else is left out
         if kind not in spaces:
             spaces[kind] = space_for(situation, asked)
         return spaces[kind]

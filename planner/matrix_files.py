@@ -12,6 +12,7 @@ from planner.matrix import COLUMNS, MatrixRow
 from planner.units import GIB, format_seconds
 
 HEADS = ("card", "model", "tier", "tokens", "longest", "rank", "card high", "of", "host", "step")
+LACKS_FACTS = "what a plan needs is unknown"
 SUFFIXES = (".csv", ".md")
 
 
@@ -38,10 +39,15 @@ def _linked(row: MatrixRow) -> tuple[str, ...]:
     return tuple(cell.replace("|", "∣") for cell in cells(row))
 
 
+def verdict(row: MatrixRow) -> str:
+    """Why a row has no plan."""
+    return row.why.removeprefix("what a plan needs is ") if row.why.startswith(LACKS_FACTS) else f"none: {row.why}"
+
+
 def cells(row: MatrixRow) -> tuple[str, ...]:
     """One row in words; a reason takes the place of the tier."""
     if row.fits is not True:
-        return (row.gpu, row.model, f"none: {row.why}", *("" for _ in HEADS[3:]))
+        return (row.gpu, row.model, verdict(row), *("" for _ in HEADS[3:]))
     step = "unknown" if row.step_seconds is None else format_seconds(row.step_seconds)
     tier = "none" if row.tier is None else str(row.tier)
     figures = (row.total_tokens, row.longest_all_trained, row.rank)

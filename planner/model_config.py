@@ -38,8 +38,9 @@ def parse_config(content: bytes, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         position = f"line {error.lineno}, column {error.colno}"
         raise PlanError(where, f"is not JSON: {error.msg} at {position}.") from error
-    except (RecursionError, ValueError) as error:  # nested too deep; an integer of thousands of digits
-        raise PlanError(where, f"is not a config.json: {error}.") from error
+    except (RecursionError, ValueError) as error:
+        what = "is nested too deeply" if isinstance(error, RecursionError) else "holds a number of too many digits"
+        raise PlanError(where, f"is not a config.json: it {what}.") from error
     if not isinstance(config, dict):
         raise PlanError(where, f"holds {kind(config)}, where a config.json holds an object.")
     return config
@@ -104,6 +105,7 @@ def read_shape(config: Mapping[str, Any], where: str, id: str, hub_id: str | Non
             )
     dtype = _dtype(fields)
     quantized = _quantized(fields)
+    fields.refuse_misspelt()
     raise_all(fields.errors)
 
     # LayerNorm has a weight and a bias, RMSNorm a weight.

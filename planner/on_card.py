@@ -16,7 +16,7 @@ from planner.rates import KINDS
 from planner.rows import Values
 from planner.space import Space
 from planner.timecost import rates_for
-from planner.weighing import KNOB_ORDER, ORDER, Clock, Key, Scale, Weights, share
+from planner.weighing import INEXACT, KNOB_ORDER, ORDER, WIDTH, Clock, Key, Scale, Weights, share
 
 Wish = tuple[str, bool]  # a name, and whether it is to be on
 RESPECTS = ("high", "host", "disk", "seconds", "inexact")
@@ -31,7 +31,7 @@ class SpaceOnCard:
         self._workspace = constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
         self._sums: dict[tuple[object, ...], Values] = {}
         self._levels: dict[tuple[object, ...], Level] = {}
-        self._clocks: dict[bytes, Clock] = {}
+        self._clocks: dict[bytes, tuple[Clock, Array]] = {}  # each with the patterns that go by it
         self._stacks: dict[Wish | None, Stack | None] = {}
         self.products = tuple(each for number in range(len(space.branches)) for each in self._products(number))
 
@@ -50,26 +50,29 @@ class SpaceOnCard:
         clear = [group[~unclear] for group, unclear in zip(groups, blurred, strict=True)]
         if len(clear[0]):
             known = Clock.of(trunk, *card, known=True)
-            yield Product(number, known, clear, self._rows(known))
+            yield Product(number, known, clear, self._rows(known, clear))
         for place, unclear in enumerate(blurred):
             if unclear.any() and (len(clear[0]) or not place):
                 nominal = Clock.of(trunk, *card, known=False)
                 mine = [*clear[:place], groups[place][unclear], *groups[place + 1 :]]
-                yield Product(number, nominal, mine, self._rows(nominal))
+                yield Product(number, nominal, mine, self._rows(nominal, mine))
 
-    def _rows(self, clock: Clock) -> Array:
+    def _rows(self, clock: Clock, groups: Sequence[Array]) -> Array:
         """The row of each place in the sums: one for each pattern and each way to tell seconds."""
         key, table = clock.seconds.tobytes(), self.space.table
-        self._clocks.setdefault(key, clock)
+        _, wanted = self._clocks.setdefault(key, (clock, np.zeros(table.patterns, dtype=bool)))
+        wanted[table.pattern[np.concatenate(groups)]] = True
         return np.asarray(list(self._clocks).index(key) * table.patterns + table.pattern)
 
     def sums(self, candidates: Candidates) -> Values:
         """The columns of every row (``planner.weighing``): row × column × candidate."""
         if candidates.key not in self._sums:
-            added, inexact = self.space.at(candidates, self._workspace), self.space.table.inexact
-            self._sums[candidates.key] = np.concatenate(
-                [clock.columns(added, inexact) for clock in self._clocks.values()]
-            )
+            table, cells = self.space.table, self.space.at(candidates, self._workspace)
+            sums = np.zeros((len(self._clocks), table.patterns, WIDTH, cells.shape[2]))
+            for rows, (clock, wanted) in zip(sums, self._clocks.values(), strict=True):
+                table.added.spread(clock.columns(cells), rows, wanted)
+                rows[:, INEXACT] = table.inexact[:, None]
+            self._sums[candidates.key] = sums.reshape(-1, *sums.shape[2:])
         return self._sums[candidates.key]
 
     def at(self, candidates: Candidates, index: int) -> Level:

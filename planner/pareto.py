@@ -25,7 +25,7 @@ from planner.planning import Request, Solved, solved
 from planner.rows import Values
 from planner.solver import COARSEST, FINEST, LONGEST, grid_between
 from planner.tier_table import knobs_of, seconds_at
-from planner.weighing import LINK, Weights
+from planner.weighing import SPENT, Weights
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,6 @@ def _unbeaten(of: Product, sums: Values) -> Array:
     for group in of.groups:
         together = (together[:, None] + sums[of.rows[group]]).reshape(-1, *sums.shape[1:])
         taken = np.column_stack([np.repeat(taken, len(group), axis=0), np.tile(group, len(taken))])
-        left = nondominated(together[:, : LINK.stop].reshape(len(together), -1))
+        left = nondominated(together[:, : SPENT.stop].reshape(len(together), -1))
         together, taken = together[left], taken[left]
     return taken

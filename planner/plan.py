@@ -119,7 +119,10 @@ class Seconds(Strict):
 
 
 class PhaseWork(Strict):
-    """One phase of an optimiser step: its expected time, its FLOPs, and the bytes it moves each way and with a disk."""
+    """One phase of an optimiser step: its expected time, its FLOPs, the bytes it moves each way and with a disk.
+
+    ``kernels`` are those that the host launches; plans of before have none.
+    """
 
     seconds: float | None
     flops: int = Field(ge=0)
@@ -127,6 +130,7 @@ class PhaseWork(Strict):
     to_host_bytes: int = Field(ge=0)
     to_device_bytes: int = Field(ge=0)
     disk_bytes: int = Field(default=0, ge=0)
+    kernels: int = Field(default=0, ge=0)
 
 
 class Rate(Strict):
@@ -136,7 +140,7 @@ class Rate(Strict):
     """
 
     per_second: float = Field(gt=0)
-    unit: Literal["FLOP/s", "bytes/s"]
+    unit: Literal["FLOP/s", "bytes/s", "kernels/s"]
     basis: Literal["measured", "calibrated", "assumed"]
     source: str
 

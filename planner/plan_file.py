@@ -51,7 +51,7 @@ def load_plan(path: Path) -> Plan:
             raise PlanError(asked, f"is larger than {MAX_FILE_BYTES // 2**20} MiB, so it is no plan file.")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 text (byte {error.start})"
         raise PlanError(asked, f"cannot be read: {reason}.", "`plan --gpu … --out plan.yaml` writes one.") from error
     try:
         document = yaml.load(text, Loader=_PlainData)

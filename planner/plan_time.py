@@ -13,15 +13,16 @@ from planner.compose import Configuration
 from planner.errors import PlanError
 from planner.ledger import PASSES, Phase, Resource
 from planner.plan import PhaseWork, Rate, Seconds, Time, Train
-from planner.rates import KINDS, ON_DISK, TO_DEVICE, TO_HOST, kind_of, rates_of
+from planner.rates import KINDS, LAUNCH, ON_DISK, TO_DEVICE, TO_HOST, kind_of, rates_of
 from planner.solver import Search
 from planner.symbols import Letters
-from planner.timecost import TIMED, phase_times, step_time, update_bytes, update_seconds
+from planner.timecost import TIMED, phase_times, step_time, update_bytes, update_launches, update_seconds
 from planner.units import format_rate
 
 BASIS = "bound: peak rates of the card; estimate: shares of them from planner/calibration.yaml"
 BASIS_MEASURED = "bound: peak rates of the card; estimate: rates measured on it by `plan measure`"
 BASIS_UNBOUNDED = "estimate: rates measured on this machine by `plan measure`; peak rates are unknown, so no bound"
+UNITS = {"linear": "FLOP/s", "attention": "FLOP/s", LAUNCH: "kernels/s"}
 UNKNOWN = "the card's rates are unknown, so no time is given; `plan measure` finds those of the machine at hand"
 
 
@@ -65,8 +66,9 @@ class StepClock:
 
     def update(self) -> float | None:
         """Expected seconds of the optimiser's own work; None where they are unknown."""
-        size = update_bytes(self.configuration.ledger, self.letters(1, 1, 1))
-        return update_seconds(size, self.found.situation.gpu, self.found.constants)
+        letters = self.letters(1, 1, 1)
+        size, launched = update_bytes(self.configuration.ledger, letters), update_launches(letters)
+        return update_seconds(size, launched, self.found.situation.gpu, self.found.constants)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,12 @@ def step_section(found: Search, limit_seconds: float, accumulation: int) -> Time
     }
     size = update_bytes(configuration.ledger, letters)
     phases[Phase.OPTIMIZER.value] = PhaseWork(
-        seconds=significant(update), flops=0, memory_bytes=size, to_host_bytes=0, to_device_bytes=0
+        seconds=significant(update),
+        flops=0,
+        memory_bytes=size,
+        to_host_bytes=0,
+        to_device_bytes=0,
+        kernels=update_launches(letters),
     )
     one = step_time(configuration, amounts, gpu, found.constants).times(accumulation)
     estimate = None if one.estimate is None or update is None else float(one.estimate) + update
@@ -147,7 +154,11 @@ def _phase(
     """The work of one phase in all micro-batches of a step."""
 
     def amount(wanted: Callable[[str], bool]) -> int:
-        works = (work for work in configuration.ledger.work.values() if work.phase is phase and wanted(kind_of(work)))
+        works = (
+            work
+            for work in configuration.ledger.work.values()
+            if work.phase is phase and work.resource is not Resource.EXPOSED and wanted(kind_of(work))
+        )
         return accumulation * sum(int(amounts[work.name]) for work in works)
 
     return PhaseWork(
@@ -157,6 +168,7 @@ def _phase(
         to_host_bytes=amount(lambda kind: kind == TO_HOST),
         to_device_bytes=amount(lambda kind: kind == TO_DEVICE),
         disk_bytes=amount(lambda kind: kind == ON_DISK),
+        kernels=amount(lambda kind: kind == LAUNCH),
     )
 
 
@@ -174,18 +186,21 @@ def told_rates(found: Search) -> dict[str, Rate]:
     told = {}
     for kind in KINDS:
         rate = rates.likely[kind]
-        if kind not in used or rate is None:
+        if kind not in used or rate is None or (kind == LAUNCH and gpu.kind == "cpu"):
             continue
-        unit = "FLOP/s" if kind in ("linear", "attention") else "bytes/s"
+        unit = UNITS.get(kind, "bytes/s")
         what = {"linear": dtype, "attention": f"kernel {kernel}, {dtype}, head size {head}"}.get(kind, "")
         if here.get(kind) is not None:
             assert gpu.measured is not None
             basis, source = "measured", gpu.measured.source
         elif kind == ON_DISK:
             basis, source = "assumed", constants.document["disk_bytes_per_second"]["source"]
+        elif kind == LAUNCH:
+            ours = gpu.id in constants.document["measured_cards"]
+            basis, source = "calibrated" if ours else "assumed", constants.document["launch_seconds"]["source"]
         else:
             share = (
-                constants.attention_share(kernel, gpu.compute_capability)
+                constants.attention_share(kernel, gpu.compute_capability, dtype, head)
                 if kind == "attention"
                 else constants.share("link" if kind in (TO_HOST, TO_DEVICE) else kind)
             )

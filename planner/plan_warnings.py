@@ -49,6 +49,14 @@ def warnings_of(situation: Situation, total: int, rope: Rope, *, here: bool = Fa
     return warnings
 
 
+def disk_without_effect(disk_bytes: int, rejected: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence where a disk is offered and nothing is put on it."""
+    if not disk_bytes or "checkpoint_disk" not in rejected:
+        return []
+    why = "; ".join(rejected["checkpoint_disk"])
+    return [f"--disk {format_bytes(disk_bytes)} has no effect: checkpoint_disk, which would use it, is off ({why})."]
+
+
 def knobs_without_effect(knobs: Mapping[str, Mapping[str, Scalar]], rejected: Mapping[str, Sequence[str]]) -> list[str]:
     """One sentence for each optimisation that is off though a knob of it was set."""
     return [

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -17,14 +14,14 @@ from planner.calibration import calibration
 from planner.errors import PlanError, raise_all
 from planner.evaluate import Limits
 from planner.explanations import reasons_for_choices, reasons_for_rejections
-from planner.hardware import HardwareProfile, load_profile
+from planner.hardware import HardwareProfile, is_file, load_profile
 from planner.lengths import NO_TIER_RANK, wanted
 from planner.machine import cpu_profile, detect_local
-from planner.model import ModelShape, load_model, shipped_folder
+from planner.model import ModelShape, load_model
+from planner.on_card import SpaceOnCard
 from planner.optimizations.base import Scalar, Situation
 from planner.plan import (
     Choice,
-    Gpu,
     Longest,
     Model,
     Plan,
@@ -33,25 +30,23 @@ from planner.plan import (
     Scaling,
     Train,
 )
+from planner.plan_facts import RANDOM, digest, gpu_facts, profile_data, slug, source_of
 from planner.plan_memory import memory_of
 from planner.plan_time import Prices, plan_time
-from planner.plan_warnings import knobs_without_effect, warnings_of
+from planner.plan_warnings import disk_without_effect, knobs_without_effect, warnings_of
 from planner.rope_scaling import rope_mistakes, rope_of
+from planner.sets import usable
 from planner.settings import check_sets, unknown_names
-from planner.solver import COARSEST, Objective, Search, Wanted, search, space_of
+from planner.solver import COARSEST, Objective, Search, Wanted, resorts_of, search, space_of
 from planner.space import Space
 from planner.suggestions import Pins, suggestions
 from planner.tiers import TIERS
 from planner.units import GIB, format_bytes, format_count, format_seconds
 
-NOT_MODELLED = (
-    "several cards",
-    "what other programs take of the card while it trains",
-)
+NOT_MODELLED = ("several cards", "what other programs take of the card while it trains")
 HOST_BYTES = 32 * GIB  # of host RAM, unless the user says how much there is
 LONG_STEP_SECONDS = 1800.0  # from here on a run is stored while it is under way, unless the user says otherwise
 SAVE_MINUTES = 15.0
-RANDOM = "random:"  # before a model: its shape with random weights, to measure with
 
 
 @dataclass(frozen=True)
@@ -88,6 +83,7 @@ class Solved:
     found: Search
 
 
+ENDLESS_DISK = 2**62  # bytes
 SpaceOf = Callable[[Situation, Request], Space]
 
 
@@ -144,7 +140,8 @@ def solved_for(
     budget = gpu.budget_bytes()
     if budget is None:
         why = f"what a plan needs is unknown: {'; '.join(gpu.missing())}."
-        nearest = f"Copy hwprofiles/{gpu.id}.yaml, write in your card's own figure, and give its path to --gpu."
+        own = request.gpu if is_file(request.gpu) else f"a copy of hwprofiles/{gpu.id}.yaml"
+        nearest = f"Write your card's own figure into {own}, and give its path to --gpu."
         raise PlanError(f"card {gpu.id}", why, nearest)
     if gpu.kind == "cpu":
         # The card's memory and the host's are one: what there is, or less where the user says so.
@@ -152,25 +149,40 @@ def solved_for(
         host_bytes = budget
     accumulation = int(request.train.get("accumulation", 1))
     limits = Limits(budget, host_bytes, request.max_step_seconds, accumulation, request.disk_bytes)
-    constants, space = calibration(), space_for(situation, request)
+    constants = calibration()
+
+    def on_card(required: tuple[str, ...]) -> SpaceOnCard:
+        space = space_for(situation, replace(request, required=required))
+        return SpaceOnCard(space, gpu, constants, accumulation)
+
+    whole = on_card(request.required)
+    resorts = resorts_of(situation, request.required, request.excluded, on_card)
+    batch = int(request.train.get("batch", 1))
 
     def find(lengths: list[Wanted]) -> Search:
-        batch = int(request.train.get("batch", 1))
-        return search(situation, limits, constants, lengths, objective=request.objective, batch=batch, space=space)
+        return search(
+            situation,
+            limits,
+            constants,
+            lengths,
+            objective=request.objective,
+            batch=batch,
+            on_card=whole,
+            resorts=resorts,
+        )
 
     found = find(wanted(request, model))
     open_length = request.tier is None and request.total_tokens is None
     if below and open_length and not found.best.fits[found.index]:
-        found = _below_the_tiers(request, find) or found
+        found = _below_the_tiers(request, found, find) or found
     return Solved(request, situation, limits, found)
 
 
-def _below_the_tiers(request: Request, find: Callable[[list[Wanted]], Search]) -> Search | None:
+def _below_the_tiers(request: Request, tiers: Search, find: Callable[[list[Wanted]], Search]) -> Search | None:
     """The longest sequence that fits at a smaller rank where no tier does; every token trained, or as many as asked."""
     rank = int(request.knobs.get("lora", {}).get("rank", NO_TIER_RANK))
     shortest = max(COARSEST, request.target or 0)
-    small = find([Wanted(None, shortest, request.target or shortest, rank)])
-    longest = small.longest_with_target if request.target else small.longest_all_trained
+    longest = tiers.longest_for(Wanted(None, shortest, request.target or shortest, rank), request.target)
     return find([Wanted(None, longest, request.target or longest, rank)]) if longest else None
 
 
@@ -186,25 +198,28 @@ def contradictions(request: Request) -> list[PlanError]:
     if request.total_tokens is not None and not 2 <= request.total_tokens <= 2**26:
         asked = format_count(request.total_tokens)
         errors.append(PlanError(f"--context {asked}", "must be from 2 to 67,108,864 tokens.", "Try --context 8K."))
-    if request.target is not None and request.total_tokens is not None and request.target > request.total_tokens:
-        asked = f"--set train.target={request.target}"
-        errors.append(PlanError(asked, f"is more than the {format_count(request.total_tokens)} tokens of --context."))
-    if request.tier is not None and 1 <= request.tier <= len(TIERS) and request.target is not None:
-        total = TIERS[request.tier - 1].total
-        if request.target > total:
-            asked = f"--set train.target={request.target}"
-            errors.append(PlanError(asked, f"is more than the {format_count(total)} tokens of tier {request.tier}."))
+    longest, whose = _longest_asked(request)
+    if (request.target or 0) > longest:
+        why = f"is more than the {format_count(longest)} tokens of {whose}."
+        errors.append(PlanError(f"--set train.target={request.target}", why))
     if request.host_bytes is not None and request.host_bytes <= 0:
         errors.append(PlanError(f"--host-ram {request.host_bytes}", "leaves no memory.", "Try --host-ram 16GiB."))
     if request.disk_bytes < 0:
         errors.append(PlanError(f"--disk {request.disk_bytes}", "is less than nothing.", "Try --disk 200GiB."))
     if request.max_step_seconds <= 0:
-        errors.append(PlanError("--max-step-time", "leaves no time.", "Try --max-step-time 10m."))
+        errors.append(PlanError("--max-step-time 0", "leaves no time.", "Try --max-step-time 10m."))
     if request.objective != "context" and request.tier is None and request.total_tokens is None:
-        errors.append(
-            PlanError(f"--objective {request.objective}", "needs a length.", "Add --context 8K or --tier 1, say.")
-        )
+        asked = f"--objective {request.objective}"
+        errors.append(PlanError(asked, "needs a length.", "Add --context 8K or --tier 1, say."))
     return errors
+
+
+def _longest_asked(request: Request) -> tuple[int, str]:
+    """The longest sequence that a request can lead to, and what sets it."""
+    if request.total_tokens is not None:
+        return request.total_tokens, "--context"
+    number = min(request.tier or len(TIERS), len(TIERS))
+    return TIERS[number - 1].total, f"tier {number}"
 
 
 def _read(errors: list[PlanError], reader: Any, name: str) -> Any:
@@ -242,7 +257,7 @@ def _write(solved: Solved) -> Plan:
     chosen = reasons_for_choices(found, limits, request.objective, request.required)
     rejected = reasons_for_rejections(found, limits, request.objective, request.excluded)
     executor = _executor(best.configuration.settings["executor"])
-    train, source = _train(request, f"runs/{_slug(model.id)}-{want.total}", executor), _source(request.model, model)
+    train, source = _train(request, f"runs/{slug(model.id)}-{want.total}", executor), source_of(request.model, model)
     rope = rope_of(model, want.total, request.rope, request.rope_factor)
     prices = Prices(request.price_per_hour, request.power_price_per_kwh)
     pins = Pins(request.required, request.excluded, request.knobs)
@@ -252,7 +267,7 @@ def _write(solved: Solved) -> Plan:
     return Plan(
         verdict="fits" if fits else "does-not-fit",
         summary=_summary(situation, limits, fits, want),
-        gpu=_gpu_facts(gpu),
+        gpu=gpu_facts(gpu),
         model=Model(
             id=model.id,
             source=source,
@@ -278,19 +293,20 @@ def _write(solved: Solved) -> Plan:
         nearest=[]
         if fits
         else suggestions(
-            found, limits, pins, partial(_replanned, solved, want), partial(_replanned, solved, want, pins, 2**62)
+            found, limits, pins, partial(_replanned, solved, want), partial(_with_disk, solved, want, pins)
         ),
         warnings=[
             *warnings_of(situation, want.total, rope, here=request.gpu in ("local", "cpu")),
             *knobs_without_effect(request.knobs, rejected),
+            *disk_without_effect(request.disk_bytes, rejected),
             *warnings,
         ],
         not_modelled=list(NOT_MODELLED),
         provenance=Provenance(
             tierplan=__version__,
             command=request.command,
-            profile_sha256=_digest(_profile_data(gpu)),
-            model_sha256=_digest(asdict(model)),
+            profile_sha256=digest(profile_data(gpu)),
+            model_sha256=digest(asdict(model)),
             calibration_sha256=found.constants.sha256,
         ),
     )
@@ -301,7 +317,11 @@ def _executor(name: str) -> Literal["resident", "streamed"]:
 
 
 def _replanned(made: Solved, want: Wanted, pins: Pins, disk_bytes: int | None = None) -> Search:
-    """The same length on the same card with other pins, or with another disk."""
+    """The same length on the same card with other pins, or with another disk.
+
+    Raises:
+        PlanError: no valid set is left by the pins.
+    """
     knobs = {**pins.knobs, "lora": {**pins.knobs.get("lora", {}), "rank": want.rank}}
     length = replace(made.request, tier=None, total_tokens=want.total, target=want.target)
     request = replace(length, required=pins.required, excluded=pins.excluded, knobs=knobs)
@@ -310,17 +330,20 @@ def _replanned(made: Solved, want: Wanted, pins: Pins, disk_bytes: int | None = 
     return solved_for(request, made.situation.gpu, made.situation.model, below=False).found
 
 
-def _gpu_facts(gpu: HardwareProfile) -> Gpu:
-    return Gpu(
-        id=gpu.id,
-        name=gpu.name,
-        kind=gpu.kind,
-        compute_capability=".".join(map(str, gpu.compute_capability)) if gpu.compute_capability else None,
-        visible_bytes=int(gpu.visible_bytes.value or 0),
-        context_bytes=int(gpu.context_bytes.value or 0),
-        context_basis=gpu.context_bytes.basis,
-        measured_file=gpu.measured.file if gpu.measured is not None and gpu.measured.file else None,
-    )
+def _with_disk(made: Solved, want: Wanted, pins: Pins) -> Search | None:
+    """The same with as much disk as it takes, by sets that use it; None where none can.
+
+    Where nothing fits, more disk does nothing for a set that leaves it alone.
+    """
+    without, roomy = (replace(made.situation, disk_bytes=size) for size in (0, ENDLESS_DISK))
+    users = {*usable(roomy, pins.required, pins.excluded)} - {*usable(without, pins.required, pins.excluded)}
+    if not users:
+        return None
+    asked = pins if len(users) > 1 else replace(pins, required=(*pins.required, *users))
+    try:
+        return _replanned(made, want, asked, ENDLESS_DISK)
+    except PlanError:  # a knob is pinned of what cannot stand beside it: all sets are looked at, as far as they use it
+        return _replanned(made, want, pins, ENDLESS_DISK)
 
 
 # A row is judged by a forward pass, about a quarter of a step; where layers run in passes, steps are long.
@@ -334,35 +357,6 @@ def _train(request: Request, out: str, executor: str) -> Train:
     except ValidationError as error:
         raise_all([PlanError(f"train.{item['loc'][0]}", item["msg"] + ".") for item in error.errors()])
         raise AssertionError("unreachable") from error
-
-
-def _source(name: str, model: ModelShape) -> str:
-    """What the trainer loads: a hub id for a shipped model; a path made absolute, to run the plan from anywhere."""
-    bare = name.removeprefix(RANDOM)
-    if shipped_folder(model.id) is not None and not Path(bare).expanduser().exists():
-        return f"{RANDOM}{model.id}" if name.startswith(RANDOM) else model.hub_id or model.id
-    path = Path(bare).expanduser()
-    if path.name == "config.json" and path.is_file():
-        path = path.parent  # the weights lie beside it
-    return (RANDOM if name.startswith(RANDOM) else "") + (str(path.resolve()) if path.exists() else bare)
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
-
-
-def _profile_data(gpu: HardwareProfile) -> dict[str, Any]:
-    """The profile as plain data, but for where its file lies and which one of its kind it is.
-
-    Where nobody measured there is no word of it, so that a profile's hash stays what it was.
-    """
-    data = asdict(gpu)
-    measured, _ = data.pop("measured"), data.pop("uuid")
-    return data if measured is None else data | {"measured": measured | {"file": ""}}
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _summary(situation: Situation, limits: Limits, fits: bool, want: Wanted) -> str:

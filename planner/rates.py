@@ -12,14 +12,20 @@ from planner.calibration import Calibration
 from planner.hardware import HardwareProfile
 from planner.ledger import Resource, Work
 
-TO_HOST, TO_DEVICE, ON_DISK = "to_host", "to_device", "disk"
-KINDS = ("linear", "attention", "memory", TO_HOST, TO_DEVICE, ON_DISK)
-"""Products with weights, attention, the device's own memory, the link to the host one way and the other, the disk."""
+TO_HOST, TO_DEVICE, ON_DISK, LAUNCH = "to_host", "to_device", "disk", "launch"
+KINDS = ("linear", "attention", "memory", TO_HOST, TO_DEVICE, ON_DISK, LAUNCH)
+"""Products with weights, attention, the device's own memory, the link to the host and from it, the disk, the host."""
+UNBOUNDED = frozenset({"memory", ON_DISK, LAUNCH})
+"""What no bound goes by: caches may serve it, or no peak is known."""
+
+
+AT_ONCE = 1e15
+"""A rate that takes no time worth telling."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOP/s or bytes/s by kind of work; None where it is unknown.
+    """FLOP/s, bytes/s or kernels/s by kind of work; None where it is unknown.
 
     Attributes:
         most: no work of that kind is done faster.
@@ -34,7 +40,7 @@ def kind_of(work: Work) -> str:
     """The rate that a piece of work goes by; over the link, work whose name ends in ``/out`` leaves the card."""
     if work.resource is Resource.PREFETCH:
         return TO_DEVICE
-    if work.resource is not Resource.LINK:
+    if work.resource not in (Resource.LINK, Resource.EXPOSED):
         return work.resource.value
     return TO_HOST if work.name.endswith("/out") else TO_DEVICE
 
@@ -53,8 +59,9 @@ def rates_of(kernel: str, dtype: str, head_size: int, gpu: HardwareProfile, cons
     sheet = gpu.rates.get(dtype)
     peak = float(sheet.value) if sheet is not None and sheet.value is not None else None
     bandwidth, link = _value(gpu.bandwidth.value), _value(gpu.pcie_bytes_per_second.value)
-    attention = constants.attention_efficiency(kernel, gpu.compute_capability)
-    most = {"linear": peak, "attention": peak, "memory": bandwidth, TO_HOST: link, TO_DEVICE: link, ON_DISK: None}
+    attention = float(constants.attention_share(kernel, gpu.compute_capability, dtype, head_size)["value"])
+    most = {"linear": peak, "attention": peak, "memory": bandwidth, TO_HOST: link, TO_DEVICE: link}
+    most |= {ON_DISK: None, LAUNCH: None}
     shares = {
         "linear": constants.efficiency("linear"),
         "attention": attention,
@@ -64,6 +71,8 @@ def rates_of(kernel: str, dtype: str, head_size: int, gpu: HardwareProfile, cons
     }
     likely = {kind: None if rate is None else rate * shares[kind] for kind, rate in most.items() if kind in shares}
     likely[ON_DISK] = constants.disk_rate()
+    # With the CPU alone nothing is launched: what computes is who would launch.
+    likely[LAUNCH] = 1 / constants.launch_seconds() if gpu.kind == "gpu" else AT_ONCE
     if gpu.measured is None:
         return Rates(most, likely)
     found = gpu.measured.rates(kernel, dtype, head_size)

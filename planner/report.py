@@ -320,7 +320,7 @@ def hanging(rows: Iterable[tuple[Text, str | Text]], gap: int = 2) -> Renderable
     """A narrow column and a wide one whose lines wrap below themselves."""
     grid = Table.grid(padding=(0, gap))
     grid.add_column(no_wrap=True)
-    grid.add_column()
+    grid.add_column(overflow="fold")  # a word longer than the line, such as a formula, is never cut short
     for label, told in rows:
         grid.add_row(label, Text(told) if isinstance(told, str) else told)
     return grid

@@ -19,6 +19,7 @@ RATES = {
     "to_host": "to the host",
     "to_device": "from the host",
     "disk": "the disk, each way",
+    "launch": "kernels launched",
 }
 SHORT = {"attention_backward": "attn. backward"}  # what would push figures out of a line of 80 columns
 BASES = {
@@ -27,7 +28,8 @@ BASES = {
     "assumed": "share of the peak, assumed for this card",
 }
 
-ASSUMED_DISK = "assumed for any disk"
+ELSEWHERE = {"disk": "assumed for any disk", "launch": "as hosts of an H100 and an H200 launch them"}
+"""Where a rate that was not measured comes from, unless it is a share of the card's peak."""
 
 
 def phase_told(phase: str) -> str:
@@ -78,7 +80,10 @@ def time_section(plan: Plan) -> RenderableType | None:
         rates.add_column(no_wrap=True)
     for kind, rate in plan.time.rates.items():
         name, shown = RATES.get(kind, kind), format_rate(rate.per_second, rate.unit)
-        basis = ASSUMED_DISK if kind == "disk" else BASES[rate.basis]
+        if kind == "launch":  # kernels have no decimal prefix
+            shown = f"{rate.per_second:,.0f} a second"
+        known = rate.basis == "measured" or kind not in ELSEWHERE
+        basis = BASES[rate.basis] if known else ELSEWHERE[kind]
         rates.add_row(name, Text(shown, justify="right"), Text(basis, style="dim"))
     return Group(grid, Text(), rates) if plan.time.rates else grid
 

@@ -71,6 +71,10 @@ class Session(Protocol):
         """Keep what attention gave in every layer instead of computing it again."""
         ...
 
+    def block_sequence(self, *, tokens: int) -> None:
+        """Let attention go by blocks of so many tokens of the row."""
+        ...
+
     def chunk_loss(self, *, rows: int) -> None:
         """Compute loss and its gradient for this many trained tokens at a time."""
         ...

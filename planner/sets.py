@@ -13,10 +13,21 @@ PinnedKnobs = Mapping[str, Mapping[str, Scalar]]
 
 
 def usable(situation: Situation, required: Sequence[str], excluded: Sequence[str]) -> list[str]:
-    """What the card and the model allow, and nobody has switched off; what has to be asked for, where it is."""
+    """What the card and the model allow, and nobody has switched off; of some more only what is required.
+
+    That is what has to be asked for, and what is a last resort.
+    """
     known = all_optimizations()
-    offered = [name for name in known if name not in excluded and (name in required or not known[name].asked)]
+    free = {name for name, each in known.items() if not each.asked and not each.last_resort}
+    offered = [name for name in known if name not in excluded and (name in required or name in free)]
     return [name for name in offered if not known[name].reasons(situation)]
+
+
+def last_resorts(situation: Situation, required: Sequence[str], excluded: Sequence[str]) -> list[str]:
+    """What may be tried where memory of the card is all that is lacking."""
+    known = all_optimizations()
+    resorts = [name for name in known if known[name].last_resort and name not in (*required, *excluded)]
+    return [name for name in resorts if not known[name].reasons(situation)]
 
 
 def always_on(situation: Situation, allowed: Sequence[str], required: Sequence[str]) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Literal, get_args, get_origin
@@ -169,14 +170,25 @@ def unknown_names(required: Sequence[str], excluded: Sequence[str]) -> list[Plan
     known = all_optimizations()
     return [
         PlanError(
-            f"{option} {name}",
+            f"{option} {name if name.strip() else repr(name)}",
             "no optimisation has that name.",
-            did_you_mean(name, known, "plan optimizations"),
+            _named_like(name.strip().lower()),
         )
         for option, names in (("--with", required), ("--without", excluded))
         for name in names
         if name not in known
     ]
+
+
+def _named_like(word: str) -> str:
+    """What somebody may mean who knows an optimisation by a part of its name, or by what its knob can be."""
+    known = all_optimizations()
+    for owner, each in known.items():
+        for knob in each.knobs:
+            if word in knob.names:
+                return f"It is a {knob.name} of {owner}: --set {owner}.{knob.name}={word}."
+    within = [name for name in known if len(word) > 2 and re.sub(r"[\s-]+", "_", word) in name]
+    return f"Did you mean {' or '.join(within)}?" if within else did_you_mean(word, known, "plan optimizations")
 
 
 def check_sets(
@@ -211,15 +223,21 @@ def check_sets(
 def _clashes(required: Sequence[str]) -> list[PlanError]:
     """Pinned optimisations that claim the same thing; what one of them lacks, the search adds."""
     claims: dict[str, str] = {}
-    errors = []
+    clashes: dict[tuple[str, str], list[str]] = {}
     known = all_optimizations()
     for name in sorted(set(required)):
         for claim in sorted(known[name].claims):
             if claim in claims:
-                asked = f"--with {claims[claim]} --with {name}"
-                errors.append(PlanError(asked, f"both claim {claim}.", "Keep one of them."))
+                clashes.setdefault((claims[claim], name), []).append(claim)
             claims.setdefault(claim, name)
-    return errors
+    return [
+        PlanError(
+            f"--with {first} --with {second}",
+            f"both claim {both[0]}{f' and {len(both) - 1} more' if len(both) > 1 else ''}.",
+            "Keep one of them.",
+        )
+        for (first, second), both in clashes.items()
+    ]
 
 
 def _not_offered(owner: str, knob: Knob, value: Scalar, situation: Situation) -> PlanError | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from planner.ledger import Device, Phase
 from planner.on_card import SpaceOnCard, Wish
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
-from planner.sets import PinnedKnobs
+from planner.sets import PinnedKnobs, last_resorts
 from planner.space import Space
 from planner.weighing import CARD_MEMORY, INEXACT_COUNT, SECONDS, TIME, Key, Measure, Weights, share
 
@@ -49,6 +49,34 @@ def space_of(
     space = Space(found, situation, knobs)
     raise_all(_never_used(knobs or {}, space.names, situation))
     return space
+
+
+@dataclass(frozen=True)
+class Resort:
+    """A last resort: where nothing but memory of the card is lacking, sets with ``name`` are searched too.
+
+    Attributes:
+        relieves: the optimisation that it makes room for.
+        on_card: the sets with it; made where it is needed.
+    """
+
+    name: str
+    relieves: str
+    on_card: Callable[[], SpaceOnCard]
+
+
+def resorts_of(
+    situation: Situation,
+    required: Sequence[str],
+    excluded: Sequence[str],
+    on_card: Callable[[tuple[str, ...]], SpaceOnCard],
+) -> tuple[Resort, ...]:
+    """The last resorts that may be taken here; ``on_card`` gives the sets that hold what is required."""
+    known = all_optimizations()
+    return tuple(
+        Resort(name, known[name].last_resort, cache(partial(on_card, (*required, name))))
+        for name in last_resorts(situation, required, excluded)
+    )
 
 
 # Where two are alike in all that is asked for, the one that takes less time after all.
@@ -135,6 +163,7 @@ class Search:
     """What a search found: the one chosen, and of every other why it was not.
 
     ``best`` at ``index`` fits, unless nothing fits at any wanted length; then it is what comes nearest there.
+    ``resorts``: last resorts that could be looked at; ``first``: the search without one, where it took one.
     """
 
     wanted: tuple[Wanted, ...]
@@ -146,6 +175,8 @@ class Search:
     constants: Calibration
     limits: Limits
     objective: Objective
+    resorts: tuple[Resort, ...] = ()
+    first: Search | None = None
 
     @property
     def space(self) -> Space:
@@ -165,18 +196,38 @@ class Search:
     @cached_property
     def longest_with_target(self) -> int | None:
         """The longest sequence with as many trained tokens as wanted."""
-        return self._longest(self.wanted[self.index].target)
+        want = self.wanted[self.index]
+        return self.longest_for(want, want.target)
 
     @cached_property
     def longest_all_trained(self) -> int | None:
         """The longest sequence with every token trained."""
-        return self._longest(None)
+        return self.longest_for(self.wanted[self.index], None)
 
-    def _longest(self, target: int | None) -> int | None:
-        want, batch = self.wanted[self.index], self.candidates.batch
+    def longest_for(self, want: Wanted, target: int | None) -> int | None:
+        """The longest sequence at a rank; ``want`` is where the search begins.
+
+        Args:
+            target: trained tokens, or None where every token is trained.
+        """
+        batch = self.candidates.batch
         # What is wanted and fits is a shorter bracket; only where that finds nothing all lengths are looked at.
         found = longest(self.on_card, self.limits, rank=want.rank, target=target, batch=batch, least=want.total)
-        return found or longest(self.on_card, self.limits, rank=want.rank, target=target, batch=batch)
+        found = found or longest(self.on_card, self.limits, rank=want.rank, target=target, batch=batch)
+        beyond = _runs(np.array([(found or 0) + FINEST]), want.rank, target, batch)
+        for resort in self.resorts:
+            if self.lacks_card_alone(resort, beyond, 0):
+                more = longest(
+                    resort.on_card(), self.limits, rank=want.rank, target=target, batch=batch, least=found or COARSEST
+                )
+                found = max(found or 0, more or 0) or None
+        return found
+
+    def lacks_card_alone(self, resort: Resort, candidates: Candidates, index: int) -> bool:
+        """Whether what a last resort makes room for fits but for memory of the card."""
+        roomy = replace(self.limits, gpu_bytes=ENDLESS_LIMITS.gpu_bytes)
+        level = self.on_card.at(candidates, index).having((resort.relieves, True))
+        return level.cheapest(roomy, (share(self.limits),)) is not None
 
     def least(self, of: Measure, limits: Limits = ENDLESS_LIMITS, wish: Wish | None = None) -> Weights | None:
         """What takes least of something at the chosen length within limits; None where nothing is within them.
@@ -238,28 +289,43 @@ def search(
     excluded: Sequence[str] = (),
     knobs: Mapping[str, Mapping[str, Scalar]] | None = None,
     batch: int = 1,
-    space: Space | None = None,
+    on_card: SpaceOnCard | None = None,
+    resorts: Sequence[Resort] = (),
 ) -> Search:
     """Search every valid set at every wanted length; the last length that fits wins.
 
     Args:
-        space: what there is to choose from, where that is known already.
+        on_card: what there is to choose from, where that is known already.
+        resorts: what else is looked at where only the card's memory keeps a longer one of the lengths from fitting.
 
     Raises:
         PlanError: no valid set holds what is required and lacks what is excluded.
     """
-    candidates = Candidates(
-        np.array([want.total for want in wanted]),
-        np.array([want.target for want in wanted]),
-        np.array([want.rank for want in wanted]),
-        batch,
-    )
-    if space is None:
+    candidates = candidates_of(wanted, batch)
+    if on_card is None:
         space = space_of(situation, required, excluded, knobs)
-    on_card = SpaceOnCard(space, situation.gpu, constants, limits.accumulation)
+        on_card = SpaceOnCard(space, situation.gpu, constants, limits.accumulation)
     index = on_card.last_fitting(candidates, limits) or 0
     best = chosen(on_card, candidates, index, objective, situation, limits)
-    return Search(tuple(wanted), candidates, on_card, best, index, situation, constants, limits, objective)
+    found = Search(
+        tuple(wanted), candidates, on_card, best, index, situation, constants, limits, objective, tuple(resorts)
+    )
+    following = index + int(best.fits[index])
+    for resort in resorts:
+        if following < len(wanted) and found.lacks_card_alone(resort, candidates, following):
+            other = search(
+                situation, limits, constants, wanted, objective=objective, batch=batch, on_card=resort.on_card()
+            )
+            if other.index >= following and other.best.fits[other.index]:
+                return replace(other, first=found)
+    return found
+
+
+def candidates_of(wanted: Sequence[Wanted], batch: int) -> Candidates:
+    """All wanted lengths together."""
+    columns = zip(*((want.total, want.target, want.rank) for want in wanted), strict=True)
+    total, target, rank = (np.array(column) for column in columns)
+    return Candidates(total, target, rank, batch)
 
 
 def chosen(
@@ -305,7 +371,7 @@ def _never_used(
             " ".join(f"--set {owner}.{name}={value}" for name, value in values.items()),
             f"no set of optimisations that is left has {owner} with it.",
             f"It is off unless --with {owner} asks for it."
-            if known[owner].asked
+            if known[owner].asked or known[owner].last_resort
             else f"`plan explain {owner}` says what it needs.",
         )
         for owner, values in lost

@@ -73,7 +73,7 @@ class Space:
                 yield self.configuration(number, places)
 
     def at(self, candidates: Candidates, workspace: int) -> Values:
-        """What each pattern of places adds to bytes and work (``Table.at``); kept, since cards of a kind share it.
+        """What pieces of patterns add to bytes and work (``Table.at``); kept, since cards of a kind share it.
 
         Args:
             workspace: bytes of the cuBLAS workspace on this kind of card.

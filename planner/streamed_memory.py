@@ -10,7 +10,7 @@ from typing import Any
 
 from planner.baseline_formulas import adapter_inner, layer_backward_bytes, mlp_saved
 from planner.expert_formulas import height, saved_outputs, saved_routing
-from planner.symbols import Letters, Number, ceil_div, greatest, least, round_up
+from planner.symbols import Letters, Number, ceil_div, greatest, least
 
 
 def workspace(x: Letters) -> Number:
@@ -86,8 +86,13 @@ def inner_checkpoints(x: Letters) -> Number:
 
 
 def rotary(x: Letters) -> Number:
-    """Rotary tables of one chunk; of all chunks where what lies between the passes is on the card."""
-    return 2 * x.o * (x.j_h * chunk_tokens(x) + (1 - x.j_h) * tokens(x))
+    """Rotary tables of the chunk that is computed, where what lies between the passes is in host memory."""
+    return x.j_h * 2 * x.o * chunk_tokens(x)
+
+
+def rotary_on_card(x: Letters) -> Number:
+    """Those of all chunks, which are kept where what lies between the passes is on the card too."""
+    return (1 - x.j_h) * 2 * x.o * tokens(x)
 
 
 def row_ids(x: Letters) -> Number:
@@ -193,6 +198,11 @@ def forward_chunk(x: Letters) -> Number:
     return size * (x.D * (1 + more) + greatest(before, after))
 
 
+def block_tokens(x: Letters) -> Number:
+    """Tokens of a block of a row by which attention goes, never more than a row has; all of them where by none."""
+    return least(x.S, x.S_b)
+
+
 def several_documents(x: Letters) -> Number:
     """1 where a micro-batch may hold several documents."""
     return least(x.B * x.d_r - 1, 1)
@@ -227,35 +237,6 @@ def group_backward(x: Letters) -> Number:
     return inputs + size * ((1 + leaving) * heads + (1 + leaving * (1 - key_head_is_shared(x))) * 2 * key_heads)
 
 
-def flash_workspace(x: Letters) -> Number:
-    """What a kernel takes in its backward pass: gradients of the queries in float32, and a row sum for each.
-
-    The flash kernel rounds the head size up to a multiple of 32 and the sequence to one of 128. Where several query
-    heads read a key head, the gradients of key and value are made for each of them, in the compute dtype, before they
-    are summed.
-    """
-    return _workspace(x, round_up(x.E, 32))
-
-
-def cudnn_workspace(x: Letters) -> Number:
-    """The same of cuDNN, which takes heads as wide as they are: measured at 64, 80 and 128 (reports/validation)."""
-    return _workspace(x, x.E)
-
-
-def efficient_workspace(x: Letters) -> Number:
-    """The same of the memory-efficient kernel, in tiles 64 wide; and its output and gradient token by token.
-
-    It takes both as copies, and row sums padded: measured at a head size of 80 (reports/validation). All heads of a
-    group at once at most.
-    """
-    return _workspace(x, round_up(x.E, 64)) + round_up(tokens(x), 32) * group_heads(x) * (2 * x.E * x.a // 8 + 4)
-
-
-def _workspace(x: Letters, width: Number) -> Number:
-    rows, shared = round_up(tokens(x), 128) * group_heads(x), least(x.H // x.K - 1, 1)
-    return 4 * rows * (width + 1) + shared * 2 * rows * x.E * x.a // 8
-
-
 def shared_key_heads(x: Letters) -> Number:
     """Gradients of one key and value head in float32, where several groups share it."""
     return key_head_is_shared(x) * 8 * tokens(x) * x.E
@@ -272,7 +253,11 @@ def loss_leaving(x: Letters) -> Number:
 
 
 def loss_rows(x: Letters) -> Number:
-    """Trained tokens of a sequence that final norm and loss take at once; of a smaller chunk all."""
+    """Trained tokens of a sequence that final norm and loss take at once.
+
+    Approximate: they end with their chunk, and more of them than it has tokens are counted all the same, as are fewer
+    that lie in two chunks. That chunk and slice then see nothing of each other keeps the search small.
+    """
     return least(x.T, x.C)
 
 

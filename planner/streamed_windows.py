@@ -23,6 +23,11 @@ def stretch(x: Letters) -> Number:
     return least(round_up(x.S, x.s), x.s * ceil_div(STRETCH, x.s) + x.s)
 
 
+def stretch_queries(x: Letters) -> Number:
+    """Queries of a stretch."""
+    return least(round_up(x.S, x.s), x.s * ceil_div(STRETCH, x.s))
+
+
 def window_forward(x: Letters) -> Number:
     """Bytes while two outputs over different keys are merged.
 

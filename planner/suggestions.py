@@ -13,6 +13,7 @@ from planner.solver import Search, chosen
 from planner.units import format_bytes, format_count, format_seconds
 from planner.weighing import CARD_MEMORY, DISK_SPACE, HOST_MEMORY, SECONDS, Weights
 
+RANKS = 8  # that are looked at together; all places at every one of them have to be in memory
 Owners = Mapping[str, Mapping[str, Scalar]]
 
 
@@ -47,7 +48,7 @@ class Pins:
 
 
 Replanned = Callable[[Pins], Search]
-WithDisk = Callable[[], Search]
+WithDisk = Callable[[], Search | None]
 
 
 def suggestions(found: Search, limits: Limits, pins: Pins, replanned: Replanned, with_disk: WithDisk) -> list[str]:
@@ -55,7 +56,7 @@ def suggestions(found: Search, limits: Limits, pins: Pins, replanned: Replanned,
 
     Args:
         replanned: searches the same length with other pins.
-        with_disk: searches it with as much disk as it takes.
+        with_disk: searches it with as much disk as it takes; None where nothing makes use of one.
     """
     want = found.wanted[found.index]
     rank = f"--set lora.rank={want.rank} "
@@ -77,7 +78,7 @@ def _smaller_rank(found: Search, limits: Limits) -> Iterator[str]:
     """The largest rank that fits; memory grows with it, so it is bracketed as the longest sequence is."""
     want, least, most, fitting = found.wanted[found.index], 1, found.wanted[found.index].rank - 1, 0
     while least <= most:
-        ranks = np.unique(np.linspace(least, most, 64).astype(np.int64))
+        ranks = np.unique(np.linspace(least, most, RANKS).astype(np.int64))
         at = Candidates(
             np.full_like(ranks, want.total), np.full_like(ranks, want.target), ranks, found.candidates.batch
         )
@@ -143,7 +144,7 @@ def _disk(found: Search, limits: Limits, with_disk: WithDisk) -> Iterator[str]:
     if found.situation.gpu.kind == "cpu":
         return  # nothing is streamed where card and host are one
     endless = with_disk()
-    least = endless.least(DISK_SPACE, replace(limits, disk_bytes=2**62))
+    least = None if endless is None else endless.least(DISK_SPACE, replace(limits, disk_bytes=2**62))
     if least is not None and least.disk > limits.disk_bytes:
         size = -(-int(least.disk) // 2**30)
         changed = ", with settings that change the result" if least.inexact else ""

@@ -106,6 +106,7 @@ LETTERS: tuple[Letter, ...] = (
     Letter("p", "forward passes of a layer that the backward pass repeats", "passes", least=0),
     Letter("C", "rows of logits alive at once in the chunked loss", "rows", "chunked_loss.rows"),
     Letter("S_c", "tokens of a chunk, computed at once where layers run in passes", "tokens", "streamed.chunk"),
+    Letter("S_b", "tokens of a block of the row, by which attention goes", "tokens", "sequence_blocks.tokens"),
     Letter("H_g", "query heads of a group, whose attention is computed at once", "heads", "streamed.heads"),
     Letter("j_h", "1 where what lies between the passes of a layer is in host memory", "flag", least=0),
     Letter("l_r", "1 where the loss takes the sequences of a batch one by one", "flag", least=0),
@@ -159,13 +160,9 @@ def letters_of(formula: Callable[[Letters], Number]) -> tuple[str, ...]:
     return tuple(sorted(watched.read))
 
 
-def _symbolic(*values: Number) -> bool:
+def _symbolic(first: Number, second: Number) -> bool:
     sympy = sys.modules.get("sympy")
-    return sympy is not None and any(isinstance(value, sympy.Basic) for value in values)
-
-
-def _array(*values: Number) -> bool:
-    return any(hasattr(value, "shape") for value in values)
+    return sympy is not None and (isinstance(first, sympy.Basic) or isinstance(second, sympy.Basic))
 
 
 def ceil_div(count: Number, unit: Number) -> Number:
@@ -184,11 +181,13 @@ def round_up(count: Number, unit: Number) -> Number:
 
 def least(first: Number, second: Number) -> Number:
     """The smaller of two."""
+    if type(first) is int and type(second) is int:  # as most are: formulas are evaluated by the ten thousand
+        return first if first < second else second
     if _symbolic(first, second):
         import sympy
 
         return sympy.Min(first, second)
-    if _array(first, second):
+    if hasattr(first, "shape") or hasattr(second, "shape"):
         import numpy
 
         return numpy.minimum(first, second)
@@ -197,11 +196,13 @@ def least(first: Number, second: Number) -> Number:
 
 def greatest(first: Number, second: Number) -> Number:
     """The larger of two."""
+    if type(first) is int and type(second) is int:
+        return first if first > second else second
     if _symbolic(first, second):
         import sympy
 
         return sympy.Max(first, second)
-    if _array(first, second):
+    if hasattr(first, "shape") or hasattr(second, "shape"):
         import numpy
 
         return numpy.maximum(first, second)

@@ -2,32 +2,44 @@
 
 A *place* is a trunk, or one option of a group with one value for each of its dials. At some candidates the table gives
 for each place what it adds to bytes in each phase, on the card and in the host, to bytes on the disk, and to the work
-of each *lane*: a phase that is timed and a kind of work. A configuration is the sum of one place from each group of its
-branch, and nothing else is needed to compare it: limits look at sums of bytes, time is a function of sums of work.
+of each *lane*: what adds up to seconds of its own (`planner.timecost.PARTS`) and a kind of work. A configuration is the
+sum of one place from each group of its branch, and nothing else is needed to compare it: limits look at sums of bytes,
+time is a function of sums of work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from math import prod
 
 import numpy as np
 
 from planner.branches import Branch
-from planner.evaluate import Array, Candidates
+from planner.evaluate import Candidates
 from planner.groups import Dial, Option, Row, read_by
 from planner.ledger import WHILE_TRAINING, Device, Phase, Term, Work
 from planner.model_shape import ModelShape
 from planner.optimizations import all_optimizations
-from planner.rates import KINDS, kind_of
+from planner.patterns import Patterns, Shape
+from planner.rates import KINDS, ON_DISK, TO_DEVICE, TO_HOST, kind_of
+from planner.rates import LAUNCH as LAUNCHES
 from planner.rows import Rows, Values
-from planner.timecost import TIMED
+from planner.timecost import AHEAD, BUSY, EXPOSED, INWARD, LAUNCHED, OUTWARD, PARTS, TIMED, part_of
 
 PHASES = tuple(Phase)
-LANES = tuple(product(TIMED, KINDS))
+_KINDS_OF = {
+    BUSY: ("linear", "attention", "memory"),
+    INWARD: (TO_DEVICE,),
+    OUTWARD: (TO_HOST,),
+    EXPOSED: (TO_DEVICE, TO_HOST),
+    AHEAD: (TO_DEVICE, ON_DISK),
+    LAUNCHED: (LAUNCHES,),
+}
+LANES = tuple((part, kind) for part in PARTS for kind in _KINDS_OF[part[0]])
+_LANE = {lane: number for number, lane in enumerate(LANES)}
 CARD, HOST = slice(0, len(PHASES)), slice(len(PHASES), 2 * len(PHASES))
 DISK = HOST.stop  # bytes on the disk while it trains; what a run leaves there is no part of it
 WORK = slice(DISK + 1, DISK + 1 + len(LANES))
@@ -42,12 +54,12 @@ class Places:
     first: int
     option: Option
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """How many values each dial has."""
         return tuple(len(dial.values) for dial in self.option.dials)
 
-    @property
+    @cached_property
     def range(self) -> range:
         """Its places."""
         return range(self.first, self.first + prod(self.shape))
@@ -59,20 +71,14 @@ class Places:
 
 
 class Table:
-    """The places of all branches, and which rows of formulas each of them adds up.
-
-    Most options change the same on every branch. Places that add up the same rows are one *pattern*, evaluated once.
-    """
+    """The places of all branches, and which rows of formulas each of them adds up (`planner.patterns`)."""
 
     def __init__(self, branches: Sequence[Branch], model: ModelShape) -> None:
         self.branches, self.rows = tuple(branches), Rows(model)
         self.groups: list[list[list[Places]]] = []  # by branch, by group; the first group is the trunk alone
-        self._single: list[tuple[int, int, int]] = []  # column of a pattern, row of formulas, sign
-        self._several: list[Array] = []
-        self._known: dict[object, int] = {}  # the first pattern of options that add up the same
+        self.added = Patterns(COLUMNS)
         self._first_patterns: list[int] = []
-        self._inexact: list[float] = []
-        self.many, self.patterns = 0, 0
+        self.many = 0
         for number, branch in enumerate(self.branches):
             trunk = branch.trunk
             rows: tuple[Row, ...] = (*trunk.ledger.terms.values(), *trunk.ledger.work.values())
@@ -83,68 +89,42 @@ class Table:
         self.options = [places for branch in self.groups for group in branch for places in group]
         self._firsts = np.array([places.first for places in self.options])
         many = [len(places.range) for places in self.options]
-        self.inexact = np.array(self._inexact)  # of each pattern
+        self.inexact, self.patterns = self.added.inexact, self.added.count
         self.kinds = np.repeat([_kinds(places) for places in self.options], many, axis=0)
         self.pattern = np.arange(self.many) + np.repeat(np.array(self._first_patterns) - self._firsts, many)
-        entries = np.concatenate([np.array(self._single, dtype=np.int64).reshape(-1, 3), *self._several])
-        target, row, sign = entries[np.argsort(entries[:, 0], kind="stable")].T
-        self._row, self._sign = row, sign.astype(np.float64)[:, None]
-        self._target, self._starts = np.unique(target, return_index=True)
+        self.added.close()
 
     def _placed(self, branch: int, option: Option, before: Mapping[str, int], ids: Sequence[str]) -> Places:
         places = Places(branch, self.many, option)
         self.many += len(places.range)
-        rows = [(row, [self._place(row, before)], -1) for row in option.gone]
-        rows += [(row, self._rows(row, option, places.shape), 1) for row in option.come]
-        added = [(_columns(row), tuple(at), sign) for row, at, sign in rows]
+        alike = (1,) * len(places.shape)
+        added = [self.added.entry(_columns(row), alike, (self._place(row, before),), -1) for row in option.gone]
+        added += [self.added.entry(_columns(row), *self._rows(row, option, alike), 1) for row in option.come]
         known = all_optimizations()
         inexact = sum(not known[name].exact for name in ids)
-        key = (places.shape, inexact, tuple(added))
-        if key not in self._known:
-            self._known[key] = self.patterns
-            for columns, at, sign in added:
-                self._add(len(places.range), columns, at, sign)
-            self.patterns += len(places.range)
-            self._inexact += [float(inexact)] * len(places.range)
-        self._first_patterns.append(self._known[key])
+        self._first_patterns.append(self.added.add(places.shape, float(inexact), added))
         return places
 
-    def _rows(self, row: Row, option: Option, shape: tuple[int, ...]) -> list[int]:
-        """The row of formulas at each place of an option, or one for all: only dials whose letters it reads count."""
-        read = {*read_by(row)}.intersection(dial.letter for dial in option.dials)
-        if not read:
-            return [self._place(row, option.letters)]
-        own = [range(len(dial.values)) if dial.letter in read else (0,) for dial in option.dials]
-        found = []
-        for at in product(*own):
-            values = {dial.letter: dial.values[step] for dial, step in zip(option.dials, at, strict=True)}
-            found.append(self._place(row, {**option.letters, **values}))
-        small = np.array(found).reshape([len(each) for each in own])
-        return [int(place) for place in np.broadcast_to(small, shape).ravel()]
+    def _rows(self, row: Row, option: Option, alike: Shape) -> tuple[Shape, tuple[int, ...]]:
+        """The rows of formulas at all values of the dials whose letters it reads, and how many each dial has."""
+        read = read_by(row)
+        turned = {dial.letter: dial.values for dial in option.dials if dial.letter in read}
+        if not turned:
+            return alike, (self._place(row, option.letters),)
+        own = tuple(len(dial.values) if dial.letter in turned else 1 for dial in option.dials)
+        if isinstance(row, Term):
+            return own, self.rows.sizes(row, option.letters, turned)
+        return own, self.rows.amounts(row.amount, option.letters, turned)
 
     def _place(self, row: Row, letters: Mapping[str, int]) -> int:
         return self.rows.size(row, letters) if isinstance(row, Term) else self.rows.amount(row.amount, letters)
 
-    def _add(self, many: int, columns: tuple[int, ...], rows: Sequence[int], sign: int) -> None:
-        """Enter a row of formulas; ``rows`` is one for all places of the option, or one for each."""
-        if many == 1:
-            self._single += [(self.patterns * COLUMNS + column, rows[0], sign) for column in columns]
-        elif columns:
-            starts = np.arange(self.patterns, self.patterns + many) * COLUMNS
-            targets = (starts[:, None] + np.array(columns)).ravel()
-            at = np.repeat(np.broadcast_to(np.array(rows), many), len(columns))
-            self._several.append(np.stack([targets, at, np.full(len(targets), sign)], axis=1))
-
     def at(self, candidates: Candidates, workspace: int) -> Values:
-        """What each pattern adds: pattern × column × candidate.
+        """What each piece of patterns adds: cell × column × candidate, to be spread (`planner.patterns`).
 
         Bytes are whole numbers in float64, which holds them to the digit below 2^53.
         """
-        values = self.rows.at(candidates, workspace)
-        found = np.zeros((self.patterns * COLUMNS, values.shape[1]))
-        if len(self._target):
-            found[self._target] = np.add.reduceat(values[self._row] * self._sign, self._starts, axis=0)
-        return found.reshape(self.patterns, COLUMNS, values.shape[1])
+        return self.added.cells(self.rows.at(candidates, workspace))
 
     def option_at(self, place: int) -> Places:
         """Whose place it is."""
@@ -162,7 +142,7 @@ def _kinds(places: Places) -> list[bool]:
 
 
 def _columns(row: Row) -> tuple[int, ...]:
-    return _columns_of(row.phases, row.device) if isinstance(row, Term) else _lane(row.phase, kind_of(row))
+    return _columns_of(row.phases, row.device) if isinstance(row, Term) else _lane(row)
 
 
 @cache
@@ -173,5 +153,5 @@ def _columns_of(phases: frozenset[Phase], device: Device) -> tuple[int, ...]:
     return tuple(start + place for place, phase in enumerate(PHASES) if phase in phases)
 
 
-def _lane(phase: Phase, kind: str) -> tuple[int, ...]:
-    return (WORK.start + LANES.index((phase, kind)),) if phase in TIMED else ()
+def _lane(work: Work) -> tuple[int, ...]:
+    return (WORK.start + _LANE[part_of(work), kind_of(work)],) if work.phase in TIMED else ()

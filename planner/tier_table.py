@@ -16,7 +16,7 @@ from planner.optimizations.base import Scalar
 from planner.planning import Request, Solved, solved
 from planner.suggestions import Need, needed
 from planner.tiers import TIERS
-from planner.timecost import update_bytes, update_seconds
+from planner.timecost import update_bytes, update_launches, update_seconds
 from planner.units import format_bytes, format_seconds
 
 
@@ -87,6 +87,9 @@ def _row(made: Solved, index: int) -> TierRow:
     found = made.found
     want, best = found.wanted[index], found.best_at(index)
     need = needed(best, made.limits, index, shared=made.situation.gpu.kind == "cpu")
+    missed, seconds = lacks(need), seconds_at(best, index, want.rank, made.situation.gpu, found.constants)
+    if "seconds" in missed and seconds is not None:
+        missed["seconds"] = seconds - made.limits.step_seconds  # the optimiser's own step with it
     assert want.tier is not None
     return TierRow(
         tier=want.tier,
@@ -100,8 +103,8 @@ def _row(made: Solved, index: int) -> TierRow:
         gpu_high_bytes=int(best.high[index]),
         host_bytes=int(best.host[index]),
         disk_bytes=int(best.disk[index]),
-        step_seconds=seconds_at(best, index, want.rank, made.situation.gpu, found.constants),
-        lacks=lacks(need),
+        step_seconds=seconds,
+        lacks=missed,
     )
 
 
@@ -136,7 +139,7 @@ def seconds_at(outcome: Outcome, index: int, rank: int, gpu: HardwareProfile, co
     """The estimated seconds of a step, to six digits as in a plan; None where the card's rates are unknown."""
     estimate, configuration = outcome.time.estimate, outcome.configuration
     letters = configuration.at(batch=1, total=1, target=1, workspace=0, rank=rank)
-    update = update_seconds(update_bytes(configuration.ledger, letters), gpu, constants)
+    update = update_seconds(update_bytes(configuration.ledger, letters), update_launches(letters), gpu, constants)
     return None if estimate is None or update is None else float(f"{float(estimate[index]) + update:.6g}")
 
 

@@ -1,7 +1,8 @@
 """Time of one step: a roofline with a lower bound and an estimate.
 
-Matrix products and attention share the matrix units, so their times add; copies over the link run beside them, and so
-do those to and from the disk, for which the link is taken to wait.
+A phase is gone through in stages, one after the other. In a stage matrix products, attention and the memory's traffic
+follow each other, and copies over the link go on beside them, either way at once. The host launches kernels beside all
+of it, and so far ahead that a phase takes no less than all its launches. What nothing hides is added.
 The bound takes the most that a card can do, the estimate what is expected of it (`planner.rates`).
 """
 
@@ -14,17 +15,37 @@ from typing import Any
 from planner.calibration import Calibration
 from planner.compose import Configuration
 from planner.hardware import HardwareProfile
-from planner.ledger import Device, Ledger, Phase, Resource
-from planner.rates import ON_DISK, TO_DEVICE, TO_HOST, Rates, kind_of, rates_of
+from planner.ledger import Device, Ledger, Phase, Resource, Work
+from planner.rates import AT_ONCE, LAUNCH, ON_DISK, TO_DEVICE, TO_HOST, UNBOUNDED, Rates, kind_of, rates_of
 from planner.symbols import Letters, greatest
 
 # Rates that stand in where a card's are unknown: they rank configurations and are never shown.
 NOMINAL: Mapping[str, float] = {
-    "linear": 1e12, "attention": 1e12, "memory": 1e11, TO_HOST: 1e10, TO_DEVICE: 1e10, ON_DISK: 1e9
+    "linear": 1e12, "attention": 1e12, "memory": 1e11, TO_HOST: 1e10, TO_DEVICE: 1e10, ON_DISK: 1e9, LAUNCH: AT_ONCE
 }  # fmt: skip
 TIMED = (Phase.FORWARD, Phase.ATTENTION, Phase.LOSS, Phase.BACKWARD, Phase.ATTENTION_BACKWARD)
+STAGES: tuple[tuple[Phase, str], ...] = (
+    (Phase.FORWARD, "project"),
+    (Phase.FORWARD, ""),
+    (Phase.ATTENTION, ""),
+    (Phase.LOSS, ""),
+    (Phase.BACKWARD, "again"),
+    (Phase.BACKWARD, ""),
+    (Phase.BACKWARD, "project"),
+    (Phase.ATTENTION_BACKWARD, "again"),
+    (Phase.ATTENTION_BACKWARD, ""),
+)
+"""The stages that work may name, phase by phase; most work is of the one without a name."""
+BUSY, INWARD, OUTWARD, EXPOSED, AHEAD, LAUNCHED = "busy", "inward", "outward", "exposed", "ahead", "launched"
+OF_STAGE, OF_PHASE = (BUSY, INWARD, OUTWARD), (EXPOSED, AHEAD, LAUNCHED)
+Part = tuple[str, Phase, str]
+"""What adds up to seconds of its own: which of these, of which phase, in which of its stages."""
+PARTS: tuple[Part, ...] = (
+    *((what, *stage) for what in OF_STAGE for stage in STAGES),
+    *((what, phase, "") for what in OF_PHASE for phase in TIMED),
+)
 # What a choice can change of the clock itself: all else of it changes amounts of work alone.
-CLOCK = frozenset({"letter E", "letter L", "letter p", "setting attention", "setting dtype"})
+CLOCK = frozenset({"letter E", "letter L", "setting attention", "setting dtype"})
 
 
 @dataclass(frozen=True)
@@ -67,63 +88,64 @@ def phase_times(
 
     What is fetched ahead of a whole pass is in the estimate of one phase, though another of that pass may hide it.
     Approximate: the estimate is too high by as much, and the bound leaves it out.
-
-    Short sequences leave a card waiting: the host cannot launch a layer's kernels faster than it does, so no estimate
-    of a card is below that. Approximate: the same time for every layer, host and card.
     """
     layers, rates = configuration.letters["L"], rates_for(configuration, gpu, constants)
     kinds = {name: kind_of(work) for name, work in configuration.ledger.work.items()}
     used = set(kinds.values())
     likely = rates.likely if all(rates.likely[kind] for kind in used) else NOMINAL
-    bounded = all(rates.most[kind] for kind in used if kind not in ("memory", ON_DISK))
-    waits = launches(configuration, gpu, constants, known=likely is not NOMINAL)
+    bounded = all(rates.most[kind] for kind in used - UNBOUNDED)
+    seconds: dict[Part, Any] = dict.fromkeys(PARTS, 0.0)
+    ideal: dict[tuple[Phase, str], Any] = {(phase, what): 0.0 for phase in TIMED for what in OF_STAGE}
+    for work in configuration.ledger.work.values():
+        if work.phase not in TIMED:
+            continue
+        kind, amount, part = kinds[work.name], amounts[work.name], part_of(work)
+        most, rate = rates.most[kind], likely[kind]
+        assert rate is not None
+        seconds[part] = seconds[part] + amount / rate
+        what = (work.phase, part[0])
+        if most and what in ideal and kind not in UNBOUNDED:
+            spared = part[0] != BUSY or (work.resource is Resource.LINEAR and work.phase is Phase.BACKWARD)
+            ideal[what] = ideal[what] + amount / most * ((layers - 1) / layers if spared else 1.0)
     found = {}
     for phase in TIMED:
-        ideal: Any = 0.0
-        busy: Any = 0.0
-        ideal_link: Any = 0.0
-        busy_link: Any = 0.0
-        for work in configuration.ledger.work.values():
-            if work.phase is not phase:
-                continue
-            kind, amount = kinds[work.name], amounts[work.name]
-            most, rate = rates.most[kind], likely[kind]
-            assert rate is not None
-            if work.resource in (Resource.PREFETCH, Resource.DISK):
-                busy_link = busy_link + amount / rate
-            elif work.resource is Resource.LINK:
-                busy_link = busy_link + amount / rate
-                ideal_link = ideal_link + (amount / most * (layers - 1) / layers if most else 0.0)
-            else:
-                busy = busy + amount / rate
-                if most and work.resource is not Resource.MEMORY:
-                    spared = work.resource is Resource.LINEAR and phase is Phase.BACKWARD
-                    ideal = ideal + amount / most * ((layers - 1) / layers if spared else 1.0)
-        expected = overlapped(busy, busy_link, layers, waits[phase])
-        bound = greatest(ideal, ideal_link) if bounded else None
+        expected = phase_seconds(phase, layers, seconds)
+        bound = greatest(ideal[phase, BUSY], greatest(ideal[phase, INWARD], ideal[phase, OUTWARD])) if bounded else None
         found[phase] = StepTime(bound, None if likely is NOMINAL else expected, expected)
     return found
+
+
+def part_of(work: Work) -> Part:
+    """Which seconds a piece of work adds to."""
+    if work.resource is Resource.LINK:
+        return (OUTWARD if kind_of(work) == TO_HOST else INWARD, work.phase, work.stage)
+    whole = {
+        Resource.EXPOSED: EXPOSED,
+        Resource.PREFETCH: AHEAD,
+        Resource.DISK: AHEAD,
+        Resource.LAUNCH: LAUNCHED,
+    }.get(work.resource)
+    return (BUSY, work.phase, work.stage) if whole is None else (whole, work.phase, "")
+
+
+def phase_seconds(phase: Phase, layers: int, seconds: Mapping[Part, Any]) -> Any:
+    """Seconds of a phase, from those of its parts; grows with each of them.
+
+    The link is taken to wait for the disk, as for what is fetched ahead, of which one layer has nothing to hide behind.
+    """
+    stages: Any = seconds[EXPOSED, phase, ""]
+    inward = ahead = seconds[AHEAD, phase, ""]
+    for of, stage in STAGES:
+        if of is phase:
+            busy, there, back = (seconds[what, phase, stage] for what in OF_STAGE)
+            stages, inward = stages + greatest(greatest(busy, there), back), inward + there
+    return greatest(greatest(stages, inward), seconds[LAUNCHED, phase, ""]) + ahead / layers
 
 
 def rates_for(configuration: Configuration, gpu: HardwareProfile, constants: Calibration) -> Rates:
     """The rates that a configuration's work goes by; of what is chosen nothing but ``CLOCK`` decides them."""
     settings = configuration.settings
     return rates_of(settings["attention"], settings["dtype"], configuration.letters["E"], gpu, constants)
-
-
-def launches(
-    configuration: Configuration, gpu: HardwareProfile, constants: Calibration, *, known: bool
-) -> dict[Phase, float]:
-    """Seconds that the host takes to launch the kernels of each phase; none where rates are not known."""
-    once = configuration.letters["L"] * constants.launch_seconds() if gpu.kind == "gpu" and known else 0.0
-    passes = {Phase.FORWARD: 1, Phase.BACKWARD: 1 + configuration.letters["p"]}
-    return {phase: once * passes.get(phase, 0) for phase in TIMED}
-
-
-def overlapped(busy: Any, link: Any, layers: int, least: Any) -> Any:
-    """Seconds of a phase that computes for so long and copies over the link for so long; grows with each of them."""
-    # One layer's copy has nothing to hide behind: the last out, the first back.
-    return greatest(greatest(busy, link) + link / layers, least)
 
 
 def update_bytes(ledger: Ledger, letters: Letters) -> int:
@@ -140,8 +162,21 @@ def update_bytes(ledger: Ledger, letters: Letters) -> int:
     )
 
 
-def update_seconds(size: int, gpu: HardwareProfile, constants: Calibration) -> float | None:
-    """Expected time of moving so many bytes through the device's memory; None where its rate is unknown."""
+def update_launches(letters: Letters) -> int:
+    """Kernels of one optimiser step: two for each adapted linear, one for each of its matrices.
+
+    Approximate: clipping and the step itself take many matrices at once, and only setting to zero goes one by one.
+    """
+    return 2 * int(letters.I * letters.L)
+
+
+def update_seconds(size: int, launched: int, gpu: HardwareProfile, constants: Calibration) -> float | None:
+    """Expected time of one optimiser step; None where the rate of the device's memory is unknown.
+
+    Args:
+        size: bytes that it moves through that memory, `update_bytes`; ``launched``: kernels, `update_launches`.
+    """
     # Kernel, dtype and head size have no part in this.
-    rate = rates_of("eager", "fp32", 1, gpu, constants).likely["memory"]
-    return size / rate if rate else None
+    likely = rates_of("eager", "fp32", 1, gpu, constants).likely
+    rate, launch = likely["memory"], likely[LAUNCH]
+    return max(size / rate, launched / launch) if rate and launch else None

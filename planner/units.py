@@ -133,6 +133,8 @@ def format_seconds(seconds: float) -> str:
 def parse_bandwidth(text: str) -> float:
     """Read ``"448 GB/s"`` (or GiB/s, TB/s ...) into bytes per second. Raises PlanError."""
     units = {f"{unit}/s": factor for unit, factor in _BYTE_UNITS.items()}
+    if isinstance(text, str) and re.search(r"[KMGTP]i?b(it)?/s$", text.replace(" ", "")):
+        raise PlanError(text, "could be bits or bytes a second.", f"Write {re.sub('b(it)?', 'B', text)} for bytes.")
     return _with_unit(text, units, "a bandwidth", "such as 448 GB/s")
 
 

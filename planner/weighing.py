@@ -1,7 +1,7 @@
 """Sums of bytes and work on one card: what they take of its limits, and what one is chosen by.
 
-A sum is a row of columns: bytes by phase on the card, bytes by phase in the host, bytes on the disk, seconds by phase
-that the card computes, seconds by phase that link and disk copy, optimisations that change the result. What is weighed
+A sum is a row of columns: bytes by phase on the card, bytes by phase in the host, bytes on the disk, seconds of
+each part of a step (`planner.timecost.PARTS`), optimisations that change the result. What is weighed
 grows with each column, so the least of each column weighs no more than any sum that can still come of it. That is what
 ``planner.bounds`` leaves out most sums by.
 """
@@ -19,16 +19,22 @@ from planner.calibration import Calibration
 from planner.compose import Configuration
 from planner.evaluate import Limits
 from planner.hardware import HardwareProfile
-from planner.rates import ON_DISK, TO_DEVICE, TO_HOST
 from planner.rows import Values
 from planner.table import CARD, DISK, HOST, LANES, WORK
-from planner.timecost import NOMINAL, TIMED, launches, overlapped, rates_for
+from planner.timecost import AHEAD, BUSY, EXPOSED, NOMINAL, PARTS, TIMED, phase_seconds, rates_for
 
-BUSY = slice(DISK + 1, DISK + 1 + len(TIMED))
-LINK = slice(BUSY.stop, BUSY.stop + len(TIMED))
-INEXACT, ORDER = LINK.stop, LINK.stop + 1  # the order is nothing, but where values of knobs are gone through
+SPENT = slice(DISK + 1, DISK + 1 + len(PARTS))
+INEXACT, ORDER = SPENT.stop, SPENT.stop + 1  # the order is nothing, but where values of knobs are gone through
 WIDTH = ORDER + 1
-LINKS = (TO_HOST, TO_DEVICE, ON_DISK)
+PART = {part: SPENT.start + number for number, part in enumerate(PARTS)}
+_FIRST_LANES = [[part for part, _ in LANES].index(part) for part in PARTS]
+_ADDS_UP = np.array([[float(what in (BUSY, EXPOSED)), float(what == AHEAD)] for what, *_ in PARTS])
+
+
+def adds_up(parts: Any, layers: int) -> Any:
+    """Seconds that no step with these parts (… × part) is faster than: of its time, what adds up."""
+    computed, ahead = _ADDS_UP.T
+    return parts @ (computed + ahead / layers)
 
 
 @dataclass(frozen=True)
@@ -37,32 +43,26 @@ class Clock:
 
     Attributes:
         known: whether the card's rates are known; else these are nominal ones, which rank and are never shown.
-        seconds: seconds of (busy, link) in each phase for a unit of each lane.
-        least: seconds that each phase takes at least.
+        seconds: seconds that a unit of each lane adds to its part.
     """
 
     known: Any
     layers: int
     seconds: Values
-    least: tuple[Any, ...]
 
     @classmethod
     def of(cls, trunk: Configuration, gpu: HardwareProfile, constants: Calibration, *, known: bool) -> Clock:
         """The clock of a branch on a card."""
         rates = rates_for(trunk, gpu, constants).likely if known else NOMINAL
-        seconds = np.zeros((2 * len(TIMED), len(LANES)))
-        for lane, (phase, kind) in enumerate(LANES):
-            if rate := rates[kind]:
-                seconds[TIMED.index(phase) + len(TIMED) * (kind in LINKS), lane] = 1 / rate
-        waits = launches(trunk, gpu, constants, known=known)
-        return cls(known, trunk.letters["L"], seconds, tuple(waits[phase] for phase in TIMED))
+        seconds = [1 / rate if (rate := rates[kind]) else 0.0 for _, kind in LANES]
+        return cls(known, trunk.letters["L"], np.array(seconds))
 
-    def columns(self, table: Values, inexact: Values) -> Values:
-        """Places of a table (place × column × candidate) with seconds in place of work."""
-        work = np.matmul(self.seconds, table[:, WORK])
-        counts = np.zeros((len(table), 2, table.shape[2]))
-        counts[:, 0] = inexact[:, None]
-        return np.concatenate([table[:, : DISK + 1], work, counts], axis=1)
+    def columns(self, table: Values) -> Values:
+        """The columns of a table (… × column × candidate) with seconds in place of work, and nothing counted yet."""
+        found = np.zeros((len(table), WIDTH, table.shape[2]))
+        found[:, : DISK + 1] = table[:, : DISK + 1]
+        found[:, SPENT] = np.add.reduceat(table[:, WORK] * self.seconds[:, None], _FIRST_LANES, axis=1)
+        return found
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,8 @@ class Scale:
         # With the CPU alone there is one memory: what the card would hold lies in the host too.
         process = self.constants.host_process_bytes(kind) + (high if kind == "cpu" else 0)
         host = sums[..., HOST].max(axis=-1).astype(np.int64) + process
-        busy, link = sums[..., BUSY], sums[..., LINK]
-        seconds = sum(
-            overlapped(busy[..., phase], link[..., phase], clock.layers, least)
-            for phase, least in enumerate(clock.least)
-        )
-        seconds = seconds * self.accumulation
+        parts = {part: sums[..., column] for part, column in PART.items()}
+        seconds = sum(phase_seconds(phase, clock.layers, parts) for phase in TIMED) * self.accumulation
         return Weights(high, host, sums[..., DISK], seconds, sums[..., INEXACT], sums[..., ORDER], clock.known)
 
     def most_on_card(self, high: float) -> float:

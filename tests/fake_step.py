@@ -1,8 +1,8 @@
 """The trainer's own step on fake tensors: real widths and lengths, every byte counted, nothing computed.
 
-The model is built by the session that trains, on a CPU that holds no data. What a card has and a CPU lacks stands
-aside: any exact kernel is the CPU's flash kernel, or with a window the flash kernel's operator, which save the same
-tensors, and pinned buffers are counted as the host's. Kernel workspaces and the allocator's rounding are not seen.
+The model is built by `trainer.session`, as in training, on a CPU that holds no data. What a card has and a CPU lacks
+stands aside: any exact kernel is the CPU's flash kernel, or with a window the flash kernel's operator, which save the
+same tensors, and pinned buffers are counted as the host's. Kernel workspaces and the allocator's rounding are not seen.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Counted:
 
 def counted(plan: Plan) -> Counted:
     """Forward, loss, backward and evaluation of a plan's largest batch."""
-    with _nothing_real() as on_card:
+    with nothing_real() as on_card:
         built = session.build(plan)
         vocab = built.base.config.vocab_size
         batch = synthetic_batch(plan.train.batch, plan.total_tokens, plan.target, vocab, 0, built.most_documents)
@@ -174,7 +174,7 @@ def _softmax_of_card(scores: Tensor, dim: int, dtype: torch.dtype | None = None)
 
 
 @contextmanager
-def _nothing_real() -> Iterator[list[Tensor]]:
+def nothing_real() -> Iterator[list[Tensor]]:
     """Meanwhile nothing is computed; gives the arrays that arenas take of the card."""
     on_card: list[Tensor] = []
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_solver import Asked, Weighed, asked_at_random, asked_of, card, everything, key, weigh
 
-from planner.branches import branches
+from planner.branches import DECIDING, branches
 from planner.calibration import calibration
 from planner.evaluate import Limits
 from planner.fronts import BLOCK, nondominated
@@ -140,7 +140,8 @@ def test_random_subsets_of_up_to_twelve_are_chosen_as_counting_everything_choose
     kinds: list[Kind] = ["trade", "trade", "host", "better", "bound", "bound", "letter", "letter", "hub", "dial"]
     profile = card(("rtx2060s", "h200-sxm", "cpu", "unlinked", "unrated")[seed % 5])
     asked = asked_of(profile, source.choice(("phi-2", "llama-3.2-1b", "smollm2-135m")))
-    some = [name for name in all_optimizations() if name not in ("lora", "mixed_precision")]
+    resorts = {name for name, each in all_optimizations().items() if each.last_resort}
+    some = [name for name in all_optimizations() if name not in {"lora", "mixed_precision", *resorts}]
     kept = source.sample([name for name in some if not all_optimizations()[name].reasons(asked.situation)], 3)
     lengths = tuple(Wanted(None, size, size, 8) for size in sorted(int(2 ** source.uniform(8, 16)) for _ in range(3)))
     memory = min(asked.limits.gpu_bytes, int(2 ** source.uniform(0, 3.5) * GIB))
@@ -185,7 +186,7 @@ def test_what_the_clock_goes_by_is_what_is_said_and_whoever_sets_it_is_a_hub() -
     noted = replace(one, letters=Noted(one.letters, "letter", asked), settings=Noted(one.settings, "setting", asked))
     step_time(noted, dict.fromkeys(one.ledger.work, 1.0), situation.gpu, calibration())
     assert asked == CLOCK
-    setters = {name for name, each in all_optimizations().items() if each.claims & CLOCK}
+    setters = {name for name, each in all_optimizations().items() if each.claims & DECIDING}
     assert setters >= {"exact_attention", "gradient_checkpointing", "mixed_precision"}
     assert not any(space_of(situation).is_leaf(name) for name in setters)
 

@@ -187,7 +187,7 @@ def test_every_mistake_is_told_at_once(capsys: Capture, tmp_path: Path) -> None:
         ("--gpu rtx2060s --tier 1.5", "tiers are whole numbers from 1 to 11"),
         ("--gpu rtx2060s --tier ٣", "tiers are whole numbers from 1 to 11"),
         ("--gpu rtx2060s --context 12X", "ends in 'x'"),
-        ("--gpu rtx2060s --context ''", "--context : is empty."),
+        ("--gpu rtx2060s --context ''", "--context '': is empty."),
         ("--gpu rtx2060s --data a --set train.data=b", "name two places"),
         ("--gpu rtx2060s --gpu rtx4090", "--gpu rtx2060s --gpu rtx4090: takes one value. Keep one of them."),
         ("--gpu rtx2060s --tier 3 --tier 4", "--tier 3 --tier 4: takes one value"),
@@ -219,10 +219,44 @@ def test_every_mistake_is_told_at_once(capsys: Capture, tmp_path: Path) -> None:
         ("--gpu rtx2060s --out -", "is no file name here"),
         ("--gpu rtx2060s --out /tmp", "is a folder"),
         ("--gpu rtx2060s --out /dev/null", "is not an ordinary file"),
+        ("--gpu rtx2060s --out /dev/null/plan.yaml", "/dev/null is no folder"),
+        ("--gpu rtx2060s --out ''", "--out '': is empty"),
+        ("--gpu rtx2060s --host-ram ''", "--host-ram '': is empty"),
+        ("--gpu rtx2060s --with ''", "--with '': no optimisation has that name"),
+        ("measure --gpu ''", "--gpu '': is empty"),
+        ("--gpu rtx2060s --with flash", "It is a kernel of exact_attention: --set exact_attention.kernel=flash."),
+        ("--gpu rtx2060s --with packing", "Did you mean sequence_packing?"),
+        ("--gpu rtx2060s --with gradient-checkpointing", "Did you mean gradient_checkpointing?"),
+        ("--gpu rtx2060s --set train.target=99999999", "is more than the 4,718,592 tokens of tier 11"),
+        ("--gpu rtx2060s --max-step-time 0", "--max-step-time 0: leaves no time"),
+        ("--gpu LOCAL", "Did you mean local"),
+        ("--gpu /tmp", "Name the file of one card"),
     ],
 )
 def test_a_mistake_is_explained(capsys: Capture, arguments: str, told: str) -> None:
     assert told in "\n".join(mistakes(capsys, *shlex.split(arguments)))
+
+
+def test_a_clash_is_told_once_however_much_two_optimisations_share(capsys: Capture) -> None:
+    told = mistakes(capsys, *shlex.split("--gpu rtx2060s --with streamed --with gradient_checkpointing"))
+    (clash,) = [line for line in told if line.startswith("error")]
+    assert "--with gradient_checkpointing --with streamed: both claim " in clash and " more. Keep one" in clash
+
+
+def test_a_fact_that_a_card_of_ones_own_lacks_belongs_into_its_own_file(capsys: Capture, tmp_path: Path) -> None:
+    shipped = (ROOT / "hwprofiles" / "rtx2060s.yaml").read_text(encoding="utf-8")
+    card = tmp_path / "rtx2060s.yaml"
+    card.write_text(shipped.replace("  value: 621 MiB\n", "  value: unknown\n  why: nobody looked\n"), encoding="utf-8")
+    (told,) = mistakes(capsys, "--gpu", str(card))
+    assert "unknown: cuda_context: nobody looked. Write your card's own figure into" in told and str(card) in told
+    assert main(["matrix", "--gpu", str(card), "--model", "phi-2"]) == 2
+    assert f"{card} with phi-2: unknown: cuda_context: nobody looked." in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_disk_that_nothing_uses_is_warned_of(capsys: Capture) -> None:
+    assert main(shlex.split("--gpu rtx2060s --tier 1 --disk 200GB --without streamed --json")) == 0
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    assert any("--disk 186.26 GiB has no effect: checkpoint_disk" in each for each in warnings)
 
 
 def test_the_same_value_given_twice_is_no_mistake_and_several_are_told_together(capsys: Capture) -> None:
@@ -298,6 +332,12 @@ def test_a_terminal_without_utf8_gets_an_answer_and_json_stays_utf8() -> None:
     done = process(*words, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "") and "####" in done.stdout
     assert process(*words, "--json", PYTHONIOENCODING="ascii").stdout == process(*words, "--json").stdout
+
+
+def test_a_closed_output_leaves_the_exit_code(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["gpus"]) == 0
+    sys.stdout.close()
 
 
 def test_a_reader_that_stops_reading_is_no_error() -> None:

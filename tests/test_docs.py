@@ -6,6 +6,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import pytest
 
 from planner.baseline import baseline
 from planner.cli import cli
+from planner.cli_check import same_settings
 from planner.compose import compose
 from planner.explain_formulas import smallest_run_with
 from planner.optimizations import all_optimizations
+from planner.planning import make_plan
+from planner.solver import FINEST
 from reports.render import decisions, optimizations, records
 from reports.render.documents import BLOCK, PAGES, WHOLE, leftovers, outdated
 from reports.render.optimizations import _planned
@@ -184,3 +188,22 @@ def test_a_picture_is_well_formed_and_says_what_it_shows(name: str) -> None:
     for text in root.iter(f"{space}text"):
         assert 0 <= float(text.attrib["x"]) <= width and 0 <= float(text.attrib["y"]) <= height
         assert (text.text or "").strip()
+
+
+def test_no_run_lies_outside_its_panel() -> None:
+    from reports.render.figures import SHARES, predicted_measured
+
+    circles = [each for each in ET.fromstring(predicted_measured()).iter() if each.tag.endswith("circle")]
+    places = [float(each.attrib["cx"]) for each in circles]
+    assert len(places) > 2 and SHARES[0] <= min(places) and max(places) <= SHARES[1]
+
+
+def test_the_card_is_full_where_the_picture_says_so() -> None:
+    """With the plan's own settings, and host memory and time without end."""
+    from reports.render.figures import longest_on_card, reference_plan
+
+    plan = reference_plan()
+    longest = longest_on_card(plan)
+    same = replace(same_settings(plan, plan.gpu.id), tier=None, host_bytes=2**50, max_step_seconds=1e12)
+    verdicts = [make_plan(replace(same, total_tokens=total)).verdict for total in (longest, longest + FINEST)]
+    assert longest > plan.total_tokens and verdicts == ["fits", "does-not-fit"]

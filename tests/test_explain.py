@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from functools import cache
 
 import pytest
@@ -12,7 +13,8 @@ from rich.console import Console
 
 from planner.baseline import baseline
 from planner.errors import PlanError
-from planner.explain import Explanation, explanation
+from planner.explain import Explanation, _term, _terms_and_work, _work, explanation
+from planner.explain_formulas import planned_run
 from planner.explain_report import print_explanation
 from planner.ledger import GROUPS
 from planner.optimizations import all_optimizations
@@ -99,10 +101,37 @@ def test_every_optimisation_is_explained_on_every_machine(name: str, gpu: str) -
     assert [told for fact, told in found.facts if fact == "Evidence"]
     assert len([1 for fact, _ in found.facts if fact == "Knob"]) == len(each.knobs)
     shown = {formula.name for formula in found.formulas}
+    if not each.makes and all(claim.startswith("letter ") for claim in each.claims):
+        letters = {claim.removeprefix("letter ") for claim in each.claims}
+        assert {letter.symbol for letter in found.letters} & letters or (gpu == "cpu" and not shown)
+        assert all(letters & set(words(formula.text)) for formula in found.formulas)
+        return
     claimed = {claim.rpartition(".")[0] for claim in each.claims if "/" in claim} - set(baseline().work)
     assert shown == set(each.makes) | claimed or (gpu == "cpu" and not shown)
     json.dumps(found.document())
     printed(found)
+
+
+def words(formula: str) -> list[str]:
+    return re.findall(r"[A-Za-z_]+", formula)
+
+
+def test_every_term_and_every_piece_of_work_has_its_formula_whole_with_every_letter() -> None:
+    plan = make_plan(Request())
+    run = planned_run(plan)
+    terms, work = _terms_and_work(run)
+    assert len(terms) > 80 and len(work) > 60
+    found_all = [_term(each, run) for each in terms.values()] + [_work(each, run) for each in work.values()]
+    for found in found_all:
+        name = found.name
+        assert found.formulas, name
+        symbols = {letter.symbol for letter in found.letters}
+        shown = "".join(printed(found, 80).split())
+        for formula in found.formulas:
+            assert set(words(formula.text)) - {"ceil", "floor", "max", "min"} <= symbols, formula
+            assert formula.result >= 0 and formula.unit and formula.numbers and formula.source, formula
+            assert "".join(formula.latex.split()) in shown, "LaTeX that is cut short is none"
+        assert all(letter.unit and letter.value is not None for letter in found.letters), name
 
 
 def test_a_requirement_that_is_not_met_says_why() -> None:

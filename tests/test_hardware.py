@@ -181,7 +181,8 @@ def test_both_gigabytes_are_shown_as_what_they_are(
         ({"memory": {"value": ["8 GiB"], "source": "box"}}, "memory: the value is neither a number"),
         ({"memory": {"value": "-8 GiB", "source": "box"}}, "memory: -8 GiB is negative"),
         ({"memory": {"value": "0 GiB", "source": "box"}}, "memory: 0 GiB is no figure of a card"),
-        ({"memory": {"value": "64 TiB", "source": "box"}}, "memory: 64 TiB is no figure of a card"),
+        ({"memory": {"value": "64 TiB", "source": "box"}}, "is no figure of a card. It lies between 0 and 16 TiB."),
+        ({"memory": {"value": 8, "source": "box"}}, "memory: 8 without a unit is a number of bytes. Write 8GiB"),
         (
             {"memory": {"value": "8 GiB", "sorce": "box"}},
             r"memory.sorce: is not a key here. Did you mean source\?",
@@ -270,7 +271,7 @@ def test_all_broken_files_are_told_at_once(tmp_path: Path, monkeypatch: pytest.M
     ("text", "told"),
     [
         ("id: [1, 2", "is not YAML"),
-        ("id: a\nid: b", "'id' is given twice"),
+        ("id: a\nid: b", "'id' is given twice at line 2, column 1"),
         ("id: a\nmemory: {value: 8 GiB, value: 9 GiB}", "'value' is given twice"),
         ("x: !!python/object/apply:os.system [true]", "is not YAML"),
         ("x: " + "[" * 5000, "is not YAML"),

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +74,14 @@ def test_a_row_is_what_the_plan_says(number: int) -> None:
         assert row == alone
 
 
+def test_a_row_knows_of_last_resorts() -> None:
+    """Windows and few heads: here attention by blocks trains a longer sequence, and every set without it does not."""
+    (row,) = rows_of_model("gemma-3-1b", ("rtx2060s",), Request())
+    (without,) = rows_of_model("gemma-3-1b", ("rtx2060s",), Request(excluded=("sequence_blocks",)))
+    assert row == planned("rtx2060s", "gemma-3-1b", Request())
+    assert (row.longest_all_trained or 0) > (without.longest_all_trained or 0)
+
+
 def test_several_processes_give_the_same_in_the_same_order() -> None:
     gpus, models = ["rtx4090", "rx7900xtx", *all_cards()[:40]], ["smollm2-135m", "gpt2"]
     seen: list[int] = []
@@ -86,6 +100,32 @@ def test_nothing_is_dropped() -> None:
     assert refused.why and refused.fits is None
     with pytest.raises(PlanError, match=r"rtx206[^0]*.*\n.*phi-3"):
         matrix(["rtx206"], ["phi-3"], Request())
+
+
+def children_of(process: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def processor_seconds(processes: Sequence[int]) -> float:
+    """Of the one that has had least; nothing where there is none."""
+    stats = [Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split() for each in processes]
+    return min((int(stat[11]) / os.sysconf("SC_CLK_TCK") for stat in stats), default=0.0)
+
+
+def test_who_is_interrupted_does_not_wait_for_the_models_to_come() -> None:
+    command = [sys.executable, "-m", "planner", "matrix", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as run:
+        while run.poll() is None and processor_seconds(children_of(run.pid)) < 0.5:  # until they plan
+            time.sleep(0.1)
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+        out, told = run.communicate(timeout=60)
+    assert (run.returncode, out) == (130, b"") and told.strip().endswith(b"error: interrupted.")
+
+
+def test_a_table_of_long_names_shows_them_whole(capsys: Capture) -> None:
+    assert main(["matrix", "--gpu", "rtx3060-12gb", "--model", "deepseek-coder-1.3b"]) == 0
+    first, second = (line.split() for line in capsys.readouterr().out.splitlines()[1:3])
+    assert first[0] + second[0] == "rtx3060-12gb" and first[1] + second[1] == "deepseek-coder-1.3b"
 
 
 def test_csv_and_markdown_hold_every_row(tmp_path: Path, capsys: Capture) -> None:
@@ -109,7 +149,7 @@ def test_csv_and_markdown_hold_every_row(tmp_path: Path, capsys: Capture) -> Non
     assert len([line for line in wrong if line.startswith("error")]) == 4, "every mistake at once"
     found = answered(capsys, *arguments, "--json")
     assert found == {"rows": [row.document() for row in rows]}
-    assert main(["matrix", "--gpu", "rtx2060s", "--model", "gpt-oss-20b"]) == 1
+    assert main(["matrix", "--gpu", "rtx2060s", "--model", "gpt-oss-20b"]) == 2, "as `plan` does"
 
 
 def tier_as_planned(number: int, wish: Request) -> TierRow:

@@ -65,7 +65,11 @@ def shortened(model: str, layers: int, folder: Path) -> Path:
 def planned(
     source: str, card: str, on: set[str], total: int, *, rank: int = 8, target: int | None = None, batch: int = 1
 ) -> Plan:
-    """A plan with exactly these optimisations, whether or not it fits."""
+    """A plan with exactly these optimisations, whether or not it fits.
+
+    Where layers run in passes a slice of the loss is no longer than any chunk (``planner.streamed_memory.loss_rows``).
+    """
+    slices = {"chunked_loss": {"rows": 1024}} if {"streamed", "chunked_loss"} <= on else {}
     return make_plan(
         Request(
             gpu=card,
@@ -74,7 +78,7 @@ def planned(
             target=target,
             required=tuple(sorted(on)),
             excluded=tuple(sorted(set(all_optimizations()) - on)),
-            knobs={"lora": {"rank": rank}},
+            knobs={"lora": {"rank": rank}} | slices,
             train={"batch": batch},
             host_bytes=TERABYTE,
         )
@@ -142,6 +146,7 @@ def drawn(seed: int) -> tuple[str, str, set[str], int, int | None, int, int]:
             continue
         total = at_most(chance.choice((2048, 3000, 4096, 8192) if ids & {*LINEAR} else (2048, 2500)), model)
         target = chance.choice((None, total // 4))
+        target = None if "streamed" in ids else target  # fewer than a slice are counted as if they lay in one chunk
         return model, card, ids, total, target, chance.choice((1, 1, 2)), chance.choice((4, 16, 64))
 
 

@@ -60,8 +60,8 @@ class TestJson:
             ("", "line 1, column 1"),
             ("[]", "holds a list"),
             ("null", "holds null"),
-            ("[" * 100_000, "not a config.json"),
-            ('{"vocab_size": ' + "9" * 5000 + "}", "not a config.json"),
+            ("[" * 100_000, r"not a config\.json: it is nested too deeply"),
+            ('{"vocab_size": ' + "9" * 5000 + "}", r"not a config\.json: it holds a number of too many digits"),
             ('{"a": "' + "x" * (5 * 2**20) + '"}', "larger than any"),
         ],
     )
@@ -124,6 +124,7 @@ class TestFields:
             ({"architectures": ["LlamaForSequenceClassification"]}, "trained as LlamaForCausalLM"),
             ({"architectures": "LlamaForCausalLM"}, "not a list"),
             ({"quantization_config": {}}, "quant_method"),
+            ({"attention_dropuot": 0.1}, "attention_dropuot: is not a known field. Did you mean attention_dropout?"),
         ],
     )
     def test_refuses(self, change: dict[str, Any], told: str) -> None:

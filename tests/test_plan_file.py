@@ -99,7 +99,7 @@ def test_files_that_are_no_plan(tmp_path: Path, text: str, told: str) -> None:
     ("path", "value", "told"),
     [
         (("choices", 0, "id"), "checkpoint_ofload", "checkpoint_offload"),
-        (("choices", "streamed", "id"), "chunked_loss", "is there twice"),
+        (("choices", "mixed_precision", "id"), "chunked_loss", "is there twice"),
         (("lora_rank",), 4, "the knob rank of lora is"),
         (("tier",), 12, "tiers go from 1 to 11"),
         (("tier",), 0, "tiers go from 1 to 11"),
@@ -108,7 +108,7 @@ def test_files_that_are_no_plan(tmp_path: Path, text: str, told: str) -> None:
         (("choices", "lora", "knobs", "rank"), 100_000, "must be from 1 to 1,024"),
         (("choices", "lora", "knobs", "rang"), 3, "no knob 'rang'"),
         (("choices", "chunked_loss", "knobs"), {}, "is missing"),
-        (("choices", "streamed", "knobs", "kernel"), 3, "not a name"),
+        (("choices", "exact_attention", "knobs", "kernel"), 3, "not a name"),
         (("memory", "gpu", "peak_bytes", "expected"), 10**9, "the terms of the highest phase are"),
         (("memory", "gpu", "phases", "backward", "activations/mlp"), 10**10, "the terms of the highest phase are"),
         (("memory", "gpu", "peak_phase"), "load", "is not the highest"),

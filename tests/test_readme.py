@@ -54,7 +54,7 @@ def commands() -> list[str]:
 
 
 def all_tests_run(config: pytest.Config) -> bool:
-    """Whether this session has every test, so that nothing need be collected a second time."""
+    """Whether pytest runs every test, so that nothing need be collected a second time."""
     narrowed = config.option.keyword or config.option.markexpr
     return not narrowed and [Path(argument).resolve() for argument in config.args] == [ROOT / "tests"]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain, combinations, pairwise, product
+from itertools import chain, combinations, product
 
 import pytest
 from cli_fixture import planned
@@ -124,11 +123,18 @@ def knob_values(
 
 def everything(asked: Asked, *, every_name: bool = False) -> list[Configuration]:
     """Each valid subset of all optimisations that trains something, with each choice of each knob."""
-    names = sorted(name for name, each in all_optimizations().items() if name in asked.required or not each.asked)
+    by_request = {name for name, each in all_optimizations().items() if each.asked or each.last_resort}
+    # What the card or the model does not allow is in no valid set, whatever else is.
+    names = sorted(
+        name
+        for name, each in all_optimizations().items()
+        if name not in {*asked.required, *asked.excluded, *by_request} and not each.reasons(asked.situation)
+    )
+    subsets = chain.from_iterable(combinations(names, size) for size in range(len(names) + 1))
     return [
         compose(ids, values, asked.situation)
-        for ids in chain.from_iterable(combinations(names, size) for size in range(len(names) + 1))
-        if {*asked.required} <= {*ids} and not {*asked.excluded} & {*ids}
+        for ids in (tuple(sorted({*asked.required, *subset})) for subset in subsets)
+        if not {*asked.required} & {*asked.excluded}
         if any("adapters/weights" in all_optimizations()[name].makes for name in ids)
         if not problems(ids, asked.situation)
         for values in knob_values(ids, asked.situation, asked.knobs or {}, every_name)
@@ -342,47 +348,6 @@ def test_the_longest_is_exact(name: str, model: str, host: int, seconds: float, 
 
     assert anything_fits(found)
     assert not any(anything_fits(found + more) for more in (STEP, 9 * STEP, 8 * found))
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "--gpu rtx2060s --tier 11",
-        "--gpu rtx2060s --context 4K --with adamw_8bit --without checkpoint_offload",
-        "--gpu h200-sxm --model llama-3.1-8b --tier 5 --without fused_activation --with nf4_weights",
-        "--gpu cpu --model smollm2-135m --context 1K --without chunked_loss",
-    ],
-)
-def test_every_optimisation_is_on_or_off_once_and_for_a_reason(words: str) -> None:
-    plan, asked = planned(words), shlex.split(words)
-    on, off = [choice.id for choice in plan.choices], [rejection.id for rejection in plan.rejected]
-    assert sorted([*on, *off]) == sorted(all_optimizations())
-    assert all(choice.reason.strip() for choice in plan.choices)
-    assert all(reason.strip() for rejection in plan.rejected for reason in rejection.reasons)
-    for option, name in pairwise(asked):
-        assert option != "--with" or name in on
-        assert option != "--without" or name in off
-
-
-@pytest.mark.parametrize("words", ["--gpu rtx2060s", "--gpu rtx3060-12gb --context 20K"])
-def test_a_reason_is_true_where_planning_again_can_tell(words: str) -> None:
-    plan = planned(words)
-    assert plan.verdict == "fits" and plan.time.step_seconds.estimate
-    here = f"{words} --tier {plan.tier}" if plan.tier else words
-    free = [name for name, each in all_optimizations().items() if each.free]
-    for choice in plan.choices:
-        if choice.id in ("lora", *free):
-            continue
-        without = planned(f"{here} --without {choice.id}")
-        assert (without.verdict == "does-not-fit") is choice.reason.startswith("without it"), choice
-        if choice.reason.startswith("fastest"):
-            assert (without.time.step_seconds.estimate or 0) > plan.time.step_seconds.estimate
-        if " saves " in choice.reason:
-            assert without.memory.gpu.peak_bytes.high > plan.memory.gpu.peak_bytes.high
-    for rejection in plan.rejected:
-        if not all_optimizations()[rejection.id].reasons(Situation(card(plan.gpu.id), load_model("phi-2"), 32 * GIB)):
-            with_it = planned(f"{here} --with {rejection.id}")
-            assert (with_it.verdict == "does-not-fit") is (rejection.reasons == ["does not fit with it"]), rejection
 
 
 @pytest.mark.parametrize(

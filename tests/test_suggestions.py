@@ -93,3 +93,13 @@ def test_the_target_that_is_asked_for_is_kept_where_no_tier_fits() -> None:
     plan = planned("--gpu rtx2060s --model llama-3.1-8b --max-step-time 1s --set train.target=100")
     assert plan.verdict == "fits" and plan.tier is None
     assert plan.target == 100
+
+
+@pytest.mark.parametrize("knob", ["exact_attention.kernel=efficient", "checkpoint_spacing.every=2"])
+def test_a_disk_is_offered_whatever_knob_is_pinned(knob: str) -> None:
+    """Also where the knob is one of an optimisation that no set with a disk holds."""
+    plan = planned(f"--gpu rtx2060s --tier 8 --set {knob}")
+    assert plan.verdict == "does-not-fit"
+    (told,) = [line for line in plan.nearest if line.startswith("--disk ")]
+    size = told.split()[1]
+    assert planned(f"--gpu rtx2060s --tier 8 --set {knob} --disk {size}").verdict == "fits"

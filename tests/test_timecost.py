@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,34 +13,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_memory_against_counted import write_config
-from test_validation_records import ON_CARDS, planned_again
+from test_validation_records import ON_CARDS, plan_of, planned_again
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.baseline_work import attention_backward_flops, attention_forward_flops, linear_forward_flops
-from planner.cli_check import same_settings
+from planner.calibration import calibration
 from planner.hardware import Sourced, load_profile
 from planner.measured import Measured
-from planner.model import SHIPPED
 from planner.plan import Seconds
 from planner.planning import Request, make_plan
 from planner.rates import rates_of
 from planner.symbols import Letters
-from reports.render.records import card_named
+from reports.validation.fit import request_of
 from trainer.data import synthetic_batch
 from trainer.session import build
 
 
 def time_of_run(name: str, folder: Path) -> Seconds:
     """Seconds of a step as planned today, of as many layers as ran."""
-    record, plan = ON_CARDS[name], planned_again(name)
-    if record["layers_run"] == record["layers"]:
-        return plan.time.step_seconds
-    config = json.loads((SHIPPED / plan.model.id / "config.json").read_text(encoding="utf-8"))
-    assert "layer_types" not in config, "layers that differ: which of them ran?"
-    cut = config | {"num_hidden_layers": record["layers_run"]}
-    (folder / "config.json").write_text(json.dumps(cut), encoding="utf-8")
-    request = same_settings(plan, card_named(plan.gpu.id))
-    return make_plan(replace(request, model=f"random:{folder}")).time.step_seconds
+    record = ON_CARDS[name]
+    return make_plan(request_of(record, plan_of(record), folder)).time.step_seconds
 
 
 @pytest.mark.parametrize("name", ON_CARDS)
@@ -191,8 +182,10 @@ def test_measured_rates_come_before_shares_of_the_peak(monkeypatch: pytest.Monke
         "linear": 22e12,
         "attention": 11e12,  # Phi-2's head size is 80: the next smaller one that was measured
         "memory": 3e11,
+        "launch": float(f"{1 / calibration().launch_seconds():.6g}"),  # which nobody measures
     } | ({"to_host": 11e9, "to_device": 12e9} if "to_host" in rates else {})
-    assert {rate.basis for rate in rates.values()} == {"measured"} and "plan measure" in measured.time.basis
+    assert {rate.basis for kind, rate in rates.items() if kind != "launch"} == {"measured"}
+    assert "plan measure" in measured.time.basis
     monkeypatch.undo()
     shipped = make_plan(Request(tier=3))
     assert {rate.basis for rate in shipped.time.rates.values()} == {"assumed"}
@@ -206,8 +199,6 @@ def test_measured_rates_come_before_shares_of_the_peak(monkeypatch: pytest.Monke
     head=st.sampled_from([32, 64, 80, 96, 128, 256]),
 )
 def test_a_bound_never_goes_by_less_than_was_measured(peak: float | None, found: float, head: int) -> None:
-    from planner.calibration import calibration
-
     measured = replace(FOUND, matmul={"fp16": found})
     sheet = Sourced(peak, "a test", "unknown")
     card = replace(load_profile("rtx2060s"), rates={"fp16": sheet}, measured=measured)
@@ -216,7 +207,7 @@ def test_a_bound_never_goes_by_less_than_was_measured(peak: float | None, found:
     assert rates.most["linear"] == (None if peak is None else max(peak, found))
     assert rates.likely["attention"] == (14e12 if head >= 128 else 11e12)
     unheard = rates_of("eager", "fp16", head, card, calibration()).likely["attention"]
-    share = calibration().attention_efficiency("eager", (7, 5))
+    share = calibration().attention_share("eager", (7, 5), "fp16", head)["value"]
     assert unheard == pytest.approx(share * (peak or found))
 
 
@@ -228,31 +219,59 @@ def test_without_any_rate_there_is_no_time_and_the_plan_says_what_finds_it() -> 
 
 
 def test_short_sequences_wait_for_the_host() -> None:
-    """On a card no estimate is below the launching of every layer's kernels; records show that floor."""
-    from planner.calibration import calibration
-
-    plan = make_plan(Request(gpu="h200-sxm", model="qwen2.5-0.5b", total_tokens=64))
-    again = 1 if "gradient_checkpointing" in {choice.id for choice in plan.choices} else 0
-    floor = calibration().launch_seconds() * plan.model.layers
-    assert plan.time.phases["forward"].seconds == pytest.approx(floor)
-    assert plan.time.phases["backward"].seconds == pytest.approx(floor * (1 + again))
+    """On a card no estimate of a phase is below the launching of its kernels, and short ones take no longer."""
+    once = calibration().launch_seconds()
+    for total in (64, 65_536):
+        plan = make_plan(Request(gpu="h200-sxm", model="qwen2.5-0.5b", total_tokens=total, required=("lora",)))
+        for name, phase in plan.time.phases.items():
+            floor = once * phase.kernels
+            assert phase.kernels and phase.seconds is not None and phase.seconds >= floor * 0.9999, name
+            if name in ("forward", "backward", "optimizer"):
+                assert (phase.seconds == pytest.approx(floor, rel=0.05)) is (total == 64 or name == "optimizer"), name
 
 
 FURTHER_OFF = {
-    "h100-8gib-gemma-3-1b-65536-streamed": 1.8,  # windows in layers that run in passes: far slower than estimated
-    "h200-smollm2-135m-4096-float32": 0.48,  # a small model in float32: in half the time; why is not known
+    "h100-8gib-llama-3.1-70b-16384-streamed": 1.6,  # 381 retries of the allocator in four steps, each some ms long
+    # On a machine where phi-2 at 32,768 tokens took 5.91 s, not the 4.87 s on record (others/h100-control-…).
+    "h100-8gib-phi-2-32768-blocks": 1.31,
+    "h100-8gib-qwen3-1.7b-32768-streamed": 1.40,
+    "h100-8gib-mistral-7b-v0.1-32768-streamed": 1.35,
+    "h100-8gib-phi-2-131072-disk": 0.53,  # the disk is assumed to be far slower than the one of that machine
+    "h200-phi-2-4096-keepall": 1.16,  # short steps, in which what lies between two kernels counts
+    "h200-phi-2-4096-stockloss": 1.15,
 }
+"""Seconds that were measured over those that are estimated."""
+PHASES_OFF = {
+    ("h100-8gib-gemma-3-1b-65536-streamed", "forward"): 0.84,  # waits for the host, which is taken to be a slower one
+    ("h100-8gib-llama-3.2-3b-49152-streamed", "forward"): 1.36,  # on the slower machine above
+    ("h100-8gib-llama-3.2-3b-49152-streamed", "attention"): 1.19,
+    ("h100-8gib-llama-3.1-8b-131072-streamed", "backward"): 1.24,  # why is not known; attention makes up for it
+}
+OPTIMIZER = "optimizer"  # hundredths of a step, in which the host waits for the norm of the gradients
 
 
-def test_estimates_of_today_are_near_what_was_measured() -> None:
-    """In the middle within a tenth; the worst, which short steps are, within half. Two are further off, by name."""
+def test_estimates_of_today_are_near_what_was_measured(tmp_path: Path) -> None:
+    """Within 15 hundredths, seven runs aside; in the middle within 3; of the others nine of ten within a tenth."""
     found = {
-        name: record["step_seconds"]["median"] / (planned_again(name).time.step_seconds.estimate or 0)
+        name: record["step_seconds"]["median"] / (time_of_run(name, tmp_path).estimate or 0)
         for name, record in ON_CARDS.items()
-        if record["layers_run"] == record["layers"]
     }
-    off = {name: ratio for name, ratio in found.items() if not 1 / 1.5 <= ratio <= 1.5}
-    assert off == pytest.approx(FURTHER_OFF, rel=0.05)
+    off = {name: ratio for name, ratio in found.items() if not 0.85 <= ratio <= 1.15}
+    assert off == pytest.approx(FURTHER_OFF, rel=0.03)
     ratios = sorted(found.values())
-    assert 0.9 <= ratios[len(ratios) // 2] <= 1.1
-    assert sum(0.8 <= ratio <= 1.25 for ratio in ratios) >= 15
+    assert 0.97 <= ratios[len(ratios) // 2] <= 1.03
+    assert sum(0.9 <= ratio <= 1.1 for name, ratio in found.items() if name not in off) >= 0.9 * len({*found} - {*off})
+
+
+def test_estimates_by_phase_are_near_what_was_measured() -> None:
+    """Of runs that are not further off as a whole each phase within 15 hundredths, four aside; the least one is not."""
+    timed = {name: record["step_seconds"].get("phases") for name, record in ON_CARDS.items()}
+    found = {
+        (name, phase): seconds / (planned_again(name).time.phases[phase].seconds or 0)
+        for name, phases in timed.items()
+        for phase, seconds in (phases or {}).items()
+        if name not in FURTHER_OFF and phase != OPTIMIZER
+    }
+    assert len(found) >= 25
+    off = {place: ratio for place, ratio in found.items() if not 0.85 <= ratio <= 1.15}
+    assert off == pytest.approx(PHASES_OFF, rel=0.03)

@@ -168,6 +168,8 @@ def test_text_file_and_what_is_none(tmp_path: Path) -> None:
     path = tmp_path / "notes.md"
     path.write_text("# Notes\n")
     assert read_documents(path).documents == (Document("notes.md", "# Notes\n"),)
+    with pytest.raises(PlanError, match="is not an ordinary file"):  # and has no end
+        read_documents(Path("/dev/zero"))
     with pytest.raises(PlanError, match="does not exist"):
         read_documents(tmp_path / "nothing")
     (tmp_path / "blob").write_bytes(b"\xff\xfe")

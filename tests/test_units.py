@@ -193,7 +193,7 @@ def test_bandwidths_rates_and_power() -> None:
     assert parse_watts("175 W") == 175
 
 
-@pytest.mark.parametrize("text", ["448", "448 GB", "28.7 TFLOPS", "-1 GB/s", "fast", 448])
+@pytest.mark.parametrize("text", ["448", "448 GB", "448 Gb/s", "448 Gbit/s", "28.7 TFLOPS", "-1 GB/s", "fast", 448])
 def test_a_bandwidth_needs_its_unit(text: str) -> None:
     with pytest.raises(PlanError):
         parse_bandwidth(text)

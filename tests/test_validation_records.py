@@ -15,8 +15,9 @@ from planner.errors import PlanError
 from planner.hardware import load_profile
 from planner.ledger import PASSES
 from planner.plan import Plan
+from planner.plan_facts import RANDOM
 from planner.plan_file import load_plan
-from planner.planning import RANDOM, make_plan
+from planner.planning import make_plan
 from reports.render import validation
 from reports.render.records import DEMO, FOLDER, Record, card_named, on_cards, records
 from reports.validation.cases import CASES, PENDING, run_of

@@ -17,8 +17,14 @@ from planner.optimizations import all_optimizations
 from planner.optimizations.base import Situation
 from planner.symbols import Letters
 
-# Others add memory, or hold what would be computed again.
-HELPFUL = [name for name in NAMES if name not in ("lora", "kept_attention") and not all_optimizations()[name].asked]
+# Others add memory, or hold what would be computed again; last resorts are for rows longer than are drawn here
+# (tests/test_last_resorts.py).
+HELPFUL = [
+    name
+    for name in NAMES
+    if name not in ("lora", "kept_attention")
+    and not (all_optimizations()[name].asked or all_optimizations()[name].last_resort)
+]
 PHI_2 = Situation(load_profile("rtx2060s"), load_model("phi-2"), 2**35)
 # Where switching one on raises no phase on the card, read off the formulas; where nothing is said: everywhere.
 # LoRA is left out: it is what is trained, and all it makes is more.

@@ -18,7 +18,8 @@ from planner.cli_check import card_of, same_settings
 from planner.errors import PlanError
 from planner.model import load_model
 from planner.plan import Plan
-from planner.planning import RANDOM, make_plan
+from planner.plan_facts import RANDOM
+from planner.planning import make_plan
 from trainer.streamed.kernels import KERNELS
 
 TOKENS = 8192  # long enough to fill a card, and some milliseconds for the slowest kernel

@@ -32,14 +32,12 @@ from transformers.utils import logging
 from planner.errors import PlanError
 from planner.model import shipped_folder
 from planner.model_hub import HUB_ID
+from planner.plan_facts import RANDOM
 from trainer.adapters import make_lean, trainable_to_float32
 from trainer.data import Tokenise
 from trainer.four_bit import FourBit, mark_as_four_bit, quantise_linears
 from trainer.layers import is_linear, layers_of
 from trainer.random_weights import random_model
-
-RANDOM = "random:"
-"""Before a folder with a config.json: weights of that shape made by chance, to measure with."""
 
 EXPERTS = "grouped_mm"
 """How transformers computes experts: a row for each that a token takes, so memory knows nothing of the routing."""

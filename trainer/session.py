@@ -158,6 +158,10 @@ class ResidentSession:
         """See the protocol."""
         self._stream("keep_attention_outputs", keep_outputs=True)
 
+    def block_sequence(self, *, tokens: int) -> None:
+        """See the protocol."""
+        self._stream("block_sequence", block=tokens)
+
     def _stream(self, what: str, **wishes: Any) -> None:
         self._once(what)
         self._streaming |= wishes

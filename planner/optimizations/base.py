@@ -205,6 +205,8 @@ class Optimization(ABC):
             unless switched off.
         asked: on only where the user asks for it: what it brings is neither memory nor time, or it changes the result
             by more than anyone should meet unasked.
+        last_resort: the optimisation that it makes room for; it is tried only where sets with that one lack nothing
+            but memory of the card. So it costs no search where nobody needs it.
         effect: what it does to the result where it is not exact, in a few words.
     """
 
@@ -220,6 +222,7 @@ class Optimization(ABC):
     exact: ClassVar[bool] = True
     free: ClassVar[bool] = False
     asked: ClassVar[bool] = False
+    last_resort: ClassVar[str] = ""
     effect: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:

@@ -6,18 +6,25 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from reports.render import claims_counts, claims_plans, claims_records, claims_terms
+from planner.planning import HOST_BYTES, Request
+from planner.units import GIB, format_seconds
+from reports.render import claims_cards, claims_counts, claims_memory, claims_plans, claims_records, claims_terms
+from reports.render.claims_counts import backing
 from reports.render.claims_data import Claim, Document, Found, document, listed
-from reports.render.claims_memory import memory, tiers
+from reports.render.claims_memory import marked, memory
+from reports.render.claims_tiers import tiers
 from reports.render.markdown import table
 
 COMPUTED: Mapping[str, Callable[..., Found]] = {
+    **claims_cards.COMPUTATIONS,
     **claims_counts.COMPUTATIONS,
+    **claims_memory.COMPUTATIONS,
     **claims_plans.COMPUTATIONS,
     **claims_terms.COMPUTATIONS,
 }
 MEASURED: Mapping[str, Callable[..., Found]] = claims_records.COMPUTATIONS
 STATES = ("computed", "measured", "not yet")
+HOST, STEP = f"{HOST_BYTES // GIB} GiB", format_seconds(Request().max_step_seconds)
 COLUMNS = ("line>", "what is claimed", "claimed>", "true", "holds", "state", "from")
 
 
@@ -39,8 +46,8 @@ def page() -> str:
 
 # The claims, one by one
 
-The claims document (2025-12-28) says what this project's planner set out to check. Each of its numeric statements has a
-row here, under the number of its line. Where nothing in the repository shows the true value, the row says what would.
+The claims document ({given.date}) says what this project's planner set out to check. Each of its numeric statements has
+a row here, under the number of its line. Where nothing in the repository shows the true value, the row says what would.
 
 * **computed**: by the planner's formulas, search and profiles, or by arithmetic on the document's own figures.
 * **measured**: read from a record in `reports/validation/` ([validation](../docs/validation.md)).
@@ -49,25 +56,34 @@ row here, under the number of its line. Where nothing in the repository shows th
 A claim **holds** if the true figure is within 5 % of the claimed one, or of the range claimed; whole numbers have to
 be equal. `in part` means right as arithmetic alone, or under conditions that the row names; a dash, that nothing
 decides it. GB are 10⁹ bytes here as in the document; what of the card's 8 GB can be used is on line 160. Unless a row
-says otherwise, values are for Phi-2, on an RTX 2060 SUPER as far as a card matters, one sequence at a time. Cards and
-long sequences are planned, not measured: which runs are recorded is in [validation](../docs/validation.md).
+says otherwise, values are for Phi-2, on an RTX 2060 SUPER as far as a card matters, one sequence at a time, with {HOST}
+of host RAM and no disk, and at most {STEP} a step. None of the document's cards is measured: runs are recorded on
+larger ones, some of them held to the memory of a small one ([validation](../docs/validation.md)).
 
 {summary(found, given)}
 {sections(found, given)}
 ## Memory, line by line
 
-The document's three tables of memory, each line beside what the planner has for it. The length is taken as written,
-which favours the claim: with the tier's target the sequence is an eighth longer. Values are those of the phase that
-takes most of the card, and a line's value is the sum of the terms named beside it.
+The document's tables of memory, each line beside what the planner has for it; that for 512K says of some lines what
+they were before, which is a table of its own here. The length is taken as written, which favours the claim: with the
+tier's target the sequence is an eighth longer. Values are those of the phase that takes most of the card, and a line's
+value is the sum of the terms named beside it.
 
 {chr(10).join(memory(each) for each in given.memory)}
 ## Tiers
 
 {tiers(given)}
+## Papers
+
+The papers that the document lists, with the year it gives them there and where it names them beside. A paper may be
+printed later than it is on arXiv. All rows are computed, from `reports/claims.yaml` and the evidence of optimisations.
+
+{papers(given)}
 ## Lines without a row
 
-{len(given.lines)} lines hold a numeric statement, and `reports/claims.yaml` lists them. These hold a digit and state no
-quantity:
+{len(given.lines)} lines hold a numeric statement, and `reports/claims.yaml` has the numbers of each; tests hold the
+rows to them, and `python -m reports.render.claims_source FILE` holds them to a copy of the document. These lines hold a
+digit, or speak of all or none, and state no quantity:
 
 {table(("lines", "why"), ((listed(each.lines), each.why) for each in given.set_aside))}
 The lines are those of a copy of the document in UTF-8 with its broken characters taken out and one line of comment put
@@ -75,10 +91,21 @@ before it; the SHA-256 of that copy is `{given.sha256}`.
 """
 
 
+def papers(given: Document) -> str:
+    """Each paper with the year that is given, the year of its arXiv number, and what rests on it here."""
+    rows = []
+    for paper in given.papers:
+        since = f"20{paper.arxiv[:2]} ({paper.arxiv})" if paper.arxiv else "not on arXiv"
+        used = ", ".join(f"`{name}`" for name in backing().get(paper.arxiv or "", ()))
+        lines = ", ".join(map(str, (paper.line, *paper.also)))
+        rows.append((lines, paper.name, str(paper.year or "none"), since, used or "nothing"))
+    return table(("line>", "paper", "year given>", "on arXiv since", "backs here"), rows)
+
+
 def summary(found: list[tuple[Claim, Found]], given: Document) -> str:
     """How many rows there are of each state, and how many claims hold."""
     states = Counter(claim.state for claim, _ in found)
-    of_tables = sum(len(each.parts) + 1 + (each.headroom is not None) for each in given.memory) + len(given.tiers)
+    of_tables = sum(len(each.rows) for each in given.memory) + len(given.tiers) + len(given.papers)
     held: dict[str, Counter[str]] = {state: Counter() for state in STATES}
     for claim, one in found:
         held[claim.state][claim.holds(one) or "–"] += 1
@@ -86,7 +113,7 @@ def summary(found: list[tuple[Claim, Found]], given: Document) -> str:
         (state, str(states[state]), *(str(held[state][each]) for each in ("yes", "in part", "no", "–")))
         for state in STATES
     ]
-    told = f"The tables of memory and of tiers have {of_tables} lines more, all of them computed.\n"
+    told = f"The tables of memory, of tiers and of papers have {of_tables} lines more, all of them computed.\n"
     return table(("state", "statements>", "holds>", "in part>", "does not>", "undecided>"), rows) + f"\n{told}"
 
 
@@ -109,7 +136,7 @@ def row(claim: Claim, found: Found) -> tuple[str, ...]:
         claim.claim,
         claim.claimed,
         found.text,
-        f"**{held}**" if held == "no" else held,
+        marked(held),
         claim.state,
         "; ".join(map(told, claim.sources)) or "–",
     )

@@ -14,7 +14,7 @@ from planner.ledger import Device
 from planner.model import load_model
 from planner.optimizations import all_optimizations
 from planner.tiers import TIERS
-from reports.render.claims_data import Document, Found, gigabytes, listed
+from reports.render.claims_data import Document, Found, listed
 from reports.render.claims_plans import planned
 from reports.render.figures import CARD, MODEL, reference_plan
 
@@ -41,10 +41,11 @@ def halves(document: Document, standard: int, extreme: int) -> Found:
     return Found(text, holds="yes" if right else "no")
 
 
-def extreme_members(document: Document, named: int) -> Found:
+def extreme_members(document: Document, named: int, counted_again: int) -> Found:
     """How many optimisations are called extreme in three places."""
     own = counted(document, EXTREME)
-    return Found(f"{named} are named here, {own} are listed under that heading, 16 are counted on line 364", own)
+    text = f"{named} are named here, {own} are listed under that heading, {counted_again} are counted on line 364"
+    return Found(text, holds="yes" if named == own == counted_again else "no")
 
 
 def numbers() -> dict[int, list[str]]:
@@ -60,6 +61,12 @@ def realised(document: Document) -> Found:
     """How many of the items the planner has."""
     have = list(numbers())
     return Found(f"this planner has {len(have)} of the {counted(document)} items ({listed(have)}) so far", len(have))
+
+
+def complete(document: Document) -> Found:
+    """The same as a share of all; the value is in percent."""
+    have, all_of_them = len(numbers()), counted(document)
+    return Found(f"{100 * have / all_of_them:.0f} %: {realised(document).text}", 100 * have / all_of_them)
 
 
 def together(document: Document) -> Found:
@@ -111,30 +118,23 @@ def gains() -> dict[str, int]:
     return {name: _peak(run_without(name, explained)) - _peak(explained) for name in names}
 
 
-def most_useful(document: Document) -> Found:
-    """Which optimisation the chosen plan would lack most without."""
-    higher = gains()
-    most = max(higher, key=lambda name: higher[name])
-    numbered = all_optimizations()[most].numbers
-    return Found(
-        f"GQA saves nothing here; at {reference_plan().total_tokens:,} tokens `{most}` (item {numbered[0]}) "
-        "saves most, "
-        f"{gigabytes(higher[most])}",
-        holds="yes" if 36 in numbered else "no",
-    )
-
-
 def _peak(one: Explained) -> int:
     by_phase = one.configuration.ledger.by_phase(one.letters, (Device.GPU,))
     return max(sum(int(size) for size in terms.values()) for terms in by_phase.values())
 
 
+def backing() -> dict[str, list[str]]:
+    """For each arXiv number the optimisations here that give it as evidence."""
+    found: dict[str, list[str]] = {}
+    for name, each in all_optimizations().items():
+        for number in dict.fromkeys(number for one in each.evidence for number in ARXIV.findall(one.source)):
+            found.setdefault(number, []).append(name)
+    return found
+
+
 def papers(document: Document) -> Found:
     """How many papers are listed, and how many of them optimisations here rest on."""
-    cited = {
-        number for each in all_optimizations().values() for one in each.evidence for number in ARXIV.findall(one.source)
-    }
-    used = [name for name, number in document.papers.items() if number in cited]
+    used = [paper.name for paper in document.papers if paper.arxiv in backing()]
     text = f"{len(document.papers)} are listed; {len(used)} of them back an optimisation here ({', '.join(used)})"
     return Found(text, len(document.papers), "in part")
 
@@ -202,6 +202,12 @@ def wasted(document: Document, actual: int, padded: int) -> Found:
     )
 
 
+def useful(document: Document, rows: tuple[float, float], padded: float) -> Found:
+    """The share of tokens that are no padding in the document's own example; the value is in percent."""
+    share = 100 * sum(rows) / (len(rows) * padded)
+    return Found(f"{share:.1f} % of the tokens are no padding by its own lines 249 and 250", share)
+
+
 def packed(
     document: Document, used: tuple[float, float], after: float, rows: tuple[float, float], padded: float
 ) -> Found:
@@ -210,7 +216,7 @@ def packed(
     example = 2 * padded / sum(rows)
     text = (
         f"{low:.1f} to {high:.1f} from {used[0]:g}–{used[1]:g} % to {after:g} %, but {example:.1f} by the example of "
-        "lines 249 and 250; 1 for rows cut to one length, as here"
+        "lines 249 and 250; 1 where each sequence is a step of its own, without padding, as here"
     )
     return Found(text, holds="in part")
 
@@ -235,7 +241,7 @@ def precision_factor(document: Document, before: float, after: float) -> Found:
     text = (
         f"a factor of an estimate, which saves nothing. {before} to {after} would be "
         f"{100 * (1 - after / before):.1f} % "
-        f"less and {more:.0f} % more context; {after} is 75 % less than none, where line 32 says 80"
+        f"less and {more:.0f} % more context; {after} is {100 * (1 - after):.0f} % less than none, and line 32 says 80"
     )
     return Found(text, more)
 
@@ -279,9 +285,20 @@ def longer_for_less(document: Document, shorter: float, longer: float) -> Found:
     return Found(f"adds up, yet it is less than the {shorter:.2f} GB of half the length", longer, "in part")
 
 
-def largest(document: Document, savings: list[float]) -> Found:
+def largest(document: Document, savings: list[float], claimed: float) -> Found:
     """Whether a claimed saving is the largest of all."""
-    return Found(f"{max(savings):.2f} GB is the largest on the list", max(savings), arithmetic=True)
+    right = claimed == max(savings)
+    return Found(f"{max(savings):.2f} GB is the largest on the list", holds="in part" if right else "no")
+
+
+def pruning(document: Document, kept: int, of: int) -> Found:
+    """Disk space saved where so many of so many stored states are kept; the value is in percent."""
+    share = 100 * (1 - kept / of)
+    text = (
+        f"keeping {kept} of {of} saves {share:.0f} %, by arithmetic; here one state is stored, over the last one, "
+        f"which is {100 * (1 - 1 / of):.0f} % less than {of}"
+    )
+    return Found(text, share, arithmetic=True)
 
 
 def own_multiplier(document: Document, before: tuple[float, float], after: tuple[float, float]) -> Found:
@@ -304,11 +321,11 @@ COMPUTATIONS: Mapping[str, Callable[..., Any]] = {
         halves,
         extreme_members,
         realised,
+        complete,
         together,
         duplicates,
         item_again,
         memory_items,
-        most_useful,
         papers,
         tiers_counted,
         length,
@@ -328,6 +345,8 @@ COMPUTATIONS: Mapping[str, Callable[..., Any]] = {
         same_for_twice,
         longer_for_less,
         largest,
+        pruning,
+        useful,
         own_multiplier,
         ends_at,
     )

@@ -101,12 +101,25 @@ class Claim(Strict):
 
 
 class MemoryLine(Strict):
-    """A line of one of the document's tables of memory: its name, its gigabytes, the groups of terms it stands for."""
+    """A line of one of the document's tables of memory: its name, its gigabytes, the groups of terms it stands for.
+
+    ``about``: the document has a tilde before the figure.
+    """
 
     line: int
     name: str
     claimed: float
+    about: bool = False
     groups: tuple[str, ...] = ()
+
+    @property
+    def written(self) -> str:
+        """The claimed figure as it stands there."""
+        return f"{'~' if self.about else ''}{self.claimed:.2f} GB"
+
+    def holds(self, true: float) -> Holds:
+        """Whether so many bytes are what is claimed."""
+        return "yes" if abs(true / 1e9 - self.claimed) <= TOLERANCE * self.claimed else "no"
 
 
 class MemoryTable(Strict):
@@ -114,9 +127,10 @@ class MemoryTable(Strict):
 
     Attributes:
         choices: optimisations that are on; empty for those that take least memory on the card.
+        required, excluded: where ``choices`` is empty, those that have to be on, and those that have to be off.
         weights: ``nf4`` or ``int8``, how the linears are held.
         parts: the lines that are summed.
-        total, headroom: line and claimed gigabytes of the sum and of what is left of the card.
+        total, headroom: line and claimed gigabytes of the sum and of what is left of the card, where they are claimed.
     """
 
     title: str
@@ -124,10 +138,17 @@ class MemoryTable(Strict):
     target: int
     rank: int
     choices: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
     weights: Literal["nf4", "int8"] = "nf4"
     parts: tuple[MemoryLine, ...]
-    total: MemoryLine
+    total: MemoryLine | None = None
     headroom: MemoryLine | None = None
+
+    @property
+    def rows(self) -> tuple[MemoryLine, ...]:
+        """Every line of the document that it has a row for."""
+        return (*self.parts, *(line for line in (self.total, self.headroom) if line))
 
 
 class TierLine(Strict):
@@ -143,8 +164,21 @@ class TierLine(Strict):
     requirement: str
 
 
+class Paper(Strict):
+    """A paper that the document lists: the year it gives, there and on other lines, and the arXiv number.
+
+    ``arxiv`` is None for a paper that is not on arXiv, and ``year`` for one that is given none.
+    """
+
+    line: int
+    also: tuple[int, ...] = ()
+    name: str
+    year: int | None
+    arxiv: str | None = Field(pattern=r"^\d{4}\.\d{5}$")
+
+
 class SetAside(Strict):
-    """Lines that hold a digit and yet state no quantity, and why."""
+    """Lines that hold a digit, or speak of all or none, and yet state no quantity; and why."""
 
     lines: tuple[int, ...]
     why: str
@@ -162,30 +196,42 @@ class Document(Strict):
 
     Attributes:
         sha256: of the text of the claims document.
-        lines: numbers of the lines that hold a numeric statement.
+        numbers: for each line that holds a numeric statement its numbers, as ``claims_source.figures`` reads them, or
+            what it says in place of one.
         items: the numbered items, section by section: first and last.
-        papers: arXiv numbers of the papers listed, None for those not on arXiv.
+        papers: those listed.
     """
 
     date: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    lines: tuple[int, ...]
+    numbers: dict[int, str]
     set_aside: tuple[SetAside, ...]
     sections: tuple[Section, ...]
     items: dict[str, tuple[int, int]]
-    papers: dict[str, str | None]
+    papers: tuple[Paper, ...]
     claims: tuple[Claim, ...]
     memory: tuple[MemoryTable, ...]
     tiers: tuple[TierLine, ...]
 
-    def covered(self) -> set[int]:
-        """Every line that has a row in some table."""
-        of_tables = {
-            line.line
-            for table in self.memory
-            for line in (*table.parts, table.total, *((table.headroom,) if table.headroom else ()))
-        }
-        return {claim.line for claim in self.claims} | {tier.line for tier in self.tiers} | of_tables
+    @property
+    def lines(self) -> tuple[int, ...]:
+        """Numbers of the lines that hold a numeric statement."""
+        return tuple(self.numbers)
+
+    def rows(self) -> dict[int, list[tuple[str, str]]]:
+        """For each line its rows in all tables: what is claimed in our words, and the figures as written there."""
+        found: dict[int, list[tuple[str, str]]] = {}
+        for claim in self.claims:
+            found.setdefault(claim.line, []).append((claim.claim, claim.claimed))
+        for line in (line for table in self.memory for line in table.rows):
+            found.setdefault(line.line, []).append((line.name, line.written))
+        for tier in self.tiers:
+            written = (tier.tier, tier.context, tier.target, tier.total, tier.rank, f"{tier.improvement}x")
+            found.setdefault(tier.line, []).append((tier.requirement, ", ".join(map(str, written))))
+        for paper in self.papers:
+            for number in (paper.line, *paper.also):
+                found.setdefault(number, []).append((paper.name, str(paper.year or "no year")))
+        return found
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,9 +16,10 @@ from planner.hardware import load_profile
 from planner.ledger import Device, Phase
 from planner.lengths import NO_TIER_RANK
 from planner.model import load_model
+from planner.on_card import SpaceOnCard
 from planner.optimizations.base import Situation
 from planner.planning import HOST_BYTES, Request
-from planner.solver import ENDLESS_LIMITS, Search, Wanted, search
+from planner.solver import ENDLESS_LIMITS, Search, Wanted, search, space_of
 from planner.symbols import Letters
 from planner.tiers import TIERS
 from planner.units import GIB, format_bytes, format_seconds
@@ -50,25 +51,43 @@ def planned(card: str) -> Search:
 
 
 @cache
-def least(card: str, key: Key, total: int, target: int, rank: int, *, fitting: bool = False) -> Outcome | None:
-    """The configuration that takes least of something at one length; None where nothing fits and it has to.
-
-    Args:
-        fitting: within the limits of that search; else whatever card, host and time allow.
-    """
+def choices(card: str, required: tuple[str, ...] = (), excluded: tuple[str, ...] = ()) -> SpaceOnCard:
+    """All there is to choose from with some optimisations on and some off."""
     found = planned(card)
+    if not required and not excluded:
+        return found.on_card
+    space = space_of(found.situation, required, excluded)
+    return SpaceOnCard(space, found.situation.gpu, found.constants, found.limits.accumulation)
+
+
+@cache
+def least(
+    card: str,
+    key: Key,
+    total: int,
+    target: int,
+    rank: int,
+    *,
+    limits: Limits = ENDLESS_LIMITS,
+    required: tuple[str, ...] = (),
+    excluded: tuple[str, ...] = (),
+) -> Outcome | None:
+    """The configuration that takes least of something at one length and within limits; None where there is none."""
+    found, on_card = planned(card), choices(card, required, excluded)
     one = Candidates(np.array([total]), np.array([target]), np.array([rank]))
-    limits = found.limits if fitting else ENDLESS_LIMITS
-    best = found.on_card.at(one, 0).having(None).cheapest(limits, key)
+    best = on_card.at(one, 0).having(None).cheapest(limits, key)
     if best is None:
         return None
     evaluate = Evaluator(one, found.situation, found.constants, found.limits)
-    return evaluate(found.space.configuration(best.branch, best.places))
+    return evaluate(on_card.space.configuration(best.branch, best.places))
 
 
-def least_memory(card: str, total: int, target: int, rank: int) -> Outcome:
+def least_memory(
+    card: str, total: int, target: int, rank: int, required: tuple[str, ...] = (), excluded: tuple[str, ...] = ()
+) -> Outcome:
     """The configuration that takes least of the card at one length, whatever host and time allow."""
-    return _found(least(card, (CARD_MEMORY, HOST_MEMORY), total, target, rank))
+    key: Key = (CARD_MEMORY, HOST_MEMORY)
+    return _found(least(card, key, total, target, rank, required=required, excluded=excluded))
 
 
 def fastest(card: str, total: int, target: int, rank: int) -> Outcome:
@@ -76,15 +95,26 @@ def fastest(card: str, total: int, target: int, rank: int) -> Outcome:
     return _found(least(card, (SECONDS,), total, target, rank))
 
 
-def at_tier(card: str, key: Key, number: int, *, fitting: bool) -> Outcome | None:
+def at_tier(card: str, key: Key, number: int, limits: Limits = ENDLESS_LIMITS) -> Outcome | None:
     """As ``least`` at the length of a tier."""
     tier = TIERS[number - 1]
-    return least(card, key, tier.total, tier.target, tier.rank, fitting=fitting)
+    return least(card, key, tier.total, tier.target, tier.rank, limits=limits)
+
+
+def within(card: str, number: int) -> Outcome | None:
+    """The fastest configuration at a tier that card, host and time allow; None where they allow none."""
+    return at_tier(card, (SECONDS,), number, planned(card).limits)
+
+
+def host_needed(card: str, number: int, **lifted: float) -> Outcome | None:
+    """The configuration at a tier that takes least of the host, were that without a limit; ``lifted`` are others."""
+    limits = replace(planned(card).limits, host_bytes=ENDLESS_LIMITS.host_bytes, **lifted)
+    return at_tier(card, (HOST_MEMORY, SECONDS), number, limits)
 
 
 def tier_fits(card: str, number: int) -> bool:
     """Whether any configuration trains a tier."""
-    return at_tier(card, (SECONDS,), number, fitting=True) is not None
+    return within(card, number) is not None
 
 
 def _found(outcome: Outcome | None) -> Outcome:
@@ -154,17 +184,19 @@ def longest(card: str) -> int:
 
 def verdict(card: str, number: int) -> str:
     """Whether a tier fits, and the figure that decides it."""
-    found, best = planned(card), at_tier(card, (SECONDS,), number, fitting=True)
+    limits, best = planned(card).limits, within(card, number)
     if best is not None:
         return f"fits, about {format_seconds(float(best.time.estimate[0]))} a step"
-    on_card, in_host = (_found(at_tier(card, key, number, fitting=False)) for key in ((CARD_MEMORY,), (HOST_MEMORY,)))
-    if int(on_card.high[0]) > found.limits.gpu_bytes:
-        lacking = f"{gigabytes(int(on_card.high[0]))} of {gigabytes(found.limits.gpu_bytes)}"
-    elif (host := int(in_host.host[0])) > found.limits.host_bytes:
-        lacking = f"host RAM: {gigabytes(host)} of {gigabytes(found.limits.host_bytes)}"
-    else:
-        lacking = "card, host and time together are not enough"
-    return f"does not fit: {lacking}"
+    on_card = _found(at_tier(card, (CARD_MEMORY,), number))
+    if int(on_card.high[0]) > limits.gpu_bytes:
+        return f"does not fit: {gigabytes(int(on_card.high[0]))} of {gigabytes(limits.gpu_bytes)} of the card"
+    enough = host_needed(card, number)
+    slow = enough or host_needed(card, number, step_seconds=ENDLESS_LIMITS.step_seconds)
+    if slow is None:
+        return "does not fit: whatever takes little of the card takes too much of the host"
+    lacking = f"{format_bytes(int(slow.host[0]))} of {format_bytes(limits.host_bytes)} of host RAM"
+    late = "" if enough else f", and about {format_seconds(float(slow.time.estimate[0]))} a step"
+    return f"does not fit: {lacking}{late}"
 
 
 # --- What rows of the report ask for ----------------------------------------------------------------------
@@ -173,8 +205,30 @@ def verdict(card: str, number: int) -> str:
 def reach(document: Document, card: str) -> Found:
     """The highest tier a card trains."""
     total, number = planned(card).wanted[planned(card).index].total, tier_of(card)
-    text = f"{NAMES[card]}: tier {number}, {total:,} tokens; at most {longest(card):,}"
-    return Found(text, number)
+    return Found(f"{NAMES[card]}: tier {number}, {total:,} tokens{_with_more(card, number + 1)}", number)
+
+
+def _with_more(card: str, number: int) -> str:
+    """What host RAM a tier takes that does not fit for want of it alone; the next one too if that is so there."""
+    told = []
+    for each in range(number, len(TIERS) + 1):
+        enough = host_needed(card, each)
+        if enough is None:
+            break
+        told.append(f"tier {each} with {-(-int(enough.host[0]) // GIB)} GiB of host RAM")
+    return f"; it would be {', '.join(told)}" if told else ""
+
+
+def longest_context(document: Document, card: str) -> Found:
+    """The longest sequence that a card trains."""
+    text = f"{longest(card):,} tokens at most on {NAMES[card]}, every token trained"
+    return Found(text, longest(card))
+
+
+def contexts(document: Document, tiers: list[int]) -> Found:
+    """The contexts of tiers; the value is that of the last."""
+    told = ", ".join(f"{TIERS[number - 1].context:,} in tier {number}" for number in tiers)
+    return Found(f"tokens of context: {told}", TIERS[tiers[-1] - 1].context)
 
 
 def increase(document: Document, card: str, before: int) -> Found:
@@ -193,7 +247,7 @@ def achieved(document: Document, card: str, base: int) -> Found:
     """The longest sequence over a base length, and over the model's own context."""
     native, tokens = load_model(MODEL).native_context, longest(card)
     return Found(
-        f"{tokens:,} tokens are {tokens / base:.0f} times {base}, and {tokens / native:.1f} times the {native:,} that "
+        f"{tokens:,} tokens are {tokens / base:,.0f} times {base}, and {tokens / native:.1f} times the {native:,} that "
         f"{MODEL} was made for",
         tokens / base,
     )
@@ -201,7 +255,7 @@ def achieved(document: Document, card: str, base: int) -> Found:
 
 def epochs_take(document: Document, card: str, tier: int, epochs: int, days: float) -> Found:
     """What so many epochs of a single sequence of a tier take, at the card's peak rates and as estimated."""
-    time = _found(at_tier(card, (SECONDS,), tier, fitting=False)).time
+    time = _found(at_tier(card, (SECONDS,), tier)).time
     bound, estimate = float(time.bound[0]), float(time.estimate[0])
     fits = tier_of(card) >= tier
     shortest, likely = format_seconds(bound * epochs), format_seconds(estimate * epochs)
@@ -216,7 +270,7 @@ def epochs_take(document: Document, card: str, tier: int, epochs: int, days: flo
 
 def sequences(document: Document, card: str, tier: int, hours: float) -> Found:
     """How many sequences of a tier a card is through with in so many hours."""
-    best = at_tier(card, (SECONDS,), tier, fitting=True) or _found(at_tier(card, (SECONDS,), tier, fitting=False))
+    best = within(card, tier) or _found(at_tier(card, (SECONDS,), tier))
     step = float(best.time.estimate[0])
     total = TIERS[tier - 1].total
     many = hours * 3600 / step
@@ -239,56 +293,22 @@ def per_token(document: Document, card: str) -> Found:
     return Found(text, holds="no" if each > 0 or host > 0 else "yes")
 
 
-def card_memory(document: Document, card: str) -> Found:
-    """As sold, as CUDA shows it, and what a plan may use; the value is GiB as sold."""
-    profile = load_profile(card)
-    sold, visible = int(profile.memory_bytes.value or 0), int(profile.visible_bytes.value or 0)
-    text = (
-        f"{sold / GIB:g} GiB as sold; CUDA shows {format_bytes(visible)}, and {format_bytes(budget(card))} are for use"
-    )
-    return Found(text, sold / GIB)
-
-
 def against(document: Document, card: str, other: str) -> Found:
-    """What two cards reach."""
-    told = "; ".join(f"{NAMES[each]}: tier {tier_of(each)}, at most {longest(each):,} tokens" for each in (card, other))
-    return Found(told, holds="yes" if longest(card) >= longest(other) else "no")
+    """What two cards reach with the same host, and how long a step takes each."""
+    each = [(name, tier_of(name), longest(name)) for name in (card, other)]
+    told = "; ".join(
+        f"{NAMES[name]}: at most {tokens:,} tokens, tier {tier} {verdict(name, tier).removeprefix('fits, ')}"
+        for name, tier, tokens in each
+    )
+    return Found(f"{told}. Host RAM decides, not the card", holds="in part" if each[0][2] >= each[1][2] else "no")
 
 
-def half_rate(document: Document, cards: list[str]) -> Found:
-    """Peak rate in 16 bits over that in float32."""
-    told, ratios = [], []
-    for card in cards:
-        profile = load_profile(card)
-        half, single = (profile.rates[name].value for name in ("fp16", "fp32"))
-        ratios.append(float(half or 0) / float(single or 1))
-        told.append(f"{ratios[-1]:.1f} on {NAMES[card]}{'' if profile.supports_bf16 else ' (which has no BF16)'}")
-    held = {abs(ratio / 2 - 1) <= 0.05 for ratio in ratios}
+def stage(document: Document, card: str, tokens: list[int]) -> Found:
+    """Whether the lengths of a stage of the curriculum fit."""
+    told = ", ".join(f"{each:,} tokens {'fit' if longest(card) >= each else 'do not fit'}" for each in tokens)
     return Found(
-        f"peak FP16 rate over FP32: {', '.join(told)}",
-        holds="in part" if len(held) > 1 else "yes" if True in held else "no",
+        f"{told} on {NAMES[card]} ({longest(card):,} at most)", holds="yes" if longest(card) >= max(tokens) else "no"
     )
-
-
-def stage(document: Document, card: str, tokens: int) -> Found:
-    """Whether a stage of the curriculum fits."""
-    fits = longest(card) >= tokens
-    told = "fit" if fits else "do not fit"
-    return Found(
-        f"{tokens:,} tokens {told} on {NAMES[card]} ({longest(card):,} at most)", holds="yes" if fits else "no"
-    )
-
-
-def curriculum(document: Document, card: str, stages: list[int]) -> Found:
-    """Estimated time of as many tokens in each stage, against all of them at the longest."""
-    each = [float(fastest(card, length, length, NO_TIER_RANK).time.estimate[0]) / length for length in stages]
-    saved = 1 - sum(each) / len(each) / each[-1]
-    text = (
-        f"as many tokens in each stage, {stages[0]:,} to {stages[-1]:,} long, are estimated to take "
-        f"{100 * saved:.0f} % "
-        "less time than all at the longest; whether as much is learned is not shown"
-    )
-    return Found(text, 100 * saved, holds="in part")
 
 
 def least_at(document: Document, card: str, tokens: int, rank: int) -> Found:
@@ -327,11 +347,10 @@ COMPUTATIONS: Mapping[str, Callable[..., Any]] = {
         epochs_take,
         sequences,
         per_token,
-        card_memory,
+        longest_context,
+        contexts,
         against,
-        half_rate,
         stage,
-        curriculum,
         least_at,
         peak_of,
         per_gigabyte,

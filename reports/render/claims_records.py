@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from planner.units import format_seconds
 from reports.render.claims_data import Document, Found, gigabytes
 from reports.render.records import Record, on_cards, records
 
@@ -85,8 +86,11 @@ def perplexity(document: Document, name: str) -> Found:
 
 
 def first_step(document: Document) -> Found:
-    """Seconds of the first step of every run on a card beyond its median; the value is the middle one, in ms."""
-    found = on_cards(records())
+    """Seconds of the first step beyond the median, of every run whose layers are not streamed.
+
+    The first step of a streamed run is one of a short sequence, and no step to compare.
+    """
+    found = [one for one in on_cards(records()) if one.content["executor"] == "resident"]
     later = sorted(
         1000 * (float(one.content["step_seconds"]["probe"]) - float(one.content["step_seconds"]["median"]))
         for one in found
@@ -94,13 +98,77 @@ def first_step(document: Document) -> Found:
     middle = later[len(later) // 2]
     text = (
         f"the first step took {later[0]:,.0f} to {later[-1]:,.0f} ms longer than the median in {len(later)} "
-        "runs, in the "
-        f"middle {middle:,.0f}; a warm-up pays that earlier, and saves none of it"
+        f"resident runs, in the middle {middle:,.0f}; a warm-up pays that earlier, and saves none of it"
     )
     return Found(text, holds="in part")
 
 
+def peak(document: Document, name: str) -> Found:
+    """Measured peak of a run of the whole model; the value is in GB."""
+    one = record(name)
+    assert one.content["layers_run"] == one.content["layers"]
+    text = (
+        f"{gigabytes(one.allocated)} allocated{_held(one)}; the plan's objective was {one.content['plan']['objective']}"
+    )
+    return Found(text, one.allocated / 1e9)
+
+
+def ran(document: Document, name: str, part: str) -> Found:
+    """A run of the whole model at a length, and one of some layers on a card held to the reference card."""
+    whole, some = record(name), record(part)
+    seconds, _ = whole.step
+    text = (
+        f"{whole.tokens:,} tokens took {gigabytes(whole.allocated)}{_held(whole)}, {format_seconds(seconds or 0)} a "
+        f"step. At {some.tokens:,} {some.content['layers_run']} of {some.content['layers']} layers took "
+        f"{gigabytes(some.allocated)}{_held(some)}. Neither is a card of 8 GB, and nothing longer is recorded"
+    )
+    return Found(text, holds="in part")
+
+
+def _held(one: Record) -> str:
+    """To what a run was held, on which card, and what of the host it took."""
+    card = one.content["environment"]["gpu"]["name"]
+    return f" on {card} held to {gigabytes(one.content['limit_bytes'])}, and {gigabytes(one.host_measured)} of host RAM"
+
+
+def loss_saved(document: Document, without: str, with_it: str) -> Found:
+    """Measured peaks with the loss whole and in slices; the value is in GB."""
+    _differ(without, with_it, {"chunked_loss"})
+    before, after = record(without).allocated, record(with_it).allocated
+    text = (
+        f"the loss in slices alone saved {gigabytes(before - after)} at {record(with_it).tokens:,} tokens: "
+        f"{gigabytes(before)} to {gigabytes(after)}"
+    )
+    return Found(text, (before - after) / 1e9)
+
+
+def rows_filled(document: Document) -> Found:
+    """Steps of full rows: the least time that the card's peak rates allow, over the time they took."""
+    shares = []
+    for one in on_cards(records()):
+        bound, (took, _) = one.content["plan"]["time"]["step_seconds"]["bound"], one.step
+        assert one.content["tokens_held"] == one.tokens, f"{one.name} has rows that are not full"
+        if one.content["layers_run"] == one.content["layers"] and bound and took:
+            shares.append(100 * bound / took)
+    text = (
+        f"steps of full rows used {min(shares):.0f} to {max(shares):.0f} % of the cards' peak rates in {len(shares)} "
+        "runs; for how much of the time any kernel ran is not recorded"
+    )
+    return Found(text)
+
+
 COMPUTATIONS: Mapping[str, Callable[..., Any]] = {
     each.__name__: each
-    for each in (optimizer_states, checkpointing, checkpointing_time, unused, perplexity, first_step)
+    for each in (
+        optimizer_states,
+        checkpointing,
+        checkpointing_time,
+        unused,
+        perplexity,
+        first_step,
+        peak,
+        ran,
+        loss_saved,
+        rows_filled,
+    )
 }

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from planner.baseline import per_layer_names
+from planner.compose import compose
 from planner.ledger import Device, Phase
 from planner.model import load_model
+from planner.optimizations import all_optimizations
 from planner.tiers import TIERS
-from reports.render.claims_data import Document, Found, gigabytes, scientific
-from reports.render.claims_plans import best_run, composed, least_memory, run
+from reports.render.claims_data import Document, Found, gigabytes
+from reports.render.claims_plans import Run, best_run, composed, run, situation
 from reports.render.decisions import PLAIN, SPACINGS, TOKENS, backward_bytes
 from reports.render.figures import CARD, MODEL
 
@@ -58,13 +61,21 @@ def states(rank: int) -> dict[str, int]:
 
 
 def offloadable(document: Document, rank: int) -> Found:
-    """What leaves the card where gradients and optimiser go to the host; the value is in GB."""
-    sizes = states(rank)
-    both = sizes["gradients"] + sizes["optimizer"]
+    """What leaves the card where the optimiser's states go to the host; the value is in GB."""
+    size = states(rank)["optimizer"]
+    text = f"all there is are {gigabytes(size)} of float32 AdamW states at rank {rank}; one card has nothing to shard"
+    return Found(text, size / 1e9)
+
+
+def offloaded_weights(document: Document, tokens: int) -> Found:
+    """What leaves the card where the layers' weights lie in host memory, all else equal; the value is in GB."""
+    base = (*HALF, "chunked_loss", "nf4_weights", "streamed")
+    stay, go = (composed(ids, tokens).peak() for ids in (base, (*base, "streamed_nf4_weights")))
     text = (
-        f"gradients and float32 AdamW states of rank {rank} are {gigabytes(both)} in all; one card has nothing to shard"
+        f"one card has nothing to shard; the 4-bit weights of the layers in host memory take {gigabytes(stay - go)} "
+        "off the card, less what is fetched at a time, while the document's own tables leave them there"
     )
-    return Found(text, both / 1e9)
+    return Found(text, (stay - go) / 1e9)
 
 
 def gradients(document: Document, ranks: list[int]) -> Found:
@@ -97,6 +108,25 @@ def key_heads(document: Document) -> Found:
     )
 
 
+def attention_factor(document: Document, tokens: int) -> Found:
+    """What exact attention leaves of the bytes that layers save with stored scores."""
+    left = saved_by_layers(EXACT, tokens) / saved_by_layers(HALF, tokens)
+    return Found(f"{left:.2g} of what layers save with stored scores is left at {tokens:,} tokens", left)
+
+
+def most_useful(document: Document, ids: list[str], tokens: int, rank: int) -> Found:
+    """Which of a set of optimisations lowers the peak most: each is taken out alone."""
+
+    def peak(names: list[str]) -> int:
+        return composed(tuple(names), tokens, rank=rank, card=EITHER).peak()
+
+    more = {each: peak([name for name in ids if name != each]) - peak(ids) for each in ids if each != "lora"}
+    most = max(more, key=lambda name: more[name])
+    numbers = all_optimizations()[most].numbers
+    text = f"GQA saves nothing here; at {tokens:,} tokens `{most}` (item {numbers[0]}) saves most, "
+    return Found(text + gigabytes(more[most]), holds="yes" if 36 in numbers else "no")
+
+
 def root_spacing() -> int:
     """Layers of a segment where there are √L segments."""
     return round(math.sqrt(load_model(MODEL).layers))
@@ -120,39 +150,69 @@ def segments_share(document: Document) -> Found:
     return Found(f"{root:.0f} % for √L segments, {one:.0f} % for one checkpoint a layer", root, "in part")
 
 
-def best_spacing(document: Document) -> Found:
-    """The spacing of checkpoints that takes least."""
+@cache
+def spaced(layers: int, tokens: int, rank: int) -> int:
+    """Bytes of layer inputs in host memory with streamed layers, one input kept for so many of them."""
+    ids = (*HALF, "chunked_loss", "streamed", *(("checkpoint_spacing",) if layers > 1 else ()))
+    knobs = {"checkpoint_spacing": {"every": layers}} if layers > 1 else {}
+    one = run(compose(ids, knobs, situation()), tokens, tokens, rank)
+    phases = one.phases((Device.PINNED,)).values()
+    return max(sum(size for name, size in terms.items() if name.startswith("activations/")) for terms in phases)
+
+
+def segments_in_host(document: Document, tokens: int, rank: int) -> Found:
+    """√L segments against one input a layer where layers are streamed; the value is what they save, in GB."""
+    one, root = spaced(1, tokens, rank), spaced(root_spacing(), tokens, rank)
+    text = (
+        f"nothing of the card: layer inputs lie in host memory, where {gigabytes(one)} become {gigabytes(root)} at "
+        f"{tokens:,} tokens, for one more forward pass"
+    )
+    return Found(text, (one - root) / 1e9, "in part")
+
+
+def best_spacing(document: Document, tokens: int, rank: int) -> Found:
+    """The spacing of checkpoints that takes least: of resident layers, and of streamed ones."""
     best = min(SPACINGS, key=lambda layers: backward_bytes(layers, PLAIN))
     told = "a checkpoint at every layer" if best == 1 else f"one checkpoint for {best} layers"
-    return Found(
-        f"√{load_model(MODEL).layers} is {math.sqrt(load_model(MODEL).layers):.1f}; {told} takes least",
-        float(best),
-        "no",
+    layers = load_model(MODEL).layers
+    sizes = {each: spaced(each, tokens, rank) for each in range(1, layers + 1)}
+    least = [each for each, size in sizes.items() if size == min(sizes.values())]
+    text = (
+        f"√{layers} is {math.sqrt(layers):.1f}. On the card {told} takes least; of streamed layers, whose inputs lie "
+        f"in host memory, one for {least[0]} to {least[-1]} of them does"
     )
+    on_card, in_host = best == root_spacing(), root_spacing() in least
+    return Found(text, holds="yes" if on_card and in_host else "in part" if on_card or in_host else "no")
+
+
+def kept(rounded: bool, tokens: int, rank: int) -> Run:
+    """Streamed layers whose kept inputs are as computed, or in four bits."""
+    ids = (*HALF, "chunked_loss", "streamed")
+    return composed((*ids, "checkpoint_nf4") if rounded else ids, tokens, rank=rank)
 
 
 def four_bits(document: Document) -> Found:
-    """16 bits over those of an NF4 element with its scales."""
+    """16 bits over those of an NF4 element with its scales: of kept activations, and of weights."""
+    whole, rounded = (kept(each, 2**18, 8).size("activations/checkpoints") for each in (False, True))
     one = composed((*EXACT, "nf4_weights"), 1)
-    weights = one.letters.L * one.letters.P
-    nested = 2 * weights / (one.size("weights/linear") + one.size("weights/constants"))
-    plain = 16 / (4 + 32 / 64)
-    return Found(f"{nested:.2f} with nested scales, {plain:.2f} with a float32 scale for 64 elements", plain, "in part")
+    weights = 2 * one.letters.L * one.letters.P / (one.size("weights/linear") + one.size("weights/constants"))
+    text = (
+        f"{whole / rounded:.2f} for activations, whose scales are float32 for 64 elements; {weights:.2f} for weights, "
+        "whose scales are nested"
+    )
+    return Found(text, whole / rounded)
 
 
 def four_bit_checkpoints(document: Document, tokens: int, rank: int) -> Found:
-    """What checkpoints of four bits would save on the card; the value is in GB."""
-    outcome = least_memory(CARD, tokens, tokens, rank)
-    one = run(outcome.configuration, tokens, tokens, rank)
-    term = one.configuration.ledger.terms["activations/checkpoints"]
-    size = one.size("activations/checkpoints")
-    on_card = size if term.device is Device.GPU else 0
-    place = "on the card" if on_card else "in host memory"
+    """What kept layer inputs of four bits save on the card; the value is in GB."""
+    runs = [kept(each, tokens, rank) for each in (False, True)]
+    saved = runs[0].peak() - runs[1].peak()
+    whole, rounded = (gigabytes(one.size("activations/checkpoints")) for one in runs)
     text = (
-        f"{gigabytes(on_card * 3 / 4)} of the card at most, where memory is least: what is kept of a layer, "
-        f"{gigabytes(size)} at {tokens:,} tokens, lies {place}; nothing here holds it in four bits yet"
+        f"{gigabytes(saved)} of the card, since what is kept of the layers lies in host memory: there {whole} become "
+        f"{rounded} at {tokens:,} tokens, and gradients are other ones"
     )
-    return Found(text, on_card * 0.75 / 1e9)
+    return Found(text, saved / 1e9)
 
 
 def low_rank(document: Document, rank: int) -> Found:
@@ -177,11 +237,12 @@ def low_rank_adapters(document: Document, rank: int) -> Found:
     )
 
 
-def less_saved(document: Document, tokens: int) -> Found:
+def less_saved(document: Document, tokens: int, claimed: float) -> Found:
     """Saved by a layer with the activation function in one operation; the value is in percent."""
     before, after = saved_by_layers(EXACT, tokens), saved_by_layers((*EXACT, "fused_activation"), tokens)
     share = 100 * (1 - after / before)
-    return Found(f"{share:.0f} % less is saved by each layer with the activation function as one operation", share)
+    text = f"{share:.0f} %{', more than said,' if share > claimed else ''} less is saved by each layer with the "
+    return Found(f"{text}activation function as one operation", share, "in part" if share > claimed else None)
 
 
 def fused_saves(document: Document, tokens: int) -> Found:
@@ -228,25 +289,20 @@ def scores_avoided(document: Document, tokens: int, block: int) -> Found:
     )
 
 
-def attention_flops(document: Document, tokens: int, keys: int) -> Found:
-    """FLOPs of attention in one forward pass: they do not change with the place of the blocks."""
-    flops = composed(EXACT, tokens).work("attention/forward")
-    return Found(
-        f"{scientific(tokens * keys)} pairs of {tokens:,} and {keys:,} tokens, but blocks change no work: a "
-        "forward pass of "
-        f"attention has {scientific(flops)} FLOP, whole or in blocks, and exact attention stores no such matrix",
-        holds="in part",
-    )
-
-
 def widths(document: Document) -> Found:
-    """Bits of weights, activations and gradients in the reference plan."""
-    one = best_run(CARD)
+    """The fewest bits that weights, kept activations and gradients have here."""
+    one = composed((*EXACT, "nf4_weights"), 1)
     weights = 8 * (one.size("weights/linear") + one.size("weights/constants")) / (one.letters.L * one.letters.P)
-    terms = one.configuration.ledger.terms
-    gradient = {int(term.bits(one.letters)) for name, term in terms.items() if name.startswith("gradients/")}
-    text = f"{weights:.2f} bits a weight in the layers, {one.letters.a} an activation, {max(gradient)} a gradient"
-    return Found(text, holds="yes" if max(one.letters.a, *gradient) == 4 else "no")
+    whole, rounded = (kept(each, 2**18, 8) for each in (False, True))
+    name = "activations/checkpoints"
+    activations = whole.letters.a * rounded.size(name) / whole.size(name)
+    terms = whole.configuration.ledger.terms
+    gradient = max(int(term.bits(whole.letters)) for name, term in terms.items() if name.startswith("gradients/"))
+    text = (
+        f"at the fewest {weights:.2f} bits a weight of the layers with scales, {activations:.2f} a kept activation, "
+        f"{whole.letters.a} any other, {gradient} a gradient"
+    )
+    return Found(text, holds="yes" if gradient == 4 else "no")
 
 
 def convolutions(document: Document) -> Found:
@@ -282,10 +338,14 @@ COMPUTATIONS: Mapping[str, Callable[..., Any]] = {
         attention_saving,
         eight_bits,
         offloadable,
+        offloaded_weights,
+        attention_factor,
+        most_useful,
         gradients,
         no_cache,
         key_heads,
         segments_save,
+        segments_in_host,
         segments_share,
         best_spacing,
         four_bits,
@@ -296,7 +356,6 @@ COMPUTATIONS: Mapping[str, Callable[..., Any]] = {
         fused_saves,
         growth,
         scores_avoided,
-        attention_flops,
         widths,
         convolutions,
         evaluation,

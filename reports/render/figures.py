@@ -15,12 +15,14 @@ from planner.model import load_model
 from planner.optimizations.base import Situation
 from planner.plan import Plan
 from planner.planning import Request, make_plan
+from planner.solver import FINEST, LONGEST
 from planner.units import format_bytes
 from reports.render import svg
 from reports.render.markdown import GIB
-from reports.render.records import on_cards, records
+from reports.render.records import Record, on_cards, records
 
-CARD, MODEL, OFFLOAD = "rtx2060s", "phi-2", "checkpoint_offload"
+CARD, MODEL = "rtx2060s", "phi-2"
+POINTS = 512  # of a curve, at most; a finer one shows nothing more
 STACK = (
     ("weights", ("weights",), svg.BLUE),
     ("adapters, gradients, optimiser", ("adapters", "gradients", "optimizer"), svg.SKY),
@@ -37,12 +39,12 @@ def reference_plan() -> Plan:
     return make_plan(Request(gpu=CARD, model=MODEL))
 
 
-def _configuration(plan: Plan, without: str = "") -> Configuration:
+def _configuration(plan: Plan) -> Configuration:
     knobs: dict[str, dict[str, Any]] = {
         choice.id: {name: value for name, value in choice.knobs.items() if value is not None} for choice in plan.choices
     }
     situation = Situation(load_profile(CARD), load_model(MODEL), plan.memory.host.budget_bytes)
-    return compose([name for name in knobs if name != without], knobs, situation)
+    return compose(list(knobs), knobs, situation)
 
 
 def _peaks(configuration: Configuration, plan: Plan, totals: Any) -> dict[str, Any]:
@@ -64,9 +66,10 @@ def _peaks(configuration: Configuration, plan: Plan, totals: Any) -> dict[str, A
 def memory_by_context() -> str:
     """Memory of the reference card, stacked by what takes it, against the length of a sequence."""
     plan = reference_plan()
-    budget, longest = plan.memory.gpu.budget_bytes, _longest(plan)
+    budget, longest = plan.memory.gpu.budget_bytes, longest_on_card(plan)
     most = -(-(longest + 1) // 8192) * 8192
-    totals: Any = np.arange(1, most // 256 + 1) * 256
+    step = max(256, most // POINTS)
+    totals: Any = np.arange(1, most // step + 1) * step
     peaks = _peaks(_configuration(plan), plan, totals)
     across, up = svg.Scale(0, most, 62, 590), svg.Scale(0, 8, 366, 46)
     title = f"Memory on the card against context: {MODEL} on the 8 GB {plan.gpu.name.removeprefix('NVIDIA GeForce ')}"
@@ -87,14 +90,16 @@ def memory_by_context() -> str:
         entries.append((name, colour))
         below = above
     assert set(peaks) <= {group for _, groups, _ in STACK for group in groups}, "a group has no colour"
-    shapes += _bounds(plan, totals, below, across, up)
+    shapes.append(_bound(totals, below, across, up))
     shapes += [svg.line(62, 366, 590, 366), svg.line(62, 366, 62, 46)]
     shapes += [svg.line(62, up(budget / GIB), 590, up(budget / GIB), svg.RED, 2.5)]
     shapes += [svg.label(70, up(budget / GIB) - 7, f"budget: {format_bytes(budget)}", bold=True)]
     shapes += [svg.line(across(longest), up(budget / GIB), across(longest), 366, svg.INK, 1, "2 3")]
     shapes += [svg.dot(across(longest), up(budget / GIB), 4.5, "#FFFFFF", svg.RED)]
+    shapes += [svg.dot(across(plan.total_tokens), up(plan.memory.gpu.peak_bytes.high / GIB), 4.5, svg.INK, svg.INK)]
     shapes += _legend(plan, entries, longest)
-    return svg.drawing(900, 420, f"{MODEL} on {plan.gpu.name}: at most {longest:,} tokens with these settings", shapes)
+    told = f"{MODEL} on {plan.gpu.name}: the card holds {longest:,} tokens with these settings"
+    return svg.drawing(900, 420, told, shapes)
 
 
 def _apart(most: int) -> int:
@@ -107,25 +112,23 @@ def _high(peak: Any) -> Any:
     return peak + calibration().reserve_bytes(peak, "gpu")
 
 
-def _longest(plan: Plan) -> int:
-    """The longest sequence whose bound is within the budget with the plan's own settings, in steps of 64."""
-    totals = np.arange(1, 2**14) * 64
+def longest_on_card(plan: Plan) -> int:
+    """The longest sequence whose bound is within the budget with the plan's own settings, in steps of ``FINEST``."""
+    totals = np.arange(1, LONGEST // FINEST + 1) * FINEST
     high = _high(sum(_peaks(_configuration(plan), plan, totals).values()))
-    return int(totals[high <= plan.memory.gpu.budget_bytes].max())
+    within = high <= plan.memory.gpu.budget_bytes
+    assert not within[-1], "where it ends is beyond what is looked at"
+    return int(totals[within].max())
 
 
-def _bounds(plan: Plan, totals: Any, expected: Any, across: svg.Scale, up: svg.Scale) -> list[str]:
-    """The bound of the plan, and what the bound would be with the checkpoints on the card."""
-    shapes = []
-    curves = [(expected * GIB, "")]
-    if OFFLOAD in {choice.id for choice in plan.choices}:
-        peaks = _peaks(_configuration(plan, OFFLOAD), plan, totals)
-        curves.append((sum(peaks.values()), "6 4"))
-    for peak, dash in curves:
-        sizes = np.asarray(peak).astype(np.int64)
-        points = [(across(x), up(y)) for x, y in zip(totals, _high(sizes) / GIB, strict=True) if y <= 8]
-        shapes.append(svg.path(points, svg.INK, 2, dash))
-    return shapes
+def _bound(totals: Any, expected: Any, across: svg.Scale, up: svg.Scale) -> str:
+    """The bound on what is reserved."""
+    high = _high((expected * GIB).astype(np.int64)) / GIB
+    return svg.path([(across(x), up(y)) for x, y in zip(totals, high, strict=True) if y <= 8], svg.INK, 2)
+
+
+def _host(plan: Plan) -> str:
+    return f"{plan.memory.host.budget_bytes // GIB} GiB"
 
 
 def _legend(plan: Plan, entries: list[tuple[str, str]], longest: int) -> list[str]:
@@ -138,17 +141,25 @@ def _legend(plan: Plan, entries: list[tuple[str, str]], longest: int) -> list[st
         svg.line(left, top - 4, left + 16, top - 4, svg.INK, 2),
         svg.label(left + 26, top, "bound on what is reserved"),
     ]
-    if OFFLOAD in {choice.id for choice in plan.choices}:
-        shapes += [svg.line(left, top + 18, left + 16, top + 18, svg.INK, 2, "6 4")]
-        shapes += [svg.label(left + 26, top + 22, "the same, checkpoints on the card")]
     shapes += [svg.dot(left + 8, top + 40, 4.5, "#FFFFFF", svg.RED)]
-    shapes += [svg.label(left + 26, top + 44, f"longest with these settings: {longest:,}")]
+    shapes += [svg.label(left + 26, top + 44, f"all that the card holds: {longest:,}")]
+    shapes += [svg.dot(left + 8, top + 18, 4.5, svg.INK, svg.INK)]
+    shapes += [svg.label(left + 26, top + 22, f"planned with {_host(plan)} host RAM: {plan.total_tokens:,}")]
     note = (
-        f"LoRA rank {plan.lora_rank}, {plan.target:,} tokens trained.",
+        f"The plan's settings: LoRA rank {plan.lora_rank},",
+        f"{plan.target:,} tokens trained.",
         "Computed from the planner's formulas;",
         "not measured on this card.",
     )
     return shapes + [svg.label(left, top + 260 + 17 * row, text, size=11) for row, text in enumerate(note)]
+
+
+SHARES = 644, 984  # where the panel of shares begins and ends, across
+
+
+def _told(record: Record) -> tuple[int, int, int]:
+    """What is shown relative to the predicted peak: allocated, reserved, and the bound."""
+    return record.allocated, record.reserved, record.predicted["high_bytes"]
 
 
 def predicted_measured() -> str:
@@ -157,13 +168,14 @@ def predicted_measured() -> str:
     top, step = 74, 19
     bottom = top + step * len(found)
     most = max(record.predicted["high_bytes"] for record in found) / GIB
-    size = svg.Scale(0, float(np.ceil(most / 4) * 4), 228, 478)
-    spread = max(record.predicted["high_bytes"] / record.predicted["expected_bytes"] for record in found) - 1
-    share = svg.Scale(-2, float(np.ceil(100 * spread / 2) * 2), 520, 860)
+    size = svg.Scale(0, float(np.ceil(most / 4) * 4), 352, 602)
+    shares = [100 * (value / record.predicted["expected_bytes"] - 1) for record in found for value in _told(record)]
+    low, high = (2 * float(rounded(edge / 2)) for rounded, edge in ((np.floor, min(shares)), (np.ceil, max(shares))))
+    share = svg.Scale(low, high, *SHARES)
     shapes = [svg.label(20, 26, "Predicted against measured memory on the card", size=15, bold=True)]
     shapes += [
-        svg.label(353, 50, "peak of allocated memory, GiB", "middle"),
-        svg.label(690, 50, "relative to the predicted peak, %", "middle"),
+        svg.label(477, 50, "peak of allocated memory, GiB", "middle"),
+        svg.label(814, 50, "relative to the predicted peak, %", "middle"),
     ]
     for tick in np.arange(size.low, size.high + 1, 4).tolist():
         shapes += [
@@ -178,19 +190,16 @@ def predicted_measured() -> str:
         shapes += [svg.label(share(tick), bottom + 16, f"{tick:+g}".replace("-", "−") if tick else "0", "middle", 11)]
     for row, record in enumerate(found):
         y, expected = top + step * row + step / 2, record.predicted["expected_bytes"]
-        relative = [
-            share(100 * (value / expected - 1))
-            for value in (record.allocated, record.reserved, record.predicted["high_bytes"])
-        ]
-        shapes += [svg.label(216, y + 4, record.case, "end", 11)]
+        relative = [share(100 * (value / expected - 1)) for value in _told(record)]
+        shapes += [svg.label(340, y + 4, record.case, "end", 11)]
         shapes += [svg.box(size(0), y - 5, size(record.allocated / GIB) - size(0), 10, svg.SKY)]
         shapes += [svg.line(size(expected / GIB), y - 8, size(expected / GIB), y + 8, svg.INK, 2)]
         shapes += [svg.line(relative[2], y - 7, relative[2], y + 7, svg.RED, 3)]
         shapes += [svg.dot(relative[1], y, 4, "#FFFFFF", svg.BLUE), svg.dot(relative[0], y, 4, svg.SKY, svg.BLUE)]
     y = bottom + 40
-    shapes += [svg.box(228, y - 10, 22, 10, svg.SKY), svg.label(258, y, "allocated, measured")]
-    shapes += [svg.line(400, y - 12, 400, y + 3, svg.INK, 2), svg.label(410, y, "predicted")]
-    shapes += [svg.dot(528, y - 4, 4, svg.SKY, svg.BLUE), svg.label(540, y, "allocated")]
-    shapes += [svg.dot(632, y - 4, 4, "#FFFFFF", svg.BLUE), svg.label(644, y, "reserved")]
-    shapes += [svg.line(736, y - 11, 736, y + 3, svg.RED, 3), svg.label(748, y, "bound (high)")]
-    return svg.drawing(900, int(y + 20), f"{len(found)} runs, predicted and measured", shapes)
+    shapes += [svg.box(352, y - 10, 22, 10, svg.SKY), svg.label(382, y, "allocated, measured")]
+    shapes += [svg.line(524, y - 12, 524, y + 3, svg.INK, 2), svg.label(534, y, "predicted")]
+    shapes += [svg.dot(652, y - 4, 4, svg.SKY, svg.BLUE), svg.label(664, y, "allocated")]
+    shapes += [svg.dot(756, y - 4, 4, "#FFFFFF", svg.BLUE), svg.label(768, y, "reserved")]
+    shapes += [svg.line(860, y - 11, 860, y + 3, svg.RED, 3), svg.label(872, y, "bound (high)")]
+    return svg.drawing(1024, int(y + 20), f"{len(found)} runs, predicted and measured", shapes)

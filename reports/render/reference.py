@@ -36,6 +36,8 @@ RESOURCES: Mapping[Resource, str] = {
     Resource.LINK: "between card and host, bytes one way",
     Resource.DISK: "the disk, beside everything else",
     Resource.PREFETCH: "from the host to the card at any time of a pass, bytes",
+    Resource.EXPOSED: "between card and host, bytes that nothing hides",
+    Resource.LAUNCH: "the host, kernels launched",
 }
 
 

@@ -38,11 +38,10 @@ def line(x1: float, y1: float, x2: float, y2: float, colour: str = INK, width: f
     return f'<line {ends} stroke="{colour}" stroke-width="{number(width)}"{dashes}/>'
 
 
-def path(points: Sequence[tuple[float, float]], colour: str, width: float = 2, dash: str = "") -> str:
+def path(points: Sequence[tuple[float, float]], colour: str, width: float = 2) -> str:
     """A line through points."""
-    dashes = f' stroke-dasharray="{dash}"' if dash else ""
     places = " ".join(f"{number(x)},{number(y)}" for x, y in points)
-    return f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="{number(width)}"{dashes}/>'
+    return f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="{number(width)}"/>'
 
 
 def area(points: Sequence[tuple[float, float]], colour: str) -> str:

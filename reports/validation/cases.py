@@ -46,7 +46,7 @@ def _h200(name: str, model: str, arguments: str) -> Case:
 
 
 # Planned and not run yet; a run is taken out of here when its record comes in.
-PENDING: frozenset[str] = frozenset({"8gib-phi-2-131072-disk"})
+PENDING: frozenset[str] = frozenset()
 # Layers in passes over the sequence, held to the memory of a small card (reports/validation/cards).
 EXACT = "--without checkpoint_int8 --without checkpoint_nf4 --without checkpoint_spacing --without kept_attention"
 HOST = "--host-ram 122GiB"
@@ -59,17 +59,25 @@ def _streamed(chip: str) -> Iterator[Case]:
     """The runs of layers in passes, on a card of one kind; whichever there is, one of the two will do."""
 
     def case(
-        name: str, model: str, arguments: str, held: str = "8gib", steps: int = 1, layers: int | None = None
+        name: str,
+        model: str,
+        arguments: str,
+        held: str = "8gib",
+        steps: int = 1,
+        layers: int | None = None,
+        set: Literal["calibration", "holdout"] = "calibration",
     ) -> Case:
         where = f"--gpu reports/validation/cards/{chip}-{held}.yaml --model random:{model}"
         length = f"--set train.steps={steps} --set train.validation=0"
         run = f"{held}-{model}-{name}"
-        return Case(f"{chip}-{run}", f"{where} {arguments} {length}", layers=layers, pending=run in PENDING)
+        return Case(f"{chip}-{run}", f"{where} {arguments} {length}", set, layers=layers, pending=run in PENDING)
 
     yield case("65536-streamed", "gemma-3-1b", f"--context 65536 {STREAMED}", steps=3)  # windows of 512 tokens
     turing = "--set streamed.kernel=efficient --set mixed_precision.dtype=float16"
     yield case("16384-streamed", "phi-2", f"--context 16384 {STREAMED} --set streamed.staging=card", steps=4)
     yield case("16384-resident", "phi-2", f"--context 16384 --set lora.rank=16 {SMALL}", steps=4)
+    blocks = "--with sequence_blocks --set sequence_blocks.tokens=8192"
+    yield case("32768-blocks", "phi-2", f"--context 32768 {STREAMED} {blocks}", steps=3)
     for tokens in (32768, 131072, 262144, 524288):
         # The first step meets every kernel for the first time, which a short one shows.
         yield case(f"{tokens}-streamed", "phi-2", f"--context {tokens} {STREAMED}", steps=3 if tokens < 2**16 else 1)
@@ -79,6 +87,9 @@ def _streamed(chip: str) -> Iterator[Case]:
     yield case("524288-streamed", "llama-3.2-1b", f"--context 524288 {STREAMED}")
     yield case("1048576-streamed", "qwen2.5-0.5b", f"--context 1048576 {STREAMED}", layers=3)
     yield case("16384-streamed", "llama-3.1-70b", f"--context 16384 {PLACED} --set lora.rank=16", layers=3, steps=3)
+    # Models and lengths that no constant of time was fitted to.
+    for model, tokens in (("qwen3-1.7b", 32768), ("llama-3.2-3b", 49152), ("mistral-7b-v0.1", 32768)):
+        yield case(f"{tokens}-streamed", model, f"--context {tokens} {STREAMED}", steps=3, set="holdout")
     yield case("tier8-turing", "phi-2", f"--tier 8 {PLACED} {turing}", held="2060s", layers=2)
 
 

@@ -17,9 +17,11 @@ from trainer.host_memory import Arena
 from trainer.loading import find_source, load_config, load_model
 from trainer.rotary import go_by_batch, scale
 from trainer.step import Head, nothing
+from trainer.streamed.between import Arrays, Sizes
+from trainer.streamed.build import attention_of
 from trainer.streamed.checkpoints import Checkpoints, Codec, Exact
 from trainer.streamed.kernels import KERNELS
-from trainer.streamed.layer import Arrays, Layers, Sizes
+from trainer.streamed.layer import Layers
 from trainer.streamed.loss import StreamedLoss
 from trainer.streamed.shelf import shelf_on
 from trainer.streamed.split import Split, register
@@ -35,6 +37,7 @@ def make_streamed_loss(
     *,
     chunk: int,
     group: int,
+    block: int = 0,
     spacing: int = 1,
     keep_outputs: bool = False,
     rows: int = 5,
@@ -77,14 +80,16 @@ def make_streamed_loss(
         width=config.hidden_size,
         group=group,
         dtype=torch.float64,
+        block=block,
     )
     arena, count = Arena(CPU, away=away, pinned=False), config.num_hidden_layers
     transfers = Transfers(CPU)
+    arrays = Arrays(arena, sizes, kept_outputs=count if keep_outputs else 0)
     layers = Layers(
         Split(model),
-        KERNELS["cpu"],
+        attention_of(KERNELS["cpu"], transfers, arrays, sizes),
         transfers,
-        Arrays(arena, sizes, kept_outputs=count if keep_outputs else 0),
+        arrays,
         Checkpoints(
             arena,
             count,
@@ -108,6 +113,7 @@ def make_streamed(
     *,
     chunk: int,
     group: int,
+    block: int = 0,
     spacing: int = 1,
     keep_outputs: bool = False,
     rows: int = 5,
@@ -122,6 +128,7 @@ def make_streamed(
         batch,
         chunk=chunk,
         group=group,
+        block=block,
         spacing=spacing,
         keep_outputs=keep_outputs,
         rows=rows,

@@ -50,6 +50,27 @@ def test_spacing_and_kept_outputs_change_nothing(
     _assert_same(ours, _stock_of(folders[family], batch))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lengths", [(29,), (31, 19, 1)], ids=str)
+@pytest.mark.parametrize("sizes", [(8, 1, 5), (7, 2, 8), (1000, 4, 13), (5, 3, 100)], ids=str)
+@pytest.mark.parametrize("stretch", [8192, 7])  # a window's stretches: one, or several
+def test_blocks_of_the_row_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    folders: dict[str, Path],
+    family: str,
+    lengths: tuple[int, ...],
+    sizes: tuple[int, int, int],
+    stretch: int,
+) -> None:
+    monkeypatch.setattr("trainer.streamed.windows.STRETCH", stretch)
+    batch, (chunk, group, block) = _batch(*lengths), sizes
+    keep = chunk == 7  # attended values of all layers, each in its place
+    ours = make_streamed(
+        folders[family], batch, chunk=chunk, group=group, block=block, keep_outputs=keep, away=len(lengths) > 1
+    )
+    _assert_same(ours, _stock_of(folders[family], batch))
+
+
 @pytest.mark.parametrize("family", sorted(REFUSED))
 def test_attention_that_kernels_do_not_know_is_refused_by_name(folders: dict[str, Path], family: str) -> None:
     with pytest.raises(PlanError, match=f"streaming {REFUSED[family]}"):

@@ -12,10 +12,13 @@ from transformers import PreTrainedModel
 from trainer.host_memory import Arena
 from trainer.step import Head
 from trainer.streamed.arrays import TokenArray
+from trainer.streamed.between import Arrays, Sizes
+from trainer.streamed.blocks import ByBlocks
 from trainer.streamed.checkpoints import Checkpoints, Codec, Exact, Int8, Nf4
 from trainer.streamed.disk_file import DiskFile
-from trainer.streamed.kernels import KERNELS
-from trainer.streamed.layer import Arrays, Layers, Sizes
+from trainer.streamed.heads import Attention, ByHeads
+from trainer.streamed.kernels import KERNELS, Kernel
+from trainer.streamed.layer import Layers
 from trainer.streamed.loss import StreamedLoss
 from trainer.streamed.shelf import Shelf, shelf_on
 from trainer.streamed.split import Split
@@ -32,6 +35,7 @@ class Streaming:
     Attributes:
         kernel: for attention.
         chunk: tokens of a chunk; ``heads``: query heads of a group.
+        block: tokens of a block where attention goes by blocks of the row, 0 where by all of it.
         staging: where query, key, value and what else lies between the passes of a layer is kept.
         spacing: layers for which one input is kept; ``form``: how it is written down.
         keep_outputs: attended values of all layers are kept.
@@ -46,6 +50,7 @@ class Streaming:
     form: Form = "exact"
     keep_outputs: bool = False
     disk: Path | None = None
+    block: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,11 @@ def codec_of(form: Form, dtype: torch.dtype) -> Codec:
     if form == "exact":
         return Exact(dtype)
     return Int8() if form == "int8" else Nf4()
+
+
+def attention_of(kernel: Kernel, transfers: Transfers, arrays: Arrays, sizes: Sizes) -> Attention:
+    """By blocks of the row where the sizes name one, and else by all of it."""
+    return (ByBlocks if sizes.block else ByHeads)(kernel, transfers, arrays, sizes)
 
 
 def build_streamed(
@@ -99,6 +109,7 @@ def build_streamed(
         width=config.hidden_size,
         group=min(streaming.heads, heads),
         dtype=dtype,
+        block=streaming.block,
     )
     host = Arena(torch.device("cpu"), away=True, pinned=device.type == "cuda")
     between = host if streaming.staging == "host" else Arena(device, away=False, pinned=False)
@@ -112,11 +123,12 @@ def build_streamed(
         return shelf
 
     try:
+        arrays = Arrays(between, sizes, kept_outputs=count if streaming.keep_outputs else 0)
         layers = Layers(
             split,
-            KERNELS[streaming.kernel],
+            attention_of(KERNELS[streaming.kernel], transfers, arrays, sizes),
             transfers,
-            Arrays(between, sizes, kept_outputs=count if streaming.keep_outputs else 0),
+            arrays,
             Checkpoints(
                 host,
                 count,

@@ -102,7 +102,7 @@ class Flash:
         """See `Kernel`."""
         seed, offset = _no_dropout(query)
         return _OPS._scaled_dot_product_flash_attention_backward(
-            gradient, query, key, value, output, log_sum_exp, None, None, query.shape[2], key.shape[2],
+            gradient, query, key, value, output, _closed(log_sum_exp), None, None, query.shape[2], key.shape[2],
             0.0, causal, seed, offset, scale=scale,
         )  # fmt: skip
 
@@ -133,7 +133,7 @@ class Cudnn:
         """See `Kernel`."""
         seed, offset = _no_dropout(query)
         return _OPS._scaled_dot_product_cudnn_attention_backward(
-            gradient, query, key, value, output, log_sum_exp.unsqueeze(-1), seed, offset, None, None, None,
+            gradient, query, key, value, output, _closed(log_sum_exp).unsqueeze(-1), seed, offset, None, None, None,
             query.shape[2], key.shape[2], 0.0, causal, scale=scale,
         )  # fmt: skip
 
@@ -193,6 +193,14 @@ def _by_key_head(query: Tensor, key: Tensor, value: Tensor) -> list[tuple[Tensor
         return [(query, key, value)]
     parts = zip(query.chunk(heads, 1), key.chunk(heads, 1), value.chunk(heads, 1), strict=True)
     return [(q, k.expand(-1, groups, -1, -1), v.expand(-1, groups, -1, -1)) for q, k, v in parts]
+
+
+def _closed(log_sum_exp: Tensor) -> Tensor:
+    """The log-sum-exp without gaps, as where a document is a part of a row.
+
+    Flash and cuDNN take it to be so whatever the strides say, and give wrong gradients otherwise: seen on an H100.
+    """
+    return log_sum_exp.contiguous()
 
 
 def _as_made(output: Tensor) -> Tensor:

@@ -9,79 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.host_memory import Arena
 from trainer.step import Mark, nothing
-from trainer.streamed.arrays import HeadArray, TokenArray
+from trainer.streamed.arrays import HeadArray
+from trainer.streamed.between import Arrays, Sizes
 from trainer.streamed.checkpoints import Checkpoints
 from trainer.streamed.finite import Finite
-from trainer.streamed.kernels import Kernel
-from trainer.streamed.row import Group, Row, head_groups
+from trainer.streamed.heads import Attention
+from trainer.streamed.row import Row
 from trainer.streamed.split import Split
-from trainer.streamed.tiles import Span, attend, attend_backward
+from trainer.streamed.tiles import Span
 from trainer.streamed.transfers import Transfers
 from trainer.streamed.weights import Weights
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What the arrays are made for.
-
-    Attributes:
-        tokens: of the longest row; ``chunk``: of a chunk.
-        heads, key_heads, head_size, width: H, K, E and D.
-        group: query heads of a group.
-        dtype: of everything but the log-sum-exp.
-    """
-
-    tokens: int
-    chunk: int
-    heads: int
-    key_heads: int
-    head_size: int
-    width: int
-    group: int
-    dtype: torch.dtype
-
-
-class Arrays:
-    """What lies between the passes of a layer; every layer uses it again.
-
-    On the card one block holds the whole row, so that heads are views of it; in host memory a block is a chunk.
-    """
-
-    def __init__(self, arena: Arena, sizes: Sizes, *, kept_outputs: int) -> None:
-        self.away = arena.away
-        block = sizes.chunk if arena.away else sizes.tokens
-        heads = partial(HeadArray, arena, tokens=sizes.tokens, size=sizes.head_size, block=block, dtype=sizes.dtype)
-        sums = torch.promote_types(sizes.dtype, torch.float32)
-        self.query, self.key, self.value = heads(sizes.heads), heads(sizes.key_heads), heads(sizes.key_heads)
-        self.attended_gradient = heads(sizes.heads)
-        self.attended = [heads(sizes.heads) for _ in range(max(1, kept_outputs))]
-        self.log_sum_exp = [
-            HeadArray(arena, sizes.heads, sizes.tokens, 1, sizes.tokens, sums) for _ in range(max(1, kept_outputs))
-        ]
-        self.stream = TokenArray(arena, sizes.tokens, (sizes.width,), sizes.dtype)
-
-    def begin(self, tokens: int) -> None:
-        """A row of so many tokens follows."""
-        for array in (
-            self.query, self.key, self.value, self.attended_gradient, *self.attended, *self.log_sum_exp
-        ):  # fmt: skip
-            array.begin(tokens)
 
 
 class Layers:
     """Runs layers forward and backward over the row that `begin` was told of.
 
     Args:
-        split: the decoder; ``kernel``: for attention; ``checkpoints``: inputs of the layers.
+        split: the decoder; ``attention``: its passes; ``checkpoints``: inputs of the layers.
         keep_outputs: attended values of every layer are kept, so that the backward pass need not compute them again.
         weights: told which layers come, and of each when it begins.
 
@@ -92,7 +42,7 @@ class Layers:
     def __init__(
         self,
         split: Split,
-        kernel: Kernel,
+        attention: Attention,
         transfers: Transfers,
         arrays: Arrays,
         checkpoints: Checkpoints,
@@ -101,16 +51,14 @@ class Layers:
         keep_outputs: bool,
         weights: Weights | None = None,
     ) -> None:
-        self.split, self.kernel, self.transfers = split, kernel, transfers
+        self.split, self.attention, self.transfers = split, attention, transfers
         self.arrays, self.checkpoints, self.sizes = arrays, checkpoints, sizes
         self.keep_outputs, self.weights = keep_outputs, weights or Weights()
         self.count = checkpoints.layers
         chunks = -(-sizes.tokens // sizes.chunk)
         self.finite = Finite(checkpoints.layers, chunks, sizes.chunk, sizes.dtype, transfers.device)
-        self._groups = head_groups(sizes.heads, sizes.key_heads, sizes.group)
         self._row: Row | None = None
         self._asked: dict[int, tuple[float, int | None]] = {}  # scale and window of each layer
-        self._partial: list[Tensor] = []
         self._tables: dict[Span, list[dict[str, Any]]] = {}
         self._mark: Mark = nothing
         self._by_chunks = self._by_heads = ""
@@ -144,6 +92,10 @@ class Layers:
         self.arrays.begin(len(row))
         self.checkpoints.begin(len(row), keep=keep)
         self.finite.begin()
+
+    def end(self) -> None:
+        """The row is done with; what was kept for its chunks goes."""
+        self._tables = {}
 
     def embed(self) -> None:
         """Input of the first layer."""
@@ -205,18 +157,11 @@ class Layers:
     def attend(self, index: int) -> None:
         """Attended values of a layer and their log-sum-exp, from query, key and value."""
         scale, window = self._asked[index]
-        attended, sums = self._attended(index)
-
-        def work(group: Group, loaded: tuple[Tensor, ...]) -> None:
-            output, log_sum_exp = attend(self.kernel, *loaded, self.row.documents, window, scale)
-            self._put_heads(attended, group.first, group.last, output)
-            self._put_heads(sums, group.first, group.last, log_sum_exp.unsqueeze(-1))
-
         with self._heads_pass():
-            self.transfers.run(self._groups, self._heads_of, work)
+            self.attention.forward(self.row, self._place(index), window, scale)
 
     def _finish(self, index: int, *, again: bool) -> None:
-        attended, _ = self._attended(index)
+        attended = self._attended(index)
 
         def load(chunk: Span) -> tuple[list[Tensor], Tensor]:
             return self._fetch_input(index, chunk, again), self._get(attended, chunk)
@@ -245,7 +190,7 @@ class Layers:
         self._project_backward(index)
 
     def _finish_backward(self, index: int, factor: Tensor | None) -> None:
-        attended, _ = self._attended(index)
+        attended = self._attended(index)
         stream = self.arrays.stream
 
         def load(chunk: Span) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -271,42 +216,8 @@ class Layers:
     @torch.no_grad()
     def _attend_backward(self, index: int) -> None:
         scale, window = self._asked[index]
-        attended, sums = self._attended(index)
-
-        def load(group: Group) -> tuple[Tensor, ...]:
-            others = (self.arrays.attended_gradient, attended, sums)
-            mine = (self._get_heads(each, group.first, group.last) for each in others)
-            return (*self._heads_of(group), *mine)
-
-        def work(group: Group, loaded: tuple[Tensor, ...]) -> None:
-            query, key, value, gradient, output, log_sum_exp = loaded
-            made = attend_backward(
-                self.kernel, gradient, query, key, value, output, log_sum_exp.squeeze(-1), self.row.documents, window,
-                scale,
-            )  # fmt: skip
-            self._put_heads(self.arrays.query, group.first, group.last, made[0])
-            for array, gradient in zip(
-                (self.arrays.key, self.arrays.value), self._summed(group, made[1:]), strict=False
-            ):
-                self._put_heads(array, group.key_first, group.key_last, gradient)
-
         with self._heads_pass():
-            self.transfers.run(self._groups, load, work)
-
-    def _summed(self, group: Group, parts: tuple[Tensor, ...]) -> list[Tensor]:
-        """Gradients of a key and a value head that several groups read, in float32; none before the last of them."""
-        if group.opens and group.closes:
-            return list(parts)
-        if group.opens:
-            self._partial = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
-            return []
-        for whole, part in zip(self._partial, parts, strict=True):
-            whole += part
-        if not group.closes:
-            return []
-        done = [whole.to(part.dtype) for whole, part in zip(self._partial, parts, strict=True)]
-        self._partial = []
-        return done
+            self.attention.backward(self.row, self._place(index), window, scale)
 
     def _project_backward(self, index: int) -> None:
         stream = self.arrays.stream
@@ -351,24 +262,12 @@ class Layers:
                 self._tables[chunk] = known
         return known[index]
 
-    def _attended(self, index: int) -> tuple[HeadArray, HeadArray]:
-        place = index if self.keep_outputs else 0
-        return self.arrays.attended[place], self.arrays.log_sum_exp[place]
+    def _place(self, index: int) -> int:
+        """Where a layer's attended values and their log-sum-exp are kept."""
+        return index if self.keep_outputs else 0
 
-    def _heads_of(self, group: Group) -> tuple[Tensor, Tensor, Tensor]:
-        return (
-            self._get_heads(self.arrays.query, group.first, group.last),
-            self._get_heads(self.arrays.key, group.key_first, group.key_last),
-            self._get_heads(self.arrays.value, group.key_first, group.key_last),
-        )
-
-    def _get_heads(self, array: HeadArray, first: int, last: int) -> Tensor:
-        """Some heads of the whole row, on the card."""
-        return self.transfers.gather(array, first, last, 0, len(self.row))
-
-    def _put_heads(self, array: HeadArray, first: int, last: int, value: Tensor) -> None:
-        """Put ``[heads, N, E]`` away."""
-        self.transfers.scatter(value, array, first, last, 0, len(self.row))
+    def _attended(self, index: int) -> HeadArray:
+        return self.arrays.attended[self._place(index)]
 
     def _get(self, array: HeadArray, chunk: Span) -> Tensor:
         """All heads of a chunk, on the card."""

@@ -125,6 +125,7 @@ class StreamedLoss:
         total = self._loss(backward)
         layers.finite.check_outputs(layers.row)
         if not backward:
+            layers.end()
             return total / divisor
 
         def go_back(gradient: Tensor) -> None:
@@ -212,5 +213,6 @@ class StreamedLoss:
             layers.backward(index, factor if index == first else None)
             self.tell("backward", count - index, count)
             self.after_layer(index)
+        layers.end()
         if not self.scaled:
             layers.finite.check_gradients(layers.row)

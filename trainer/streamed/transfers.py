@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trainer.streamed.arrays import HeadArray, TokenArray
+from trainer.streamed.rows import copy_rows
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
@@ -52,8 +53,8 @@ class Transfers:
         kind = pieces[0][2]
         there = torch.empty(last - first, stop - start, array.size, dtype=kind.dtype, device=self.device)
         with self._on(self._inward):
-            for part, piece in _without_gaps(there, pieces):
-                part.copy_(piece, non_blocking=True)
+            for begin, end, piece in pieces:
+                copy_rows(there[:, begin:end], piece)
         return there
 
     def send(self, value: Tensor, array: TokenArray, start: int, stop: int) -> None:
@@ -62,14 +63,15 @@ class Transfers:
 
     def scatter(self, value: Tensor, array: HeadArray, first: int, last: int, start: int, stop: int) -> None:
         """Copy ``[heads, tokens, E]`` to heads ``first`` to ``last`` of some tokens."""
-        self._send(_without_gaps(value, array.pieces(first, last, start, stop)), value, array.away)
+        pieces = array.pieces(first, last, start, stop)
+        self._send([(value[:, begin:end], piece) for begin, end, piece in pieces], value, array.away)
 
     def _send(self, parts: Sequence[tuple[Tensor, Tensor]], held: Tensor, away: bool) -> None:
         if away and self._outward is not None:
             self._outward.wait_stream(torch.cuda.current_stream(self.device))
         with self._on(self._outward if away else None):
             for value, place in parts:
-                place.copy_(value, non_blocking=True)
+                copy_rows(place, value)
         if away:
             self._leaving.append(held)
 
@@ -126,15 +128,3 @@ class Transfers:
 
     def _on(self, stream: Any) -> AbstractContextManager[Any]:
         return torch.cuda.stream(stream) if stream is not None else nullcontext()
-
-
-def _without_gaps(whole: Tensor, pieces: Iterable[tuple[int, int, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Ranges of ``[heads, tokens, E]`` beside their pieces; head by head where either of the two has gaps."""
-    found: list[tuple[Tensor, Tensor]] = []
-    for start, stop, piece in pieces:
-        part = whole[:, start:stop]
-        if part.is_contiguous() and piece.is_contiguous():
-            found.append((part, piece))
-        else:
-            found += zip(part, piece, strict=True)
-    return found

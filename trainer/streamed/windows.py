@@ -31,9 +31,9 @@ def banded(kernel: Kernel, parts: Sequence[Tensor], window: int, scale: float) -
     query, key, value = parts
     output = torch.empty_like(query)
     sums = torch.empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32), device=query.device)
-    for start, stop, before in _stretches(query.shape[2], window):
+    for start, stop, before in stretches(query.shape[2], window):
         here, seen = slice(start, stop), slice(before, stop)
-        made = _some_blocks(kernel, query[:, :, here], key[:, :, seen], value[:, :, seen], window, scale)
+        made = stretch_forward(kernel, query[:, :, here], key[:, :, seen], value[:, :, seen], window, scale)
         output[:, :, here], sums[:, :, here] = made
     return output, sums
 
@@ -44,10 +44,10 @@ def banded_backward(
     """Gradients of query, key and value from gradient, query, key, value, output and log-sum-exp; as `banded`."""
     gradient, query, key, value, output, sums = parts
     dq, dk, dv = (torch.empty_like(each) for each in (query, key, value))
-    for start, stop, before in _stretches(query.shape[2], window):
+    for start, stop, before in stretches(query.shape[2], window):
         here, seen = slice(start, stop), slice(before, stop)
         rows = [each[:, :, here] for each in (gradient, query, output, sums)]
-        made = _some_blocks_backward(kernel, rows, key[:, :, seen], value[:, :, seen], window, scale)
+        made = stretch_backward(kernel, rows, key[:, :, seen], value[:, :, seen], window, scale)
         dq[:, :, here] = made[0]
         for whole, part in ((dk, made[1]), (dv, made[2])):
             whole[:, :, before:start] += part[:, :, : start - before]  # the block before, which has its own already
@@ -55,16 +55,17 @@ def banded_backward(
     return dq, dk, dv
 
 
-def _stretches(length: int, window: int) -> Iterator[tuple[int, int, int]]:
+def stretches(length: int, window: int) -> Iterator[tuple[int, int, int]]:
     """Ranges of whole blocks, and where the keys begin that they see: a block earlier."""
     stretch = -(-STRETCH // window) * window
     for start in range(0, length, stretch):
         yield start, min(start + stretch, length), max(start - window, 0)
 
 
-def _some_blocks(
+def stretch_forward(
     kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, window: int, scale: float
 ) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of the queries of a stretch, and of all keys that they see."""
     length = query.shape[2]
     first = (key.shape[2] - length) // window  # 1 where a block of keys comes before the queries
     query, key, value = (_blocks(each, window) for each in (query, key, value))
@@ -80,7 +81,7 @@ def _some_blocks(
     return _row(output, length), _row(sums, length)
 
 
-def _some_blocks_backward(
+def stretch_backward(
     kernel: Kernel, rows: Sequence[Tensor], key: Tensor, value: Tensor, window: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the queries, and of all keys and values that they see."""

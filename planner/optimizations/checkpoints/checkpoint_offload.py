@@ -33,6 +33,11 @@ def traffic(x: Letters) -> Number:
     return x.L * x.B * x.S * x.D * x.a // 8
 
 
+def one(x: Letters) -> Number:
+    """Bytes of one layer's, which has nothing to hide behind: the last one out, the first one back."""
+    return x.B * x.S * x.D * x.a // 8
+
+
 class CheckpointOffload(Optimization):
     """Checkpoints in pinned host memory instead of on the card."""
 
@@ -41,7 +46,7 @@ class CheckpointOffload(Optimization):
     numbers = (4,)
     claims = frozenset({"activations/checkpoints.device"})
     makes = frozenset({"buffers/checkpoints_out", "buffers/checkpoints_last", "buffers/checkpoints_in"})
-    adds = frozenset({"link/out", "link/in"})
+    adds = frozenset({"link/out", "link/in", "link_exposed/out", "link_exposed/in"})
     requires = (OnCard("with the CPU alone there is one memory, so there is nowhere to move checkpoints to"),)
     evidence = (
         Evidence("checkpoints in host memory", "Rajbhandari et al. 2021, arXiv 2104.07857"),
@@ -82,6 +87,8 @@ class CheckpointOffload(Optimization):
             .with_work(
                 Work("link/out", traffic, Resource.LINK, Phase.FORWARD, "checkpoints to the host"),
                 Work("link/in", traffic, Resource.LINK, Phase.BACKWARD, "checkpoints from the host"),
+                Work("link_exposed/out", one, Resource.EXPOSED, Phase.FORWARD, "the last one, which nothing hides"),
+                Work("link_exposed/in", one, Resource.EXPOSED, Phase.BACKWARD, "the first one, which nothing hides"),
             )
         )
 

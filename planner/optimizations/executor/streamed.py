@@ -8,13 +8,15 @@ and the projections before attention once more. For short sequences what lies be
 
 from __future__ import annotations
 
+from planner import launches
 from planner import streamed_memory as memory
 from planner import streamed_windows as windows
 from planner import streamed_work as work
+from planner import streamed_workspace as workspace
 from planner.baseline import per_layer_names
 from planner.baseline_formulas import bits_of_activation, float32, one_byte
 from planner.baseline_work import attention_backward_flops, attention_forward_flops
-from planner.ledger import AFTER_LOAD, Device, Formula, Ledger, Phase, Resource, Term, Work
+from planner.ledger import AFTER_LOAD, PASSES, Device, Formula, Ledger, Phase, Resource, Term, Work
 from planner.optimizations.attention.exact_attention import EAGER, kernels
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, OnCard, Optimization, Scalar, Situation
 from planner.session import Session
@@ -23,6 +25,7 @@ from planner.symbols import Letters, Number
 CHUNKS = (8192, 4096, 2048, 1024)
 HEADS = (8, 4, 2, 1)
 LIVE = frozenset({Phase.BACKWARD})
+CHUNKS_PASS = frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.EVALUATE})
 SOURCE = "trainer/streamed/layer.py"
 
 
@@ -116,10 +119,10 @@ _PASSING: tuple[tuple[str, Formula, Formula, frozenset[Phase], str], ...] = (
 
 
 _WORKSPACES: dict[str, Formula] = {
-    "cudnn": memory.cudnn_workspace,
-    "flash": memory.flash_workspace,
-    "efficient": memory.efficient_workspace,
-    "cpu": memory.flash_workspace,  # explained on every machine
+    "cudnn": workspace.cudnn_workspace,
+    "flash": workspace.flash_workspace,
+    "efficient": workspace.efficient_workspace,
+    "cpu": workspace.flash_workspace,  # explained on every machine
 }
 _STAGED = "query, key, value, attended values, gradients between the passes"
 _SCORES = "log-sum-exp of the scores"
@@ -129,6 +132,63 @@ _BETWEEN_PASSES: tuple[tuple[str, Formula, Formula, Device, str], ...] = (
     ("buffers/log_sum_exp", memory.log_sum_exp_in_host, float32, Device.PINNED, _SCORES),
     ("buffers/log_sum_exp_on_card", memory.log_sum_exp_on_card, float32, Device.GPU, _SCORES),
 )
+
+
+FORWARD, ATTENTION = Phase.FORWARD, Phase.ATTENTION
+BACKWARD, ATTENTION_BACKWARD = Phase.BACKWARD, Phase.ATTENTION_BACKWARD
+LINEAR, MEMORY, OF_KERNEL = Resource.LINEAR, Resource.MEMORY, Resource.ATTENTION
+EXPOSED, LAUNCH = Resource.EXPOSED, Resource.LAUNCH
+_BEFORE, _AFTER = "linears before attention", "linears after attention"
+_TRAFFIC = "norms, activations, sums"
+_WAITED = "what nothing hides of a pass's first and last piece"
+_WORK: tuple[Work, ...] = (
+    Work("linear/project", work.between, LINEAR, FORWARD, _BEFORE, "project"),
+    Work("linear/forward", work.finish_flops, LINEAR, FORWARD, _AFTER),
+    Work("linear/again", work.project_flops_again, LINEAR, BACKWARD, f"{_BEFORE} again", "again"),
+    Work("linear/backward", work.finish_flops_back, LINEAR, BACKWARD, f"{_AFTER} again, and their gradients"),
+    Work(
+        "linear/project_back", work.project_flops_back, LINEAR, BACKWARD, f"{_BEFORE}, and their gradients", "project"
+    ),
+    Work("elementwise/project", work.project_bytes, MEMORY, FORWARD, f"{_TRAFFIC} before attention", "project"),
+    Work("elementwise/forward", work.finish_bytes, MEMORY, FORWARD, f"{_TRAFFIC} after attention"),
+    Work(
+        "elementwise/again", work.project_bytes_again, MEMORY, BACKWARD, f"{_TRAFFIC} before attention again", "again"
+    ),
+    Work("elementwise/backward", work.finish_bytes_back, MEMORY, BACKWARD, f"{_TRAFFIC} after attention, both ways"),
+    Work("elementwise/project_back", work.project_bytes_back, MEMORY, BACKWARD, f"{_TRAFFIC} before it", "project"),
+    Work("attention/forward", attention_forward_flops, OF_KERNEL, ATTENTION, "attention"),
+    Work("attention/again", work.attention_again_flops, OF_KERNEL, ATTENTION_BACKWARD, "attention again", "again"),
+    Work("attention/backward", attention_backward_flops, OF_KERNEL, ATTENTION_BACKWARD, "gradient of attention"),
+    Work("heads/copied", work.heads_bytes, MEMORY, ATTENTION, "copies beside the kernel"),
+    Work("heads_again/copied", work.heads_bytes_again, MEMORY, ATTENTION_BACKWARD, "copies beside the kernel", "again"),
+    Work("heads_back/copied", work.heads_bytes_back, MEMORY, ATTENTION_BACKWARD, "copies beside the kernel"),
+    Work("chunks/exposed", work.chunks_exposed, EXPOSED, FORWARD, _WAITED),
+    Work("heads/exposed", work.heads_exposed, EXPOSED, ATTENTION, _WAITED),
+    Work("chunks_back/exposed", work.chunks_back_exposed, EXPOSED, BACKWARD, _WAITED),
+    Work("heads_back/exposed", work.heads_back_exposed, EXPOSED, ATTENTION_BACKWARD, _WAITED),
+    Work("launches/forward", launches.chunks_forward, LAUNCH, FORWARD, "kernels of all chunks"),
+    Work("launches/heads", launches.heads_forward, LAUNCH, ATTENTION, "kernels of all groups"),
+    Work("launches/loss", launches.loss_by_slices, LAUNCH, Phase.LOSS, "kernels of the loss, slice by slice"),
+    Work("launches/backward", launches.chunks_backward, LAUNCH, BACKWARD, "kernels of all chunks"),
+    Work("launches/heads_back", launches.heads_backward, LAUNCH, ATTENTION_BACKWARD, "kernels of all groups"),
+)
+_LINK: tuple[tuple[str, Phase, str, Formula, Formula], ...] = (
+    ("project", FORWARD, "project", work.project_in, work.project_out),
+    ("finish", FORWARD, "", work.finish_in, work.finish_out),
+    ("heads", ATTENTION, "", work.heads_in, work.heads_out),
+    ("again", BACKWARD, "again", work.again_in, work.again_out),
+    ("finish_back", BACKWARD, "", work.finish_back_in, work.finish_back_out),
+    ("project_back", BACKWARD, "project", work.project_back_in, work.project_back_out),
+    ("heads_again", ATTENTION_BACKWARD, "again", work.heads_again_in, work.heads_again_out),
+    ("heads_back", ATTENTION_BACKWARD, "", work.heads_back_in, work.heads_back_out),
+)
+CHANGED = frozenset(
+    {
+        *("linear/forward", "linear/backward", "elementwise/forward", "elementwise/backward"),
+        *("launches/forward", "launches/loss", "launches/backward"),
+    }
+)
+"""Work that there is without it too, in other amounts; of attention, in another phase."""
 
 
 class Streamed(Optimization):
@@ -154,6 +214,7 @@ class Streamed(Optimization):
         | {
             "activations/outputs.count",
             "activations/rotary.count",
+            "activations/rotary.phases",
             "activations/tokens.count",
             "activations/tokens.phases",
             "runtime/workspace.count",
@@ -163,16 +224,17 @@ class Streamed(Optimization):
         | {"loss/hidden.count", "loss/norm.count", "loss/normed.count", "loss/normed_evaluation.count"}
         | {"loss/gradient.count"}
         | {"attention/forward.phase", "attention/backward.phase"}
+        | {f"{name}.amount" for name in CHANGED}
     )
     makes = frozenset({name for name, *_ in (*_PASSING, *_BETWEEN_PASSES)}) | {
+        "activations/rotary_on_card",
         "attention/workspace",
         "activations/checkpoints",
         "activations/inner",
     }
-    adds = frozenset(
-        {"linear/recompute", "elementwise/recompute", "attention/recompute"}
-        | {f"{name}/{way}" for name in ("chunks", "heads", "chunks_back", "heads_back") for way in ("in", "out")}
-    )
+    adds = frozenset(each.name for each in _WORK) - {*CHANGED, "attention/forward", "attention/backward"} | {
+        f"{name}/{way}" for name, *_ in _LINK for way in ("in", "out")
+    }
     requires = (
         OnCard("with the CPU alone there is one memory, so there is nowhere to stream from"),
         Needs("adapters/weights", "frozen weights are what makes a pass by chunks cheap"),
@@ -230,7 +292,7 @@ class Streamed(Optimization):
             ledger = ledger.claimed(name, count=nothing)
         passing = (Term(*each[:4], each[4], SOURCE) for each in _PASSING)
         return (
-            ledger.claimed("activations/rotary", count=memory.rotary)
+            ledger.claimed("activations/rotary", count=memory.rotary, phases=CHUNKS_PASS)
             .claimed("runtime/workspace", count=memory.workspace)
             .claimed("activations/tokens", count=memory.row_ids, phases=AFTER_LOAD)
             .claimed("activations/forward", count=memory.forward_chunk)
@@ -242,6 +304,14 @@ class Streamed(Optimization):
             .claimed("loss/gradient", count=memory.loss_gradient)
             .with_terms(
                 *passing,
+                Term(
+                    "activations/rotary_on_card",
+                    memory.rotary_on_card,
+                    bits_of_activation,
+                    CHUNKS_PASS | PASSES | {Phase.LOSS, Phase.EVALUATE_LOSS},
+                    "rotary tables of all chunks",
+                    SOURCE,
+                ),
                 Term(
                     "attention/workspace",
                     _WORKSPACES[str(knobs["kernel"])],
@@ -278,28 +348,11 @@ class Streamed(Optimization):
 
     @staticmethod
     def _work() -> tuple[Work, ...]:
-        forward, backward = (Phase.FORWARD, Phase.ATTENTION), (Phase.BACKWARD, Phase.ATTENTION_BACKWARD)
-        link = (
-            ("chunks", forward[0], work.chunks_in, work.chunks_out),
-            ("heads", forward[1], work.heads_in, work.heads_out),
-            ("chunks_back", backward[0], work.chunks_back_in, work.chunks_back_out),
-            ("heads_back", backward[1], work.heads_back_in, work.heads_back_out),
-        )
-        attention = Resource.ATTENTION
-        return (
-            Work("attention/forward", attention_forward_flops, attention, forward[1], "attention"),
-            Work("attention/backward", attention_backward_flops, attention, backward[1], "gradient of attention"),
-            Work("attention/recompute", work.attention_again_flops, attention, backward[1], "attention again"),
-            Work("linear/recompute", work.linear_again_flops, Resource.LINEAR, backward[0], "linears again"),
-            Work(
-                "elementwise/recompute",
-                work.elementwise_again_bytes,
-                Resource.MEMORY,
-                backward[0],
-                "norms, activations, sums again",
-            ),
-            *(Work(f"{name}/in", amount, Resource.LINK, phase, "from the host") for name, phase, amount, _ in link),
-            *(Work(f"{name}/out", amount, Resource.LINK, phase, "to the host") for name, phase, _, amount in link),
+        ways = (("in", "from the host"), ("out", "to the host"))
+        return _WORK + tuple(
+            Work(f"{name}/{way}", amount, Resource.LINK, phase, meaning, stage)
+            for name, phase, stage, *amounts in _LINK
+            for (way, meaning), amount in zip(ways, amounts, strict=True)
         )
 
     def apply(self, session: Session) -> None:

@@ -7,6 +7,7 @@ instead of the logits. Costs nothing in arithmetic; a small slice uses the matri
 from __future__ import annotations
 
 from planner.baseline_formulas import bits_of_activation
+from planner.elementwise import WIDE, narrow, norm, norm_backward
 from planner.ledger import Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Evidence, Knob, Knobs, Optimization, Situation
 from planner.session import Session
@@ -75,6 +76,15 @@ def head_flops(x: Letters) -> Number:
     return 4 * x.B * x.T * x.V * x.D
 
 
+def sliced_logits_bytes(x: Letters) -> Number:
+    """Bytes that the loss moves over the logits of trained tokens: cast, shifted, raised, summed, divided, cast back.
+
+    Where they are capped, seven ops more. Where the loss takes sequences one by one, the final norm and its gradient.
+    """
+    logits = x.V * (8 * WIDE + 2 * narrow(x) * (WIDE + x.a // 8) + 15 * WIDE * x.t)
+    return x.B * x.T * (logits + x.l_r * (norm(x, x.D) + norm_backward(x, x.D) + 6 * x.D * x.a // 8))
+
+
 class ChunkedLoss(Optimization):
     """Loss by slices of trained tokens: the full logits never exist."""
 
@@ -82,7 +92,9 @@ class ChunkedLoss(Optimization):
     title = "loss by slices, trained tokens only"
     numbers = (41,)
     free = True
-    claims = frozenset({"loss/logits.count", "loss/logits.bits", "head/both.amount", "letter C"})
+    claims = frozenset({"loss/logits.count", "loss/logits.bits", "letter C"}) | {
+        f"{name}.amount" for name in ("head/both", "logits/both")
+    }
     makes = frozenset({"loss/gradient", "loss/normed", "loss/normed_evaluation", "loss/slice_evaluation"})
     knobs = (
         Knob(
@@ -148,7 +160,14 @@ class ChunkedLoss(Optimization):
                     Resource.LINEAR,
                     Phase.LOSS,
                     "output head for trained tokens, both ways",
-                )
+                ),
+                Work(
+                    "logits/both",
+                    sliced_logits_bytes,
+                    Resource.MEMORY,
+                    Phase.LOSS,
+                    "from logits to the loss and back, for trained tokens",
+                ),
             )
         )
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from planner import merging
 from planner.baseline_formulas import eager_backward_bytes, mlp_gradient_tensors
+from planner.launches import FOUR_BIT, chunks, linears_between
 from planner.ledger import ALWAYS, Basis, Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Capability, Evidence, Knobs, Needs, Optimization, Situation
 from planner.session import Session
+from planner.streamed_memory import projected_width
 from planner.symbols import Letters, Number, ceil_div, greatest, least
 
 BLOCK, NESTED_BLOCK = 64, 256
@@ -58,13 +60,23 @@ def loading(x: Letters) -> Number:
 
 
 def dequantised_once(x: Letters) -> Number:
-    """Four bits read and an element of the compute dtype written for each weight, and so for each chunk."""
-    return ceil_div(x.B * x.S, least(x.B * x.S, x.S_c)) * x.L * x.P * (4 + x.a) // 8
+    """Four bits read, an element of the compute dtype written and read by the product, and so for each chunk."""
+    return ceil_div(x.B * x.S, least(x.B * x.S, x.S_c)) * x.L * x.P * (4 + 2 * x.a) // 8
 
 
 def dequantised_in_backward(x: Letters) -> Number:
-    """Once for the gradients, and once more where the layer is recomputed."""
-    return (1 + x.p) * dequantised_once(x)
+    """Once for the gradients, once more where the layer is recomputed, and those before attention twice in passes."""
+    return (1 + x.p) * dequantised_once(x) + x.l_r * dequantised_once(x) * x.D * projected_width(x) // x.P
+
+
+def launched_once(x: Letters) -> Number:
+    """Kernels that dequantise every linear of a layer, for each layer and chunk."""
+    return chunks(x) * x.L * x.J * FOUR_BIT
+
+
+def launched_in_backward(x: Letters) -> Number:
+    """The same as often as they are dequantised then."""
+    return chunks(x) * x.L * ((1 + x.p) * x.J + x.l_r * linears_between(x)) * FOUR_BIT
 
 
 class Nf4Weights(Optimization):
@@ -83,7 +95,7 @@ class Nf4Weights(Optimization):
             merging.DEQUANTISED.name,
         }
     )
-    adds = frozenset({"dequantise/forward", "dequantise/backward"})
+    adds = frozenset(f"dequantise{what}/{way}" for what in ("", "_launches") for way in ("forward", "backward"))
     requires = (
         Capability((6, 0), "bitsandbytes builds its 4-bit kernels for it"),
         Needs("adapters/weights", "4-bit weights cannot be trained themselves"),
@@ -153,6 +165,20 @@ class Nf4Weights(Optimization):
                     Resource.MEMORY,
                     Phase.BACKWARD,
                     "weights to the compute dtype again",
+                ),
+                Work(
+                    "dequantise_launches/forward",
+                    launched_once,
+                    Resource.LAUNCH,
+                    Phase.FORWARD,
+                    "kernels that do so",
+                ),
+                Work(
+                    "dequantise_launches/backward",
+                    launched_in_backward,
+                    Resource.LAUNCH,
+                    Phase.BACKWARD,
+                    "kernels that do so",
                 ),
             )
         )

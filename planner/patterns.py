@@ -1,0 +1,141 @@
+"""What options add to bytes and work: sums of rows of formulas, each made once.
+
+Most options change the same on every branch. Places that add up the same rows are one *pattern*. The places of an
+option with dials differ in few of their rows: most read no dial, or one. So rows that read the same dials are summed
+for the values of these alone, a *piece*, and pieces are spread over all places of the option afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from planner.evaluate import Array
+from planner.rows import Values
+
+Shape = tuple[int, ...]
+
+
+class Added(NamedTuple):
+    """Rows of formulas that places add, or take away.
+
+    Attributes:
+        columns: to which columns.
+        shape: how many values each dial of the option has, 1 where the rows do not read it.
+        rows: the row for each combination of these, the last dial's varying fastest.
+        sign: 1, or -1 where they are taken away.
+    """
+
+    columns: tuple[int, ...]
+    shape: Shape
+    rows: tuple[int, ...]
+    sign: int
+
+
+class Patterns:
+    """All patterns, and the pieces that they are made of."""
+
+    def __init__(self, width: int) -> None:
+        self.width, self.count = width, 0
+        self._first: dict[object, int] = {}
+        self._inexact: list[float] = []
+        self._numbers: dict[Added, int] = {}  # each entry once: patterns and pieces are told apart by numbers
+        self._added: list[Added] = []
+        self._cells, self._cell = 0, dict[tuple[int, ...], int]()
+        self._entries: list[tuple[int, int, int]] = []  # column of a cell, row of formulas, sign
+        self._whole: list[tuple[int, int, int]] = []  # first pattern, first cell, how many: patterns of one piece
+        self._joined: list[tuple[int, Shape, list[tuple[Shape, int]]]] = []
+
+    def entry(self, columns: tuple[int, ...], shape: Shape, rows: tuple[int, ...], sign: int) -> int:
+        """The number of such rows (``Added``)."""
+        added = Added(columns, shape, rows, sign)
+        if (number := self._numbers.get(added)) is None:
+            number = self._numbers[added] = len(self._added)
+            self._added.append(added)
+        return number
+
+    def add(self, shape: Shape, inexact: float, entries: Sequence[int]) -> int:
+        """The first of the patterns of an option, one for each combination of its dials' values.
+
+        Args:
+            inexact: how many of its optimisations change the result.
+            entries: what they add (``entry``).
+        """
+        key = (shape, inexact, tuple(entries))
+        if key not in self._first:
+            self._first[key] = self.count
+            pieces: dict[Shape, list[int]] = {}
+            for number in entries:
+                if self._added[number].columns:
+                    pieces.setdefault(self._added[number].shape, []).append(number)
+            placed = [(own, self._placed(tuple(of_one))) for own, of_one in pieces.items()]
+            if len(placed) == 1 and placed[0][0] == shape:
+                self._whole.append((self.count, placed[0][1], prod(shape)))
+            elif placed:
+                self._joined.append((self.count, shape, sorted(placed, key=lambda piece: prod(piece[0]))))
+            self.count += prod(shape)
+            self._inexact += [inexact] * prod(shape)
+        return self._first[key]
+
+    def _placed(self, piece: tuple[int, ...]) -> int:
+        """The first cell of a piece."""
+        if piece not in self._cell:
+            self._cell[piece] = self._cells
+            added = [self._added[number] for number in piece]
+            self._entries += [
+                ((self._cells + number) * self.width + column, row, each.sign)
+                for each in added
+                for number, row in enumerate(each.rows)
+                for column in each.columns
+            ]
+            self._cells += len(added[0].rows)
+        return self._cell[piece]
+
+    def close(self) -> None:
+        """All are there."""
+        target, row, sign = np.array(sorted(self._entries) or [(0, 0, 0)], dtype=np.int64).T
+        self._row, self._sign = row, sign.astype(np.float64)[:, None]
+        self._target, self._starts = np.unique(target, return_index=True)
+
+    @property
+    def inexact(self) -> Values:
+        """Of each pattern, how many of its optimisations change the result."""
+        return np.array(self._inexact)
+
+    def cells(self, values: Values) -> Values:
+        """What each cell adds, from the value of every row at every candidate: cell × column × candidate."""
+        many = values.shape[1]
+        found = np.zeros((self._cells * self.width, many))
+        found[self._target] = np.add.reduceat(values[self._row] * self._sign, self._starts, axis=0)
+        return found.reshape(self._cells, self.width, many)
+
+    def spread(self, cells: Values, found: Values, wanted: Array) -> None:
+        """Add up pieces: from cell × column × candidate to pattern × column × candidate, which are all zero before.
+
+        Args:
+            wanted: for each pattern whether it is; the others stay zero.
+        """
+        for first, place, many in self._whole:
+            if wanted[first]:
+                found[first : first + many] = cells[place : place + many]
+        for first, shape, pieces in self._joined:
+            if wanted[first]:
+                block = found[first : first + prod(shape)].reshape(*shape, *cells.shape[1:])
+                parts = ((own, cells[at : at + prod(own)].reshape(*own, *cells.shape[1:])) for own, at in pieces)
+                for part in _merged(parts):
+                    block += part
+
+
+def _merged(pieces: Iterable[tuple[Shape, Values]]) -> Iterable[Values]:
+    """Pieces, smallest first, each added to a larger one that reads the same dials and more, where there is one."""
+    waiting = list(pieces)
+    while waiting:
+        own, values = waiting.pop(0)
+        larger = (n for n, (other, _) in enumerate(waiting) if all(map(lambda a, b: a in (1, b), own, other)))
+        if (at := next(larger, None)) is None:
+            yield values
+        else:
+            waiting[at] = waiting[at][0], waiting[at][1] + values
