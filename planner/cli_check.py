@@ -37,6 +37,7 @@ PASSED_OVER = frozenset(
         "provenance.command",
         "longest",
         "rope.reason",
+        "gpu.profile_file",
     }
 )
 CAUSES = {
@@ -192,13 +193,17 @@ def card_of(plan: Plan) -> str:
         return str(measured)
     if plan.gpu.kind == "cpu":
         return "cpu"
+    own = plan.gpu.profile_file
+    if own is not None and Path(own).is_file():
+        return own
     try:
         load_profile(plan.gpu.id)
     except PlanError as unknown:
         if _is_here(plan.gpu.id):
             return "local"
-        nearest = "--gpu names the file of its profile, or another card."
-        raise PlanError(f"card {plan.gpu.id}", unknown.why, nearest) from unknown
+        nearest = "`plan check FILE --gpu CARD` takes the file of its profile, or another card."
+        why = unknown.why if own is None else f"its profile {own} is not there any more."
+        raise PlanError(f"card {plan.gpu.id}", why, nearest) from unknown
     return plan.gpu.id
 
 

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 @click.command(short_help="Measure the machine at hand.")
 @once("--gpu", metavar="WHICH", help="local, the card of this machine, or cpu. [local, or cpu without a card]")
 @once("--out", metavar="FILE", help="Write the profile here, not to the folder that plans look into.")
+@once("--scratch", metavar="FOLDER", help="Measure the disk of this folder as well; 8 GiB of it, for a while.")
 @click.option("--quick", is_flag=True, help="Less exact, in seconds.")
-def measure(gpu: str | None, out: str | None, quick: bool) -> int:
-    """Measure what this machine reaches: memory, products, attention, copies.
+def measure(gpu: str | None, out: str | None, scratch: str | None, quick: bool) -> int:
+    """Measure what this machine reaches: memory, products, attention, copies, launches.
 
     What is found becomes a profile, a YAML file as in hwprofiles/. Without --out it lies where `--gpu local` and
     `--gpu cpu` look for it; any profile can be named: `--gpu FILE`. Nothing else should run meanwhile. It needs the
@@ -31,6 +32,7 @@ def measure(gpu: str | None, out: str | None, quick: bool) -> int:
     plan measure
     plan measure --gpu cpu --quick
     plan measure --out my-card.yaml
+    plan measure --scratch /data
     """
     from planner.cli_output import check_profile_target, write_whole
     from planner.machine import cpu_profile
@@ -54,7 +56,7 @@ def measure(gpu: str | None, out: str | None, quick: bool) -> int:
     except ImportError as error:
         nearest = "pip install 'tierplan[train]' brings it."
         raise PlanError("plan measure", f"measuring needs the train extra ({error}).", nearest) from error
-    found = measured_profile(card, _tell, quick=quick)
+    found = measured_profile(card, _tell, quick=quick, scratch=None if scratch is None else Path(scratch))
     if sys.stderr.isatty():
         click.echo("\r\x1b[K", nl=False, err=True)
     write_whole(place, profile_text(found))
@@ -80,13 +82,16 @@ def summary(profile: HardwareProfile) -> list[str]:
             told = ", ".join(f"{format_rate(rate, 'FLOP/s')} at head size {size}" for size, rate in sizes.items())
             lines.append(f"attention, {kernel}, {dtype}: {told}")
     named = {
-        "copies in memory": found.memory,
+        "a norm, op by op, in memory": found.memory,
         "pinned copies to the host": found.to_host,
         "pinned copies from the host": found.to_device,
         "pinned copies both ways at once": found.both_ways,
         "pinning host memory": found.pinning,
+        "disk": found.disk,
     }
     lines += [f"{name}: {format_rate(rate, 'bytes/s')}" for name, rate in named.items() if rate is not None]
+    if found.kernels_per_second is not None:
+        lines.append(f"kernels launched: {found.kernels_per_second:,.0f} a second")
     if found.host_memory is not None:
         lines.append(f"host memory: {format_bytes(found.host_memory)}")
     return lines

@@ -22,12 +22,14 @@ class Measured:
         source: with what it was measured.
         machine: which machine it was, as `planner.machine.machine_name` tells it.
         file: the profile it was read from; empty as long as it is in none.
-        matmul: products of large square matrices, by dtype.
+        matmul: products of square matrices as wide as a layer, one after the other, by dtype.
         attention: forward and backward of causal attention together, each pair of tokens counted once, by kernel,
             dtype and head size.
-        memory: bytes read and written by a copy within the device's memory.
+        memory: bytes read and written by a norm computed op by op over some thousand tokens.
         to_host: pinned copies from the card; ``to_device`` the other way; ``both_ways`` the sum of both at once.
         pinning: bytes of host memory pinned in a second.
+        kernels_per_second: launched by the host in a small model's step, as formulas count them (`planner.launches`).
+        disk: bytes written, or read, in a second.
         host_memory: bytes of host memory that the process might use.
     """
 
@@ -40,6 +42,8 @@ class Measured:
     to_device: float | None = None
     both_ways: float | None = None
     pinning: float | None = None
+    kernels_per_second: float | None = None
+    disk: float | None = None
     host_memory: int | None = None
     file: str = field(default="", compare=False)
 
@@ -51,6 +55,8 @@ class Measured:
             "memory": self.memory,
             "to_host": self.to_host,
             "to_device": self.to_device,
+            "disk": self.disk,
+            "launch": self.kernels_per_second,
         }
 
     def attention_rate(self, kernel: str, dtype: str, head_size: int) -> float | None:
@@ -80,6 +86,7 @@ def _text(read: Callable[[str], float]) -> BeforeValidator:
 
 _Flops = Annotated[float, _text(parse_flops), _within(1e18)]
 _Bandwidth = Annotated[float, _text(parse_bandwidth), _within(1e15)]
+_PerSecond = Annotated[float, _within(1e9)]
 _Size = Annotated[int, _text(parse_bytes), _within(2.0**60)]
 _Dtype = Literal["fp32", "tf32", "fp16", "bf16"]
 _Kernel = Literal["cudnn", "flash", "efficient", "eager", "cpu"]
@@ -98,6 +105,8 @@ class MeasuredBlock(BaseModel):
     to_device: _Bandwidth | None = None
     both_ways: _Bandwidth | None = None
     pinning: _Bandwidth | None = None
+    kernels_per_second: _PerSecond | None = None
+    disk: _Bandwidth | None = None
     host_memory: _Size | None = None
 
     def measured(self, file: str) -> Measured:

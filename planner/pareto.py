@@ -139,11 +139,20 @@ class Settings:
             row -= len(taken)
         raise IndexError(row)
 
-    def weigh(self, lengths: Array) -> Weights:
-        """Every setting at every length."""
+    @property
+    def everyone(self) -> Array:
+        """Every setting, by its row."""
+        return np.arange(sum(len(taken) for _, taken in self.parts))
+
+    def weigh(self, lengths: Array, rows: Array | None = None) -> Weights:
+        """Every setting at every length; or those of some rows, which go up."""
         sums = self.on_card.sums(self.candidates(lengths))
-        found = []
-        for of, taken in self.parts:
+        rows, found, before = self.everyone if rows is None else rows, [], 0
+        for of, every in self.parts:
+            taken = every[rows[(before <= rows) & (rows < before + len(every))] - before]
+            before += len(every)
+            if not len(taken):
+                continue
             together = np.zeros((len(taken), *sums.shape[1:]))
             for places in taken.T:
                 together += sums[of.rows[places]]
@@ -160,13 +169,12 @@ class Settings:
 
         As in ``planner.solver.longest`` the answer is bracketed on a grid that is refined, here for all that share one.
         """
-        everyone = np.arange(sum(len(taken) for _, taken in self.parts))
-        longest = np.zeros(len(everyone), dtype=np.int64)
-        waiting = [(self.shortest, self.most, everyone)]
+        longest = np.zeros(len(self.everyone), dtype=np.int64)
+        waiting = [(self.shortest, self.most, self.everyone)]
         while waiting:
             low, high, rows = waiting.pop()
             grid = grid_between(low, high)
-            fits = self.weigh(grid).fits(self.made.limits)[rows]
+            fits = self.weigh(grid, rows).fits(self.made.limits)
             last = fits.shape[1] - 1 - np.argmax(fits[:, ::-1], axis=1)
             able = fits.any(axis=1)
             longest[rows[able]] = grid[last[able]]

@@ -37,6 +37,8 @@ class Gpu(Strict):
     context_basis: str
     measured_file: str | None = None
     """The profile that `plan measure` wrote and this plan rests on."""
+    profile_file: str | None = None
+    """The profile of the user's own that ``--gpu`` named, by which the card is found again."""
 
 
 class Model(Strict):

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from planner.hardware import HardwareProfile
+from planner.hardware import HardwareProfile, is_file
 from planner.model import ModelShape, shipped_folder
 from planner.plan import Gpu
 
@@ -16,7 +16,8 @@ RANDOM = "random:"
 """Before a model: its shape with random weights, to measure with; bytes are tokens where it has no tokenizer."""
 
 
-def gpu_facts(gpu: HardwareProfile) -> Gpu:
+def gpu_facts(gpu: HardwareProfile, asked: str) -> Gpu:
+    """Args: asked: as ``--gpu`` named it."""
     return Gpu(
         id=gpu.id,
         name=gpu.name,
@@ -26,6 +27,7 @@ def gpu_facts(gpu: HardwareProfile) -> Gpu:
         context_bytes=int(gpu.context_bytes.value or 0),
         context_basis=gpu.context_bytes.basis,
         measured_file=gpu.measured.file if gpu.measured is not None and gpu.measured.file else None,
+        profile_file=str(Path(asked).expanduser().resolve()) if is_file(asked) else None,
     )
 
 

@@ -267,7 +267,7 @@ def _write(solved: Solved) -> Plan:
     return Plan(
         verdict="fits" if fits else "does-not-fit",
         summary=_summary(situation, limits, fits, want),
-        gpu=gpu_facts(gpu),
+        gpu=gpu_facts(gpu, request.gpu),
         model=Model(
             id=model.id,
             source=source,

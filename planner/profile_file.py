@@ -63,15 +63,17 @@ def _measured(measured: Measured) -> dict[str, Any]:
         }
         for kernel, by_dtype in measured.attention.items()
     }
-    links = ("memory", "to_host", "to_device", "both_ways", "pinning")
+    links = ("memory", "to_host", "to_device", "both_ways", "pinning", "disk")
     found: dict[str, Any] = {name: getattr(measured, name) for name in links}
-    document = {
+    document: dict[str, Any] = {
         "source": measured.source,
         "machine": measured.machine,
         "matmul": {dtype: _flops(rate) for dtype, rate in measured.matmul.items()},
         "attention": kernels,
         **{name: _bandwidth(rate) for name, rate in found.items() if rate is not None},
     }
+    if measured.kernels_per_second is not None:
+        document["kernels_per_second"] = float(f"{measured.kernels_per_second:.6g}")
     return document if measured.host_memory is None else document | {"host_memory": _bytes(measured.host_memory)}
 
 

@@ -28,9 +28,9 @@ def chunk_tokens(x: Letters) -> Number:
     return least(tokens(x), x.S_c)
 
 
-def more_chunks(x: Letters) -> Number:
-    """1 where there is more than one chunk, so that something is on its way while another is computed."""
-    return least(ceil_div(tokens(x), chunk_tokens(x)) - 1, 1)
+def loaded_tokens(x: Letters) -> Number:
+    """Tokens of the chunk that is computed and of the next one, on its way: of two, the last may be shorter."""
+    return least(tokens(x), 2 * chunk_tokens(x))
 
 
 def chunks_between(x: Letters) -> Number:
@@ -129,12 +129,12 @@ def input_loaded(x: Letters) -> Number:
     """Bytes of a chunk's checkpoint, and of the next one's; decoded besides, where it is coded."""
     coded = least(x.b_c, 1)
     stored = x.b_c + (1 - coded) * 64 * x.a
-    return chunk_tokens(x) * x.D * (stored * (1 + more_chunks(x)) + coded * 64 * x.a) // 512
+    return x.D * (stored * loaded_tokens(x) + coded * 64 * x.a * chunk_tokens(x)) // 512
 
 
 def chunk_loaded(x: Letters) -> Number:
     """Bytes of a chunk's attended values and incoming gradient on the card, and of the next chunk's."""
-    return x.j_h * (1 + more_chunks(x)) * chunk_tokens(x) * (x.H * x.E + x.D) * x.a // 8
+    return x.j_h * loaded_tokens(x) * (x.H * x.E + x.D) * x.a // 8
 
 
 def chunk_leaving(x: Letters) -> Number:
@@ -192,10 +192,10 @@ def forward_chunk(x: Letters) -> Number:
 
     Approximate: before attention, where query and key are turned by tensors that differ from family to family.
     """
-    size, more, between = chunk_tokens(x) * x.a // 8, more_chunks(x), chunks_between(x)
-    before = x.D + projected_width(x) * (1 + x.j_h * between) + 4 * x.H * x.E
-    after = height(x) + 2 * x.D + x.H * x.E * (1 + x.j_h * (1 + more)) + between * x.D
-    return size * (x.D * (1 + more) + greatest(before, after))
+    chunk, loaded, between = chunk_tokens(x), loaded_tokens(x), chunks_between(x)
+    before = chunk * (x.D + projected_width(x) * (1 + x.j_h * between) + 4 * x.H * x.E)
+    after = chunk * (height(x) + 2 * x.D + x.H * x.E + between * x.D) + x.j_h * loaded * x.H * x.E
+    return x.a * (loaded * x.D + greatest(before, after)) // 8
 
 
 def block_tokens(x: Letters) -> Number:
@@ -244,7 +244,7 @@ def shared_key_heads(x: Letters) -> Number:
 
 def loss_loaded(x: Letters) -> Number:
     """A chunk's last hidden states, and those of the next."""
-    return x.j_h * (1 + more_chunks(x)) * chunk_tokens(x) * x.D
+    return x.j_h * loaded_tokens(x) * x.D
 
 
 def loss_leaving(x: Letters) -> Number:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -179,14 +179,20 @@ def round_up(count: Number, unit: Number) -> Number:
     return ceil_div(count, unit) * unit
 
 
+@cache
+def _symbolic_extreme(name: Literal["Min", "Max"], first: Number, second: Number) -> Number:
+    """Kept, since sympy tries for long whether one of two can be told to be the larger, and formulas share parts."""
+    import sympy
+
+    return getattr(sympy, name)(first, second)
+
+
 def least(first: Number, second: Number) -> Number:
     """The smaller of two."""
     if type(first) is int and type(second) is int:  # as most are: formulas are evaluated by the ten thousand
         return first if first < second else second
     if _symbolic(first, second):
-        import sympy
-
-        return sympy.Min(first, second)
+        return _symbolic_extreme("Min", first, second)
     if hasattr(first, "shape") or hasattr(second, "shape"):
         import numpy
 
@@ -199,9 +205,7 @@ def greatest(first: Number, second: Number) -> Number:
     if type(first) is int and type(second) is int:
         return first if first > second else second
     if _symbolic(first, second):
-        import sympy
-
-        return sympy.Max(first, second)
+        return _symbolic_extreme("Max", first, second)
     if hasattr(first, "shape") or hasattr(second, "shape"):
         import numpy
 

@@ -246,3 +246,20 @@ def test_execute_without_a_card_named_plans_for_this_machine(
     assert asked == [{"resume": False, "choose": True}] * 2
     told = capsys.readouterr().err
     assert told == "No card to train on: no driver answers here. Planning for the CPU.\n"
+
+
+def test_a_plan_for_a_card_of_ones_own_finds_its_profile_again(
+    monkeypatch: Patch, tmp_path: Path, capsys: Capture
+) -> None:
+    card, place = tmp_path / "mine.yaml", tmp_path / "plan.yaml"
+    shipped = (Path(planner.__file__).parents[1] / "hwprofiles" / "rtx2060s.yaml").read_text(encoding="utf-8")
+    card.write_text(shipped.replace("id: rtx2060s", "id: mine", 1), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert main(["--gpu", "mine.yaml", "--tier", "1", "--out", str(place)]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["check", str(place)]) == 0
+    card.unlink()
+    capsys.readouterr()
+    (told,) = mistakes(capsys, "check", str(place))
+    assert f"card mine: its profile {card} is not there any more." in told and "check FILE --gpu CARD" in told

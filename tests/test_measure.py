@@ -26,10 +26,10 @@ from planner.profile_file import profile_text
 from trainer import benchmark, machine_profile
 from trainer.benchmark import Call, Effort, TooLarge
 from trainer.benchmark_device import TorchDevice
-from trainer.machine_profile import measured_profile
+from trainer.machine_profile import Probe, measured_profile
 
 Capture = pytest.CaptureFixture[str]
-TINY = Effort(0.001, 0.0, 3, (32,), (32,), 4096, 4096, 4096)
+TINY = Effort(0.001, 0.0, 3, (32,), (32,), 8, 4096, 4096)
 IDS = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
@@ -70,8 +70,8 @@ class FakeCard:
             return None
         return self._call(kernel, dtype, head_size, tokens), 4
 
-    def copy(self, size: int) -> Call | None:
-        return self._call("copy", size)
+    def norm(self, tokens: int) -> tuple[Call, int] | None:
+        return self._call("norm", tokens), 36 * tokens
 
     def link(self, way: str, size: int) -> Call | None:
         return self._call(way, size)
@@ -79,10 +79,24 @@ class FakeCard:
     def pin(self, size: int) -> Call | None:
         return self._call("pin", size)
 
+    def wait(self) -> None:
+        self.asked.append(("wait",))
+
 
 def measured_card(card: HardwareProfile, context: int | None = 500 * 2**20) -> HardwareProfile:
-    probed = {"visible_bytes": 7900 * 2**20, "context_bytes": context}
-    return measured_profile(card, lambda _: None, device=FakeCard(), effort=TINY, probe_context=lambda: probed)
+    return measured_profile(card, lambda _: None, device=FakeCard(), effort=TINY, probe=probe_with(context))
+
+
+def probe_with(context: int | None = 500 * 2**20) -> Probe:
+    """Instead of processes of their own."""
+
+    def probe(module: str, *arguments: str) -> Any:
+        if module == "trainer.launch_probe":
+            assert load_profile(*arguments).visible_bytes.basis == "measured", "it plans with what is known by then"
+            return [{"kernels": 4000.0, "seconds": 0.1}]
+        return {"visible_bytes": 7900 * 2**20, "context_bytes": context}
+
+    return probe
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -111,7 +125,8 @@ def test_a_measured_card_written_and_read_has_its_rates(tmp_path: Path) -> None:
     assert {*again.measured.matmul} == {"fp32", "tf32", "fp16"}
     assert {*again.measured.attention} == {"cudnn", "efficient", "eager"}
     assert {*again.measured.attention["efficient"]} == {"fp32", "fp16", "bf16"}
-    assert {*again.measured.attention["cudnn"]["bf16"]} == {64, 80, 128}
+    assert {*again.measured.attention["cudnn"]["bf16"]} == {64, 80, 128, 256}
+    assert again.measured.kernels_per_second == 40_000
     assert again.budget_bytes() == (7900 - 500) * 2**20
     assert again.context_bytes.basis == again.visible_bytes.basis == "measured"
 
@@ -123,7 +138,7 @@ def test_a_context_that_the_driver_does_not_tell_is_left_as_it_was() -> None:
 
 def test_buffers_leave_room_in_both_memories() -> None:
     within = machine_profile._within(benchmark.GPU, 2**30, 2**31)
-    assert (within.copied, within.linked, within.pinned) == (2**27, 2**27, 2**28)
+    assert (within.linked, within.pinned) == (2**27, 2**28)
     assert machine_profile._within(benchmark.GPU, 2**40, 2**40) == benchmark.GPU
 
 
@@ -132,23 +147,24 @@ def test_what_is_measured_and_how_often() -> None:
     ladder = replace(TINY, enough=1e9, tokens=(1024, 2048, 4096))
     found = benchmark.measure(card, ladder, "a test", "a machine", 2**30, lambda _: None)
     lengths = [asked[3] for asked in card.asked if asked[0] == "efficient"]
-    assert lengths == [1024, 2048] * 9, "up to the longest there is room for"
+    assert lengths == [1024, 2048] * 12, "up to the longest there is room for"
     assert found.attention["efficient"]["fp16"][64] > 0
-    ways = ("to_host", "to_device", "both_ways", "pin", "copy")
+    ways = ("to_host", "to_device", "both_ways", "pin", "norm")
     assert [asked for asked in card.asked if asked[0] in ways] == [
-        ("copy", 4096), ("to_host", 4096), ("to_device", 4096), ("both_ways", 4096), ("pin", 4096),
+        ("norm", 8), ("to_host", 4096), ("to_device", 4096), ("both_ways", 4096), ("pin", 4096),
     ]  # fmt: skip
 
 
 def test_the_rate_is_work_over_the_median_call(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    waits = iter([9.0, 4.0, 1.0, 2.0, 8.0])  # warming up, the first, then three calls
+    waits = iter([9.0, 4.0, 1.0, 2.0, 3.0, 6.0, 8.0, 9.0])  # warming up, the first, then three turns of two calls
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
 
     def call() -> None:
         now[0] += next(waits)
 
-    assert benchmark._largest(TINY, (1,), lambda _: (call, 100)) == 100 / 2.0
+    two = replace(TINY, enough=5.0)
+    assert benchmark._largest(FakeCard(), two, (1,), lambda _: (call, 100)) == 200 / 9.0
 
 
 @pytest.mark.usefixtures("tiny")
@@ -165,7 +181,7 @@ def test_the_cpu_is_measured_and_plans_take_it(own_folder: Path, capsys: Capture
     found = profile.measured
     assert found is not None and found.machine == machine_name() and f"torch {torch.__version__}" in found.source
     assert {"fp32", "bf16"} <= {*found.matmul} and {*found.attention} == {"cpu", "eager"}
-    assert {*found.attention["cpu"]["fp32"]} == {64, 80, 128}
+    assert {*found.attention["cpu"]["fp32"]} == {64, 80, 128, 256}
     assert found.memory is not None and found.host_memory == machine.host_ram_bytes()
     assert found.to_host is None and found.pinning is None
     for gpu in ("cpu", str(file)):
@@ -235,8 +251,8 @@ def test_a_local_card_takes_its_measurement(monkeypatch: pytest.MonkeyPatch, own
     assert plan.gpu.id == "rtx2060s" and plan.gpu.measured_file == str(place)
     assert plan.gpu.context_bytes == 500 * 2**20 and plan.gpu.context_basis == "measured"
     assert plan.memory.gpu.budget_bytes == (8192 - 440 - 300 - 500) * 2**20, "what is visible and in use is asked anew"
-    # Nobody times launches.
-    assert {rate.basis for kind, rate in plan.time.rates.items() if kind != "launch"} == {"measured"}
+    assert {rate.basis for rate in plan.time.rates.values()} == {"measured"}
+    assert plan.time.rates["launch"].per_second == 40_000
     assert card_of(plan) == str(place), "a plan file finds what it was made with"
     monkeypatch.setattr("planner.own_profile.machine_name", lambda: "another, 64 threads")
     assert (with_own_measurement(card).measured is None) is by_name, "a UUID is this card's wherever it is put"
@@ -283,10 +299,10 @@ def test_the_process_that_measures_the_context_failing_is_told(monkeypatch: pyte
     failed = subprocess.CompletedProcess([], 1, "", "Traceback\nRuntimeError: no driver\n")
     monkeypatch.setattr(machine_profile.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(PlanError, match="RuntimeError: no driver"):
-        machine_profile._fresh_process()
+        machine_profile.fresh_process("trainer.context_probe")
     said = subprocess.CompletedProcess([], 0, 'a word\n{"visible_bytes": 1, "context_bytes": null}\n', "")
     monkeypatch.setattr(machine_profile.subprocess, "run", lambda *_, **__: said)
-    assert machine_profile._fresh_process() == {"visible_bytes": 1, "context_bytes": None}
+    assert machine_profile.fresh_process("trainer.context_probe") == {"visible_bytes": 1, "context_bytes": None}
 
 
 def test_a_device_that_has_no_such_thing_says_none() -> None:

@@ -67,9 +67,11 @@ def planned(
 ) -> Plan:
     """A plan with exactly these optimisations, whether or not it fits.
 
-    Where layers run in passes a slice of the loss is no longer than any chunk (``planner.streamed_memory.loss_rows``).
+    Where layers run in passes a slice of the loss is no longer than any chunk (``planner.streamed_memory.loss_rows``),
+    and few documents share a row: each is a call of its own for every group of heads, and counting takes long.
     """
-    slices = {"chunked_loss": {"rows": 1024}} if {"streamed", "chunked_loss"} <= on else {}
+    few = {"chunked_loss": {"rows": 1024}, "sequence_packing": {"documents": 16}} if "streamed" in on else {}
+    few = {name: knobs for name, knobs in few.items() if name in on}
     return make_plan(
         Request(
             gpu=card,
@@ -78,7 +80,7 @@ def planned(
             target=target,
             required=tuple(sorted(on)),
             excluded=tuple(sorted(set(all_optimizations()) - on)),
-            knobs={"lora": {"rank": rank}} | slices,
+            knobs={"lora": {"rank": rank}} | few,
             train={"batch": batch},
             host_bytes=TERABYTE,
         )

@@ -114,7 +114,7 @@ def _stock(folder: Path, *lengths: int, trained: int | None = None) -> tuple[Ten
     return _stock_of(folder, _batch(*lengths, trained=trained))
 
 
-def _stock_of(folder: Path, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def _stock_of(folder: Path, batch: Batch, device: torch.device = CPU) -> tuple[Tensor, dict[str, Tensor]]:
     """What plain transformers and PEFT give for a batch, with transformers' own default attention."""
     config = AutoConfig.from_pretrained(folder)
     dropouts = {name: 0.0 for name in config.to_dict() if name.endswith(("dropout", "pdrop"))}
@@ -124,7 +124,7 @@ def _stock_of(folder: Path, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         folder, dtype=torch.float64, attn_implementation=attention, experts_implementation="eager", **dropouts
     )
     _wide_norms(model)
-    adapted = _adapted(model)
+    adapted, batch = _adapted(model).to(device), batch.to(device)
     with patch("torch.nn.functional.softmax", _wide_softmax):
         logits = adapted(input_ids=batch.inputs, use_cache=False).logits
     assert logits.dtype == torch.float64

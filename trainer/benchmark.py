@@ -1,11 +1,13 @@
-"""Measures what a machine reaches: products, attention, memory, link, pinning. What runs where is the device's.
+"""Measures what a machine reaches: products, attention, memory, link, pinning, disk. What runs where is the device's.
 
-A quantity is measured at a size that is found by doubling until one call takes long enough to be timed, after
-warming up, as the median of several calls, within a time of its own.
+A quantity is measured at a size that is found by doubling until one call takes long enough to be timed, or until it is
+as large as in a step; then so many calls follow each other as take long enough together. After warming up, the median
+of several such turns counts, within a time of its own.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -16,14 +18,14 @@ from planner.measured import DTYPES, Measured
 
 Call = Callable[[], None]
 Tell = Callable[[str], None]
-HEAD_SIZES = (64, 80, 128)
-LEAST_CALLS = 3
+HEAD_SIZES = (64, 80, 128, 256)
+LEAST_TURNS = 3
 
 
 class Device(Protocol):
     """What is measured. Each method prepares one call, or gives None where the device has no such thing.
 
-    A prepared call returns when its work is done.
+    A prepared call may return before its work is done; ``wait`` returns after it.
     """
 
     kernels: tuple[str, ...]
@@ -37,8 +39,8 @@ class Device(Protocol):
         """Causal attention forward and backward, and how many heads it is of."""
         ...
 
-    def copy(self, size: int) -> Call | None:
-        """Copy so many bytes within the device's memory."""
+    def norm(self, tokens: int) -> tuple[Call, int] | None:
+        """A norm of so many tokens, op by op as models compute it, and the bytes that its ops read and write."""
         ...
 
     def link(self, way: str, size: int) -> Call | None:
@@ -49,35 +51,40 @@ class Device(Protocol):
         """Take and pin so many bytes of host memory, and give them back."""
         ...
 
+    def wait(self) -> None:
+        """Return once everything that was called is done."""
+        ...
+
 
 @dataclass(frozen=True)
 class Effort:
     """How hard to try.
 
     Attributes:
-        seconds: time for the calls of one quantity.
-        enough: seconds of a call that is long enough; attention of short sequences is far below its rate at length.
-        calls: calls at most, three at least; the median of them counts.
+        seconds: time for the turns of one quantity.
+        enough: seconds of a turn that is long enough; attention of short sequences is far below its rate at length.
+        turns: turns at most, three at least; the median of them counts.
         matrix: sides of matrices to try, smallest first; likewise ``tokens`` of attention.
-        copied: bytes of copies within the device's memory; far more than caches hold.
+        normed: tokens of a norm, 4,096 values each; more than caches hold.
         linked: bytes of copies over the link; ``pinned`` of host memory to pin.
     """
 
     seconds: float
     enough: float
-    calls: int
+    turns: int
     matrix: tuple[int, ...]
     tokens: tuple[int, ...]
-    copied: int
+    normed: int
     linked: int
     pinned: int
 
 
 MIB = 2**20
-CPU = Effort(2.0, 0.3, 15, (256, 512, 1024, 2048, 4096), (256, 512, 1024, 2048, 4096), 512 * MIB, 0, 0)
-CPU_QUICK = Effort(0.5, 0.1, 9, (256, 512, 1024, 2048), (256, 512, 1024, 2048), 256 * MIB, 0, 0)
-GPU = Effort(1.5, 0.02, 25, (2048, 4096, 8192, 16384), (2048, 4096, 8192, 16384), 1024 * MIB, 512 * MIB, 2048 * MIB)
-GPU_QUICK = Effort(0.3, 0.005, 15, (2048, 4096, 8192), (2048, 4096, 8192), 512 * MIB, 256 * MIB, 512 * MIB)
+CPU = Effort(2.0, 0.3, 15, (256, 512, 1024, 2048, 4096), (256, 512, 1024, 2048, 4096), 4096, 0, 0)
+CPU_QUICK = Effort(0.5, 0.1, 9, (256, 512, 1024, 2048), (256, 512, 1024, 2048), 2048, 0, 0)
+# A card's matrices are no wider than those of layers: what they reach beyond that, no step reaches.
+GPU = Effort(0.6, 0.05, 25, (2048, 4096), (2048, 4096, 8192, 16384), 16384, 512 * MIB, 2048 * MIB)
+GPU_QUICK = Effort(0.3, 0.01, 15, (2048, 4096), (2048, 4096, 8192), 16384, 256 * MIB, 512 * MIB)
 
 
 class TooLarge(Exception):
@@ -89,7 +96,9 @@ def measure(device: Device, effort: Effort, source: str, machine: str, host_memo
     matmul: dict[str, float] = {}
     for dtype in DTYPES:
         tell(f"products of matrices, {dtype}")
-        rate = _largest(effort, effort.matrix, lambda n, dtype=dtype: _counted(device.matmul(dtype, n), 2 * n**3))
+        rate = _largest(
+            device, effort, effort.matrix, lambda n, dtype=dtype: _counted(device.matmul(dtype, n), 2 * n**3)
+        )
         if rate is not None:
             matmul[dtype] = rate
     attention: dict[str, dict[str, dict[int, float]]] = {}
@@ -105,19 +114,22 @@ def measure(device: Device, effort: Effort, source: str, machine: str, host_memo
                     # Two products forward, five backward, over every pair of a token with itself or one before it.
                     return made and (made[0], 7 * tokens * (tokens + 1) * made[1] * head_size)
 
-                rate = _largest(effort, effort.tokens, prepared)
+                rate = _largest(device, effort, effort.tokens, prepared)
                 if rate is not None:
                     attention.setdefault(kernel, {}).setdefault(dtype, {})[head_size] = rate
-    tell("copies in memory")
-    found = {"memory": _largest(effort, (effort.copied,), lambda size: _counted(device.copy(size), 2 * size))}
+    tell("a norm, op by op")
+    found = {"memory": _largest(device, effort, (effort.normed,), device.norm)}
     for way, ways in (("to_host", 1), ("to_device", 1), ("both_ways", 2)) if device.has_link else ():
         tell(f"copies of pinned memory, {way.replace('_', ' ')}")
         found[way] = _largest(
-            effort, (effort.linked,), lambda size, way=way, ways=ways: _counted(device.link(way, size), ways * size)
+            device,
+            effort,
+            (effort.linked,),
+            lambda size, way=way, ways=ways: _counted(device.link(way, size), ways * size),
         )
     if device.has_link:
         tell("pinning host memory")
-        found["pinning"] = _largest(effort, (effort.pinned,), lambda size: _counted(device.pin(size), size))
+        found["pinning"] = _largest(device, effort, (effort.pinned,), lambda size: _counted(device.pin(size), size))
     return Measured(
         source=source, machine=machine, matmul=matmul, attention=attention, host_memory=host_memory, **found
     )
@@ -127,7 +139,9 @@ def _counted(call: Call | None, amount: int) -> tuple[Call, int] | None:
     return None if call is None else (call, amount)
 
 
-def _largest(effort: Effort, sizes: Iterable[int], prepare: Callable[[int], tuple[Call, int] | None]) -> float | None:
+def _largest(
+    device: Device, effort: Effort, sizes: Iterable[int], prepare: Callable[[int], tuple[Call, int] | None]
+) -> float | None:
     """Work in a second, at the first size whose call takes long enough, or else the largest that there is room for."""
     best = None
     for size in sizes:
@@ -136,8 +150,8 @@ def _largest(effort: Effort, sizes: Iterable[int], prepare: Callable[[int], tupl
             if made is None:
                 break
             call, amount = made
-            call()  # warms up: kernels are chosen and caches filled
-            seconds = _seconds(call)
+            _seconds(device, call, 1)  # warms up: kernels are chosen and caches filled
+            seconds = _seconds(device, call, 1)
         except TooLarge:
             break
         best = call, amount, seconds
@@ -146,11 +160,15 @@ def _largest(effort: Effort, sizes: Iterable[int], prepare: Callable[[int], tupl
     if best is None:
         return None
     call, amount, seconds = best
-    calls = max(LEAST_CALLS, min(effort.calls, int(effort.seconds / seconds)))
-    return amount / statistics.median(_seconds(call) for _ in range(calls))
+    calls = max(1, math.ceil(effort.enough / seconds))
+    turns = max(LEAST_TURNS, min(effort.turns, int(effort.seconds / (seconds * calls))))
+    return amount * calls / statistics.median(_seconds(device, call, calls) for _ in range(turns))
 
 
-def _seconds(call: Call) -> float:
+def _seconds(device: Device, call: Call, calls: int) -> float:
+    """Of so many calls, one after the other."""
     began = time.perf_counter()
-    call()
+    for _ in range(calls):
+        call()
+    device.wait()
     return max(time.perf_counter() - began, 1e-9)

@@ -16,6 +16,7 @@ from trainer.benchmark import Call, TooLarge
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _BACKENDS = {**KERNELS, "eager": SDPBackend.MATH}
 _HEADS = 8
+_WIDTH = 4096
 
 
 class TorchDevice:
@@ -41,9 +42,8 @@ class TorchDevice:
             torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
             torch.mm(first, second, out=out)
             torch.backends.cuda.matmul.allow_tf32 = before
-            self._wait()
 
-        return _able(multiply)
+        return self._able(multiply)
 
     def attention(self, kernel: str, dtype: str, head_size: int, tokens: int) -> tuple[Call, int] | None:
         """Self-attention of one sequence; eager attention, which holds all scores, of short ones only."""
@@ -59,21 +59,24 @@ class TorchDevice:
             with sdpa_kernel(_BACKENDS[kernel]):
                 out = scaled_dot_product_attention(query, key, value, is_causal=True)
                 torch.autograd.grad(out, (query, key, value), gradient)
-            self._wait()
 
-        able = _able(attend)
+        able = self._able(attend)
         return (able, _HEADS) if able is not None else None
 
-    def copy(self, size: int) -> Call | None:
-        """From one buffer to another on the device."""
-        first = self._buffer(size)
-        second = _taken(lambda: torch.empty_like(first))
+    def norm(self, tokens: int) -> tuple[Call, int] | None:
+        """RMSNorm as models write it out; on a card of 16-bit values, computed in float32 and cast back."""
+        values = self._random((tokens, _WIDTH), "fp16" if self._cuda else "fp32")
+        weight = _taken(lambda: torch.ones_like(values[0]))
 
         def run() -> None:
-            second.copy_(first)
-            self._wait()
+            wide = values.float()
+            scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+            torch.mul(weight, (wide * scale).to(values.dtype))
 
-        return _able(run)
+        # Squares read and written, read for their mean; the product with the scale; the one with the weight.
+        moved = 8 + 4 + 8 + 2 * values.itemsize + (2 * (4 + values.itemsize) if self._cuda else 0)
+        able = self._able(run)
+        return (able, tokens * _WIDTH * moved) if able is not None else None
 
     def link(self, way: str, size: int) -> Call | None:
         """On streams of their own, as checkpoints are copied."""
@@ -93,9 +96,8 @@ class TorchDevice:
             if way in ("to_device", "both_ways"):
                 with torch.cuda.stream(streams[1]):
                     there[1].copy_(here[1], non_blocking=True)
-            self._wait()
 
-        return _able(run)
+        return self._able(run)
 
     def pin(self, size: int) -> Call | None:
         """As `trainer.host_store` does it: mapped at its exact size, then registered with the driver."""
@@ -113,7 +115,12 @@ class TorchDevice:
                 raise TooLarge
             torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
 
-        return _able(run)
+        return self._able(run)
+
+    def wait(self) -> None:
+        """What was launched on any stream is done."""
+        if self._cuda:
+            torch.cuda.synchronize(self._device)
 
     def _refuses(self, dtype: str) -> bool:
         """bf16 is emulated before Ampere, so a rate would tell of nothing; nobody trains in fp16 on a CPU."""
@@ -127,9 +134,16 @@ class TorchDevice:
     def _buffer(self, size: int) -> Tensor:
         return _taken(lambda: torch.zeros(size, dtype=torch.uint8, device=self._device))
 
-    def _wait(self) -> None:
-        if self._cuda:
-            torch.cuda.synchronize(self._device)
+    def _able(self, call: Call) -> Call | None:
+        """The call, once it has been seen to work; None where the device refuses it (no such kernel, no such dtype)."""
+        try:
+            call()
+            self.wait()
+        except RuntimeError as error:
+            if _no_memory(error):
+                raise TooLarge from error
+            return None
+        return call
 
 
 def _taken(make: Callable[[], Tensor]) -> Tensor:
@@ -139,17 +153,6 @@ def _taken(make: Callable[[], Tensor]) -> Tensor:
         if _no_memory(error):
             raise TooLarge from error
         raise
-
-
-def _able(call: Call) -> Call | None:
-    """The call, once it has been seen to work; None where the device refuses it (no such kernel, no such dtype)."""
-    try:
-        call()
-    except RuntimeError as error:
-        if _no_memory(error):
-            raise TooLarge from error
-        return None
-    return call
 
 
 def _no_memory(error: RuntimeError) -> bool:

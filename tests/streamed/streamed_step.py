@@ -1,7 +1,8 @@
-"""A streamed step over a tiny model on the CPU, put together by hand for the tests."""
+"""A streamed step over a tiny model, on the CPU or a card, put together by hand for the tests."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from trainer.step import Head, nothing
 from trainer.streamed.between import Arrays, Sizes
 from trainer.streamed.build import attention_of
 from trainer.streamed.checkpoints import Checkpoints, Codec, Exact
-from trainer.streamed.kernels import KERNELS
+from trainer.streamed.kernels import KERNELS, Kernel
 from trainer.streamed.layer import Layers
 from trainer.streamed.loss import StreamedLoss
 from trainer.streamed.shelf import shelf_on
@@ -29,6 +30,18 @@ from trainer.streamed.transfers import Transfers
 from trainer.streamed.weights import StreamedWeights
 
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class On:
+    """Where a step is computed, how, and in what."""
+
+    device: torch.device
+    kernel: Kernel
+    dtype: torch.dtype
+
+
+ON_CPU = On(CPU, KERNELS["cpu"], torch.float64)
 
 
 def make_streamed_loss(
@@ -47,6 +60,7 @@ def make_streamed_loss(
     rope: Rope = UNSCALED,
     codec: Codec | None = None,
     disk: Path | None = None,
+    on: On = ON_CPU,
 ) -> tuple[StreamedLoss, PeftModel]:
     """The loss over a model in float64 with adapters that are not zero, and that model."""
     source = find_source(str(folder))
@@ -55,9 +69,9 @@ def make_streamed_loss(
     model = load_model(
         source,
         config,
-        dtype=torch.float64,
+        dtype=on.dtype,
         attention=register(),
-        device=CPU,
+        device=on.device,
         four_bit=None,
         seed=0,
         put_away=weights.put_away if weights is not None else None,
@@ -67,6 +81,8 @@ def make_streamed_loss(
     go_by_batch(model)
     _wide_norms(model)
     adapted = _adapted(model)
+    for parameter in adapted.parameters():
+        parameter.data = parameter.data.to(on.device, on.dtype)
     make_lean(adapted)
     config = model.config
     tokens = sum(batch.lengths)
@@ -79,15 +95,16 @@ def make_streamed_loss(
         head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
         width=config.hidden_size,
         group=group,
-        dtype=torch.float64,
+        dtype=on.dtype,
         block=block,
     )
-    arena, count = Arena(CPU, away=away, pinned=False), config.num_hidden_layers
-    transfers = Transfers(CPU)
+    there = on.device if not away else CPU
+    arena = Arena(there, away=away, pinned=away and on.device.type == "cuda")
+    count, transfers = config.num_hidden_layers, Transfers(on.device)
     arrays = Arrays(arena, sizes, kept_outputs=count if keep_outputs else 0)
     layers = Layers(
         Split(model),
-        attention_of(KERNELS["cpu"], transfers, arrays, sizes),
+        attention_of(on.kernel, transfers, arrays, sizes),
         transfers,
         arrays,
         Checkpoints(
@@ -97,7 +114,7 @@ def make_streamed_loss(
             sizes.width,
             sizes.dtype,
             spacing=spacing,
-            codec=codec or Exact(torch.float64),
+            codec=codec or Exact(on.dtype),
             shelve=partial(shelf_on, disk, mark=transfers.mark) if disk is not None else None,
         ),
         sizes,
@@ -121,6 +138,7 @@ def make_streamed(
     weights: StreamedWeights | None = None,
     rope: Rope = UNSCALED,
     disk: Path | None = None,
+    on: On = ON_CPU,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean loss of a batch, and the gradients of all adapters by name."""
     made, adapted = make_streamed_loss(
@@ -136,7 +154,9 @@ def make_streamed(
         weights=weights,
         rope=rope,
         disk=disk,
+        on=on,
     )
-    loss = made(batch, torch.tensor(float(batch.trained)).double(), nothing)
+    divisor = torch.tensor(float(batch.trained), dtype=on.dtype, device=on.device)
+    loss = made(batch.to(on.device), divisor, nothing)
     loss.backward()
     return loss.detach(), _gradients(adapted)

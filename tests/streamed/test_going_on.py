@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from streamed_step import make_streamed, make_streamed_loss
+from streamed_step import ON_CPU, On, make_streamed, make_streamed_loss
 from test_trainer_parity import _batch, _gradients
 from torch import Tensor
 from trainer_tiny import CONFIGS, save_model
@@ -58,10 +58,10 @@ def test_going_on_after_any_layer_changes_no_bit(folder: Path, stop_after: int, 
     going_on_changes_no_bit(folder, LAYERS, stop_after, given)
 
 
-def going_on_changes_no_bit(folder: Path, layers: int, stop_after: int, given: dict[str, Any]) -> None:
-    batch, divisor = _batch(23, 9, trained=6), torch.tensor(12.0).double()
-    whole_loss, whole = make_streamed(folder, batch, **given)
-    stopped, adapted = make_streamed_loss(folder, batch, **given)
+def going_on_changes_no_bit(folder: Path, layers: int, stop_after: int, given: dict[str, Any], on: On = ON_CPU) -> None:
+    batch, divisor = _batch(23, 9, trained=6).to(on.device), torch.tensor(12.0, dtype=on.dtype, device=on.device)
+    whole_loss, whole = make_streamed(folder, batch, on=on, **given)
+    stopped, adapted = make_streamed_loss(folder, batch, on=on, **given)
 
     def stop(layer: int) -> None:
         if layer == stop_after:
@@ -75,7 +75,7 @@ def going_on_changes_no_bit(folder: Path, layers: int, stop_after: int, given: d
     gradients = {name: each.clone() for name, each in _gradients(adapted).items()}
     assert 0 < len(gradients) < len(whole)
 
-    again, adapted = make_streamed_loss(folder, batch, **given)
+    again, adapted = make_streamed_loss(folder, batch, on=on, **given)
     for name, parameter in adapted.named_parameters():
         if name in gradients:
             parameter.grad = gradients[name]

@@ -107,7 +107,7 @@ def test_the_card_takes_no_more_for_a_longer_sequence_but_for_attention(tmp_path
 
     Beside some numbers for each chunk by which it is seen to be finite.
     """
-    short, long = (planned(model, tmp_path / str(total), total) for total in (8192, 32_768))
+    short, long = (planned(model, tmp_path / str(total), total, chunk=4096, heads=8) for total in (8192, 32_768))
     few, many = counted(short).phases, counted(long).phases
     for phase in ("forward", "loss", "backward"):
         assert 0 <= many[phase] - few[phase] - 40 * (32_768 - 8192) <= 1024, phase

@@ -71,15 +71,15 @@ def test_coded_layer_inputs_leave_the_first_loss_and_still_learn(place: Path, tm
 
 @pytest.mark.slow
 def test_twenty_steps_of_a_real_model(tmp_path: Path) -> None:
-    """SmolLM2-135M on sources of the standard library, 256 tokens at a time."""
+    """SmolLM2-135M on sources of the standard library, 64 tokens at a time."""
     data = tmp_path / "library.jsonl"
     write_standard_library(data)
-    given = {"total_tokens": 256, "batch": 1, "accumulation": 1, "steps": 20, "lr": 1e-4, "validation": 0.02}
+    given = {"total_tokens": 64, "batch": 1, "accumulation": 1, "steps": 20, "lr": 1e-4, "validation": 0.02}
     facts = {"id": "smollm2-135m", "source": str(model_file()), "architecture": "LlamaForCausalLM"}
     runs = []
     for name, choices in (("resident", RESIDENT), ("streamed", STREAMED)):
         if name == "streamed":
-            choices = choices | {"streamed": choices["streamed"] | {"chunk": 64}}
+            choices = choices | {"streamed": choices["streamed"] | {"chunk": 24}}
         plan = _plan(model_file(), data, tmp_path / name, choices, **given)
         plan = plan.model_copy(update={"model": plan.model.model_copy(update=facts | {"layers": 30})})
         runs.append(_losses(plan))
