@@ -41,6 +41,8 @@ def measure(gpu: str | None, out: str | None, scratch: str | None, quick: bool) 
 
     if gpu not in (None, "local", "cpu"):
         raise PlanError(f"--gpu {gpu}", "is not this machine.", "Only local and cpu can be measured.")
+    if scratch is not None and not Path(scratch).expanduser().is_dir():
+        raise PlanError(f"--scratch {scratch}", "is no folder.", "Name one on the disk that layer inputs would lie on.")
     card = cpu_profile() if gpu == "cpu" else _local(required=gpu == "local") or cpu_profile()
     place = Path(out) if out is not None else own_file(card)
     try:

@@ -46,6 +46,7 @@ def model_letters(model: ModelShape) -> dict[str, int]:
         "n": model.norms_per_layer,
         "m": model.norms_per_layer - model.output_norms_per_layer - int(model.experts > 0),
         "z": model.output_norms_per_layer,
+        "j_r": int(model.residual_multiplier is not None),
         "X": model.experts,
         "d": model.experts_per_token,
         "j": model.router_parameters_per_layer + model.expert_bias_parameters_per_layer,

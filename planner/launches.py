@@ -13,10 +13,11 @@ from planner.symbols import Letters, Number, ceil_div, greatest, least
 
 FOUR_BIT_KERNELS = 3
 """More kernels of a product whose weight is in four bits: its scales, their offset, the weight itself."""
-FOUR_BIT = 18
+FOUR_BIT = 7
 """As many launches take the host as long as it takes to such a product, with what the library does in Python.
 
-Approximate: set by hand among several that were tried, with the seconds of a launch; no record times one such product.
+Small steps with and without four bits, by turns: 203 microseconds more for each product of a resident step, 201 of a
+streamed one, and 29.7 for a launch (reports/validation/others/h200-own-rates.json).
 """
 SLICE = 20
 """Kernels of a slice of the loss, forward and backward; ``BENT``: more where logits are capped."""

@@ -83,6 +83,7 @@ LETTERS: tuple[Letter, ...] = (
     Letter("b", "1 where experts have biases, and only those taken have a part in the softmax", "flag", least=0),
     Letter("y", "1 where the weights of a token's experts are float32", "flag", least=0),
     Letter("z", "norms of a layer that norm what attention and MLP give", "norms", least=0),
+    Letter("j_r", "1 where what attention and MLP give is scaled before it is added", "flag", least=0),
     Letter("Y", "1 where the output head has a weight of its own, 0 where it is the embedding", "flag", least=0),
     Letter("G", "1 where the weights are read from a GGUF file", "flag", least=0),
     Letter(

@@ -105,4 +105,4 @@ def test_a_plan_for_a_card_that_is_gone_says_how_to_go_on(tmp_path: Path, capsys
     place = tmp_path / "plan.yaml"
     write_plan(example_plan(gpu=document()["gpu"] | {"id": "rtx1"}), place)
     told = mistakes(capsys, "check", str(place))
-    assert told[0].startswith("error: card rtx1: ") and "--gpu names the file of its profile" in told[0]
+    assert told[0].startswith("error: card rtx1: ") and "--gpu CARD` takes the file of its profile" in told[0]

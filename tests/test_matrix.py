@@ -114,12 +114,21 @@ def processor_seconds(processes: Sequence[int]) -> float:
 
 def test_who_is_interrupted_does_not_wait_for_the_models_to_come() -> None:
     command = [sys.executable, "-m", "planner", "matrix", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as run:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # which who runs tests in the background ignores
+    ) as run:
         while run.poll() is None and processor_seconds(children_of(run.pid)) < 0.5:  # until they plan
             time.sleep(0.1)
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does
         out, told = run.communicate(timeout=60)
-    assert (run.returncode, out) == (130, b"") and told.strip().endswith(b"error: interrupted.")
+    assert (run.returncode, out) == (130, b""), told
+    assert told.strip().endswith(b"error: interrupted.")
 
 
 def test_a_table_of_long_names_shows_them_whole(capsys: Capture) -> None:

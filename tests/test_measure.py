@@ -23,10 +23,11 @@ from planner.machine import cpu_profile, detect_local, machine_name
 from planner.own_profile import folder, own_file, with_own_measurement
 from planner.planning import Request, make_plan
 from planner.profile_file import profile_text
-from trainer import benchmark, machine_profile
+from trainer import benchmark, disk_benchmark, launch_probe, machine_profile
 from trainer.benchmark import Call, Effort, TooLarge
 from trainer.benchmark_device import TorchDevice
 from trainer.machine_profile import Probe, measured_profile
+from trainer.streamed.disk_file import DiskFile
 
 Capture = pytest.CaptureFixture[str]
 TINY = Effort(0.001, 0.0, 3, (32,), (32,), 8, 4096, 4096)
@@ -203,6 +204,8 @@ def test_out_names_the_file_and_nothing_else_is_overwritten(tmp_path: Path, caps
     assert main(["measure", "--gpu", "cpu", "--out", str(place)]) == 2
     assert "`plan measure` did not write" in capsys.readouterr().err and place.read_text() == "a: 1\n"
     assert main(["measure", "--gpu", "cpu", "--out", str(tmp_path / "no" / "mine.yaml")]) == 2
+    assert main(["measure", "--gpu", "cpu", "--scratch", str(tmp_path / "no")]) == 2
+    assert "is no folder" in capsys.readouterr().err
     assert main(["measure", "--gpu", "rtx2060s"]) == 2
     assert "Only local and cpu can be measured" in capsys.readouterr().err
 
@@ -332,3 +335,45 @@ def test_mistakes_in_the_measured_block_are_told(tmp_path: Path, change: dict[st
     with pytest.raises(PlanError) as caught:
         load_profile(str(tmp_path / "card.yaml"))
     assert told in str(caught.value) and "card.yaml" in str(caught.value)
+
+
+def test_launches_are_timed_on_the_trainers_own_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in (("TOKENS", 16), ("WARMING", 1), ("STEPS", 3)):
+        monkeypatch.setattr(launch_probe, name, value)
+    plain, packed = launch_probe.launched("cpu", (launch_probe.PLAIN, (*launch_probe.PLAIN, "sequence_packing")))
+    assert plain["kernels"] > 100 and plain["seconds"] > 0 and packed["kernels"] >= plain["kernels"]
+    plan = launch_probe.small_plan("cpu", tmp_path / "model")
+    assert {choice.id for choice in plan.choices} >= {*launch_probe.PLAIN}
+    assert plain["kernels"] == sum(phase.kernels for name, phase in plan.time.phases.items() if name != "optimizer")
+
+
+def test_a_disk_is_measured_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: None, capsys: Capture
+) -> None:
+    monkeypatch.setattr(machine_profile, "QUICK_DISK_BYTES", 2**20)
+    monkeypatch.setattr(disk_benchmark, "PART", 2**18)
+    direct: list[bool] = []
+    own = DiskFile.__init__
+
+    def seen(file: DiskFile, *arguments: Any) -> None:
+        own(file, *arguments)
+        direct.append(file.direct)
+        file.direct = True  # as on a disk; what is written here is whole pages
+
+    monkeypatch.setattr(DiskFile, "__init__", seen)
+    monkeypatch.setattr(disk_benchmark, "file_system", lambda _: "ext4")
+    place = tmp_path / "mine.yaml"
+    assert main(["measure", "--gpu", "cpu", "--quick", "--scratch", str(tmp_path), "--out", str(place)]) == 0
+    assert "disk: " in capsys.readouterr().out and len(direct) == 1
+    found = load_profile(str(place)).measured
+    assert found is not None and found.disk is not None and found.rates("cpu", "fp32", 64)["disk"] == found.disk
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"], "nothing of it is left"
+
+
+def test_a_disk_that_is_memory_or_full_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(disk_benchmark, "file_system", lambda _: "tmpfs")
+    with pytest.raises(PlanError, match=r"measuring the disk of .* no disk but memory \(tmpfs\).*--scratch names"):
+        disk_benchmark.disk_rate(tmp_path, 2**20)
+    monkeypatch.setattr(disk_benchmark, "file_system", lambda _: "ext4")
+    with pytest.raises(PlanError, match=r"measuring the disk of .*--scratch names"):
+        disk_benchmark.disk_rate(tmp_path, 2**60)

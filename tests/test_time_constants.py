@@ -55,7 +55,8 @@ def test_the_fit_finds_constants_that_times_were_made_by() -> None:
     shipped = np.array([constant.of(calibration().document)["value"] for constant in constants])
     # Near what the link, products and traffic are held to, so that all residuals can be nothing at once.
     other = shipped * np.where([constant.name == "link" for constant in constants], 0.81 / 0.82, 1.0)
-    other = other * np.array([0.70 / 0.64, 0.70 / 0.66, 1.0, 1.2, *[0.9] * (len(constants) - 4)])
+    assert [constant.name for constant in constants[:4]] == ["linear", "memory", "link", "launch_seconds"]
+    other = other * np.array([0.70 / shipped[0], 0.70 / shipped[1], 1.0, 1.2, *[0.9] * (len(constants) - 4)])
     made = with_values(constants, other)
     exact = [
         Run(**{**vars(run), "measured": {name: run.estimated(made)[name] for name in run.measured}})

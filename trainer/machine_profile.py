@@ -59,7 +59,10 @@ def measured_profile(
         effort = gpu if on_card else cpu
     effort = _within(effort, card.budget_bytes() or 0, host_ram_bytes())
     source = f"plan measure{' --quick' if quick else ''}, torch {torch.__version__}"
-    probe, launched = probe or fresh_process, None
+    probe, launched, disk = probe or fresh_process, None, None
+    if scratch is not None:
+        tell(f"the disk of {scratch}")
+        disk = disk_rate(scratch, QUICK_DISK_BYTES if quick else DISK_BYTES)
     if on_card:
         tell("CUDA context, in a process of its own")
         found = probe("trainer.context_probe")
@@ -74,10 +77,6 @@ def measured_profile(
             file.write_text(profile_text(card), encoding="utf-8")
             (step,) = probe("trainer.launch_probe", str(file))
             launched = step["kernels"] / step["seconds"]
-    disk = None
-    if scratch is not None:
-        tell(f"the disk of {scratch}")
-        disk = disk_rate(scratch, QUICK_DISK_BYTES if quick else DISK_BYTES)
     measured = benchmark.measure(
         device or TorchDevice(torch.device("cuda", 0) if on_card else torch.device("cpu")),
         effort,

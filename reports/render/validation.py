@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from planner.hardware import load_profile
 from planner.plan_file import load_plan
 from planner.units import MIB, format_bytes
-from reports.render import streamed_records, time_constants
+from reports.render import own_rates, streamed_records, time_constants
 from reports.render.markdown import gib, percent, seconds, table
 from reports.render.records import (
     DEMO,
@@ -69,6 +69,7 @@ GiB (2³⁰ bytes); an error is predicted over measured, less one: negative wher
 {table(("case", "anonymous>", "pinned>", "together>", "planned>"), map(host_row, card))}
 {streamed_records.section()}
 {time_constants.section()}
+{own_rates.section()}
 ## On the CPU
 
 With the CPU alone there is no allocator to ask; the bytes of live tensors are counted, op by op, in the probe step.

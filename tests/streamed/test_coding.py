@@ -118,7 +118,7 @@ def text() -> Batch:
 
     assert argparse.__file__
     tokenizer = load_tokenizer(find_source(str(model_file())))
-    ids = tokenizer(Path(argparse.__file__).read_text(encoding="utf-8")[:4000])["input_ids"][:129]
+    ids = tokenizer(Path(argparse.__file__).read_text(encoding="utf-8")[:4000])["input_ids"][:193]
     return collate([Row(torch.tensor(ids), len(ids) - 1)])
 
 

@@ -151,8 +151,8 @@ def test_the_kernel_of_every_card_is_exact_to_the_digits_of_float32(
     folders: dict[str, Path], family: str, packed: bool
 ) -> None:
     together, alone = packed_and_alone(None)
-    batch: Batch = together if packed else _batch(300, 77)
-    ours = on_cpu(make_streamed(folders[family], batch, chunk=64, group=2, block=0 if packed else 128, on=SINGLE))
+    batch: Batch = together if packed else _batch(200, 77)
+    ours = on_cpu(make_streamed(folders[family], batch, chunk=64, group=2, block=0 if packed else 96, on=SINGLE))
     stock = _stock_of(folders[family], alone if packed else batch)
     assert abs(ours[0] / stock[0] - 1) <= 1e-5
     for name, wanted in stock[1].items():
