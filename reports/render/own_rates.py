@@ -24,6 +24,7 @@ OWN = FOLDER / "others" / "h200-own-rates.json"
 FAILED = FOLDER / "others" / "h200-8gib-mistral-7b-v0.1-32768-streamed.failed.txt"
 STOPPED = FOLDER / "others" / "h200-stopped-llama-3.2-1b.json"
 CARDS = FOLDER / "cards"
+COUNTED_THEN = 18  # launches for a product in four bits, by the formulas of the record's revision
 WIDTH = 118
 COLUMNS = ("run", "step, s>", "estimated, shared constants>", "ratio>", "estimated, own rates>", "ratio>")
 
@@ -32,7 +33,6 @@ def section() -> str:
     """All of it."""
     found = json.loads(OWN.read_text(encoding="utf-8"))
     rows = list(_rows(found))
-    launch, products = _small_steps(found["small_steps"])
     return f"""## Steps on a machine that was measured first
 
 One H200, measured as `plan measure` does it, then frozen plans run on it (`python -m reports.validation.own_rates`, the
@@ -40,9 +40,7 @@ record is `{OWN.relative_to(FOLDER.parents[1])}`). Each is estimated twice by to
 constants above, to which these runs were not fitted, and by the machine's own rates.
 
 {table(COLUMNS, rows)}
-There a launch took {1e6 * launch:.1f} µs in a small step that leaves the card waiting, and a product in four bits
-{" and ".join(f"{1e6 * each:.0f} µs" for each in products)} more than one in 16, resident and streamed. It is counted
-as {FOUR_BIT} launches.
+{_launches(found["small_steps"])}
 
 {_failed()}
 
@@ -72,14 +70,19 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             yield tuple(told)
 
 
-def _small_steps(steps: dict[str, dict[str, float]]) -> tuple[float, list[float]]:
+def _launches(steps: dict[str, dict[str, float]]) -> str:
     """Seconds of a launch, and how many more a product in four bits takes than one in 16."""
-    products = []
+    launch, products = steps["resident"]["seconds"] / steps["resident"]["kernels"], []
     for kind in ("resident", "streamed"):
         plain, four = steps[kind], steps[f"{kind}, four bits"]
-        # At the time of the record a product counted as 18 launches.
-        products.append((four["seconds"] - plain["seconds"]) / ((four["kernels"] - plain["kernels"]) / 18))
-    return steps["resident"]["seconds"] / steps["resident"]["kernels"], products
+        counted = (four["kernels"] - plain["kernels"]) / COUNTED_THEN
+        products.append(f"{1e6 * (four['seconds'] - plain['seconds']) / counted:.0f} µs")
+    return fill(
+        f"There a launch took {1e6 * launch:.1f} µs in a small step that leaves the card waiting, and a product in "
+        f"four bits {' and '.join(products)} more than one in 16, resident and streamed. It is counted as {FOUR_BIT} "
+        "launches.",
+        WIDTH,
+    )
 
 
 def _failed() -> str:
