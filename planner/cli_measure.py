@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Measure the machine at hand.")
 @once("--gpu", metavar="WHICH", help="local, the card of this machine, or cpu. [local, or cpu without a card]")
 @once("--out", metavar="FILE", help="Write the profile here, not to the folder that plans look into.")
-@once("--scratch", metavar="FOLDER", help="Measure the disk of this folder as well; 8 GiB of it, for a while.")
+@once("--scratch", metavar="FOLDER", help="Measure this folder's disk as well, with 8 GiB of it, 1 if --quick.")
 @click.option("--quick", is_flag=True, help="Less exact, in seconds.")
 def measure(gpu: str | None, out: str | None, scratch: str | None, quick: bool) -> int:
     """Measure what this machine reaches: memory, products, attention, copies, launches.
@@ -89,7 +89,7 @@ def summary(profile: HardwareProfile) -> list[str]:
         "pinned copies from the host": found.to_device,
         "pinned copies both ways at once": found.both_ways,
         "pinning host memory": found.pinning,
-        "disk": found.disk,
+        f"disk of {found.disk_folder}": found.disk,
     }
     lines += [f"{name}: {format_rate(rate, 'bytes/s')}" for name, rate in named.items() if rate is not None]
     if found.kernels_per_second is not None:

@@ -16,8 +16,8 @@ FOUR_BIT_KERNELS = 3
 FOUR_BIT = 7
 """As many launches take the host as long as it takes to such a product, with what the library does in Python.
 
-Small steps with and without four bits, by turns: 203 microseconds more for each product of a resident step, 202 of a
-streamed one, and 29.7 for a launch (reports/validation/others/h200-own-rates.json).
+Small steps with and without four bits, by turns: 203 microseconds more for each product of a resident step, in which
+another launch took 29.7; 202 of a streamed one, in which it took 41.1 (reports/validation/others/h200-own-rates.json).
 """
 SLICE = 20
 """Kernels of a slice of the loss, forward and backward; ``BENT``: more where logits are capped."""

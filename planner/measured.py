@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -29,7 +29,7 @@ class Measured:
         to_host: pinned copies from the card; ``to_device`` the other way; ``both_ways`` the sum of both at once.
         pinning: bytes of host memory pinned in a second.
         kernels_per_second: launched by the host in a small model's step, as formulas count them (`planner.launches`).
-        disk: bytes written, or read, in a second.
+        disk: bytes written, or read, in a second; ``disk_folder``: of which folder's disk.
         host_memory: bytes of host memory that the process might use.
     """
 
@@ -44,8 +44,14 @@ class Measured:
     pinning: float | None = None
     kernels_per_second: float | None = None
     disk: float | None = None
+    disk_folder: str = ""
     host_memory: int | None = None
     file: str = field(default="", compare=False)
+
+    def of_the_card(self) -> Measured:
+        """Without what the host and the link to it have a part in: what is left where the card is put elsewhere."""
+        card = replace(self, to_host=None, to_device=None, both_ways=None, pinning=None)
+        return replace(card, kernels_per_second=None, disk=None, disk_folder="", host_memory=None)
 
     def rates(self, kernel: str, dtype: str, head_size: int) -> dict[str, float | None]:
         """Rates by kind of work, None where it was not measured (`planner.rates.KINDS`)."""
@@ -107,6 +113,7 @@ class MeasuredBlock(BaseModel):
     pinning: _Bandwidth | None = None
     kernels_per_second: _PerSecond | None = None
     disk: _Bandwidth | None = None
+    disk_folder: str = ""
     host_memory: _Size | None = None
 
     def measured(self, file: str) -> Measured:

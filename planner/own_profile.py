@@ -56,12 +56,15 @@ def with_own_measurement(profile: HardwareProfile) -> HardwareProfile:
     known_by_uuid = profile.uuid != "" and file.stem == profile.uuid
     if written.measured is None or written.name != profile.name:
         return profile
-    if not known_by_uuid and written.measured.machine != machine_name():
-        return profile
+    measured = written.measured
+    if measured.machine != machine_name():
+        if not known_by_uuid:
+            return profile
+        measured = measured.of_the_card()
     known = {name: rate if rate.value is not None else written.rates[name] for name, rate in profile.rates.items()}
     return replace(
         profile,
-        measured=written.measured,
+        measured=measured,
         context_bytes=written.context_bytes if written.context_bytes.basis == "measured" else profile.context_bytes,
         rates=known,
     )

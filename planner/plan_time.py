@@ -192,7 +192,8 @@ def told_rates(found: Search) -> dict[str, Rate]:
         what = {"linear": dtype, "attention": f"kernel {kernel}, {dtype}, head size {head}"}.get(kind, "")
         if here.get(kind) is not None:
             assert gpu.measured is not None
-            basis, source = "measured", gpu.measured.source
+            of = f", the disk of {gpu.measured.disk_folder}" if kind == ON_DISK else ""
+            basis, source = "measured", gpu.measured.source + of
         elif kind == ON_DISK:
             basis, source = "assumed", constants.document["disk_bytes_per_second"]["source"]
         elif kind == LAUNCH:

@@ -72,6 +72,8 @@ def _measured(measured: Measured) -> dict[str, Any]:
         "attention": kernels,
         **{name: _bandwidth(rate) for name, rate in found.items() if rate is not None},
     }
+    if measured.disk_folder:
+        document["disk_folder"] = measured.disk_folder
     if measured.kernels_per_second is not None:
         document["kernels_per_second"] = float(f"{measured.kernels_per_second:.6g}")
     return document if measured.host_memory is None else document | {"host_memory": _bytes(measured.host_memory)}

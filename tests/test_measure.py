@@ -139,7 +139,7 @@ def test_a_context_that_the_driver_does_not_tell_is_left_as_it_was() -> None:
 
 def test_buffers_leave_room_in_both_memories() -> None:
     within = machine_profile._within(benchmark.GPU, 2**30, 2**31)
-    assert (within.linked, within.pinned) == (2**27, 2**28)
+    assert (within.linked, within.pinned, within.normed) == (2**27, 2**28, 2**13)
     assert machine_profile._within(benchmark.GPU, 2**40, 2**40) == benchmark.GPU
 
 
@@ -258,7 +258,12 @@ def test_a_local_card_takes_its_measurement(monkeypatch: pytest.MonkeyPatch, own
     assert plan.time.rates["launch"].per_second == 40_000
     assert card_of(plan) == str(place), "a plan file finds what it was made with"
     monkeypatch.setattr("planner.own_profile.machine_name", lambda: "another, 64 threads")
-    assert (with_own_measurement(card).measured is None) is by_name, "a UUID is this card's wherever it is put"
+    elsewhere = with_own_measurement(card).measured
+    assert (elsewhere is None) is by_name, "a UUID is this card's wherever it is put"
+    if elsewhere is not None:
+        assert measured.measured is not None and elsewhere.matmul == measured.measured.matmul
+        gone = (elsewhere.kernels_per_second, elsewhere.to_host, elsewhere.disk, elsewhere.host_memory)
+        assert gone == (None,) * 4, "what the host has a part in stays with the host"
     other = make_plan(Request(gpu="rtx2060s", total_tokens=4096))
     assert other.gpu.measured_file is None, "a card that is only named is planned by its shipped profile"
 
@@ -364,7 +369,7 @@ def test_a_disk_is_measured_where_it_is_asked_for(
     monkeypatch.setattr(disk_benchmark, "file_system", lambda _: "ext4")
     place = tmp_path / "mine.yaml"
     assert main(["measure", "--gpu", "cpu", "--quick", "--scratch", str(tmp_path), "--out", str(place)]) == 0
-    assert "disk: " in capsys.readouterr().out and len(direct) == 1
+    assert f"disk of {tmp_path}: " in " ".join(capsys.readouterr().out.split()) and len(direct) == 1
     found = load_profile(str(place)).measured
     assert found is not None and found.disk is not None and found.rates("cpu", "fp32", 64)["disk"] == found.disk
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"], "nothing of it is left"
@@ -375,5 +380,5 @@ def test_a_disk_that_is_memory_or_full_is_told(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(PlanError, match=r"measuring the disk of .* no disk but memory \(tmpfs\).*--scratch names"):
         disk_benchmark.disk_rate(tmp_path, 2**20)
     monkeypatch.setattr(disk_benchmark, "file_system", lambda _: "ext4")
-    with pytest.raises(PlanError, match=r"measuring the disk of .*--scratch names"):
+    with pytest.raises(PlanError, match=r"measuring the disk of .*(is full|too large).*--scratch names"):
         disk_benchmark.disk_rate(tmp_path, 2**60)

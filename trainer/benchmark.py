@@ -20,6 +20,8 @@ Call = Callable[[], None]
 Tell = Callable[[str], None]
 HEAD_SIZES = (64, 80, 128, 256)
 LEAST_TURNS = 3
+NORM_WIDTH = 4096
+NORM_BYTES = 4 * NORM_WIDTH  # of one token's values in float32
 
 
 class Device(Protocol):
@@ -65,7 +67,7 @@ class Effort:
         enough: seconds of a turn that is long enough; attention of short sequences is far below its rate at length.
         turns: turns at most, three at least; the median of them counts.
         matrix: sides of matrices to try, smallest first; likewise ``tokens`` of attention.
-        normed: tokens of a norm, 4,096 values each; more than caches hold.
+        normed: tokens of a norm, ``NORM_WIDTH`` values each: 256 MiB in float32 at full effort, 128 when quick.
         linked: bytes of copies over the link; ``pinned`` of host memory to pin.
     """
 
@@ -80,11 +82,11 @@ class Effort:
 
 
 MIB = 2**20
-CPU = Effort(2.0, 0.3, 15, (256, 512, 1024, 2048, 4096), (256, 512, 1024, 2048, 4096), 4096, 0, 0)
-CPU_QUICK = Effort(0.5, 0.1, 9, (256, 512, 1024, 2048), (256, 512, 1024, 2048), 2048, 0, 0)
-# A card's matrices are no wider than those of layers: what they reach beyond that, no step reaches.
+CPU = Effort(2.0, 0.3, 15, (256, 512, 1024, 2048, 4096), (256, 512, 1024, 2048, 4096), 16384, 0, 0)
+CPU_QUICK = Effort(0.5, 0.1, 9, (256, 512, 1024, 2048), (256, 512, 1024, 2048), 8192, 0, 0)
+# A card's products are of 4,096 tokens and 4,096 wide, as those of a layer of a model of some billion parameters.
 GPU = Effort(0.6, 0.05, 25, (2048, 4096), (2048, 4096, 8192, 16384), 16384, 512 * MIB, 2048 * MIB)
-GPU_QUICK = Effort(0.3, 0.01, 15, (2048, 4096), (2048, 4096, 8192), 16384, 256 * MIB, 512 * MIB)
+GPU_QUICK = Effort(0.3, 0.01, 15, (2048, 4096), (2048, 4096, 8192), 8192, 256 * MIB, 512 * MIB)
 
 
 class TooLarge(Exception):

@@ -11,12 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from trainer.attention import KERNELS
-from trainer.benchmark import Call, TooLarge
+from trainer.benchmark import NORM_WIDTH, Call, TooLarge
 
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _BACKENDS = {**KERNELS, "eager": SDPBackend.MATH}
 _HEADS = 8
-_WIDTH = 4096
 
 
 class TorchDevice:
@@ -65,7 +64,7 @@ class TorchDevice:
 
     def norm(self, tokens: int) -> tuple[Call, int] | None:
         """RMSNorm as models write it out; on a card of 16-bit values, computed in float32 and cast back."""
-        values = self._random((tokens, _WIDTH), "fp16" if self._cuda else "fp32")
+        values = self._random((tokens, NORM_WIDTH), "fp16" if self._cuda else "fp32")
         weight = _taken(lambda: torch.ones_like(values[0]))
 
         def run() -> None:
@@ -76,7 +75,7 @@ class TorchDevice:
         # Squares read and written, read for their mean; the product with the scale; the one with the weight.
         moved = 8 + 4 + 8 + 2 * values.itemsize + (2 * (4 + values.itemsize) if self._cuda else 0)
         able = self._able(run)
-        return (able, tokens * _WIDTH * moved) if able is not None else None
+        return (able, tokens * NORM_WIDTH * moved) if able is not None else None
 
     def link(self, way: str, size: int) -> Call | None:
         """On streams of their own, as checkpoints are copied."""

@@ -33,11 +33,12 @@ def disk_rate(folder: Path, size: int) -> float:
     asked, part = f"measuring the disk of {place}", min(size, PART)
     if (kind := file_system(place)) in IN_MEMORY:
         raise PlanError(asked, f"it is no disk but memory ({kind}).", ELSEWHERE)
-    values = torch.frombuffer(mmap.mmap(-1, part), dtype=torch.uint8).random_()  # which no drive makes smaller
     try:
         with contextlib.closing(DiskFile(place, size)) as file:
             if not file.direct:
                 raise PlanError(asked, "its file system puts all into memory first: a time would tell of that.")
+            # Random bytes, which no drive makes smaller, in pages of their own, as direct writing wants them.
+            values = torch.frombuffer(mmap.mmap(-1, part), dtype=torch.uint8).random_()
             began = time.perf_counter()
             for move in (file.write, file.read):
                 for offset in range(0, size, part):

@@ -85,7 +85,8 @@ def measured_profile(
         host_memory=host_ram_bytes(),
         tell=tell,
     )
-    measured = replace(measured, kernels_per_second=launched, disk=disk)
+    folder_of_disk = "" if scratch is None else str(scratch.expanduser().resolve())
+    measured = replace(measured, kernels_per_second=launched, disk=disk, disk_folder=folder_of_disk)
     return replace(card, measured=measured, in_use_bytes=Sourced(0, source, basis="assumed"))
 
 
@@ -93,6 +94,7 @@ def _within(effort: benchmark.Effort, device_bytes: int, host_bytes: int) -> ben
     """The same effort with buffers that both memories have room for: two of them are a quarter at most."""
     return replace(
         effort,
+        normed=max(1, min(effort.normed, device_bytes // (8 * benchmark.NORM_BYTES))),
         linked=min(effort.linked, device_bytes // 8, host_bytes // 8),
         pinned=min(effort.pinned, host_bytes // 8),
     )

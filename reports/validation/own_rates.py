@@ -11,6 +11,7 @@ seconds by phase. The records of the runs themselves lie beside it, in a folder 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 from planner.cli_check import same_settings
 from planner.hardware import load_profile
-from planner.machine import detect_local
+from planner.launches import FOUR_BIT
 from planner.plan import Plan
 from planner.plan_file import load_plan
 from planner.planning import make_plan
@@ -27,7 +28,7 @@ from reports.validation.accuracy import write_record
 from reports.validation.cases import CASES
 from reports.validation.measure import PLANS, run
 from trainer.launch_probe import PLAIN
-from trainer.machine_profile import fresh_process, measured_profile
+from trainer.machine_profile import fresh_process
 
 STREAMED = ("lora", "chunked_loss", "streamed")
 LAUNCHING = {
@@ -58,13 +59,17 @@ def main() -> int:
     card, out, names = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
     folder = out.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    here = measured_profile(detect_local(), tell)
+    # A process of its own, as a user's: it would hold memory of the card during the runs.
+    measure = [sys.executable, "-m", "planner", "measure", "--gpu", "local", "--out", str(folder / "measured.yaml")]
+    subprocess.run(measure, check=True)
+    here = load_profile(str(folder / "measured.yaml"))
     own = folder / "card.yaml"
     own.write_text(profile_text(replace(load_profile(card), measured=here.measured)), encoding="utf-8")
     steps = fresh_process("trainer.launch_probe", card, *("+".join(on) for on in LAUNCHING.values()))
     launched = dict(zip(LAUNCHING, steps, strict=True))
     tell(f"small steps: {launched}")
     found: dict[str, Any] = {"profile": profile_text(here), "small_steps": launched, "runs": {}}
+    found["four_bit_launches"] = FOUR_BIT  # as which a product in four bits was counted
     cases = {case.name: case for case in CASES}
     for name in names:
         plan = load_plan(PLANS / f"{name}.yaml")

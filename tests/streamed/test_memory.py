@@ -76,6 +76,12 @@ def test_any_chunk(tmp_path: Path, model: str, chunk: int) -> None:
     assert_each_pass_is_as_planned(planned(model, tmp_path, 4096, chunk=chunk))
 
 
+@pytest.mark.parametrize("staging", ["host", "card"])
+@pytest.mark.parametrize("more", [(), ("checkpoint_int8",)], ids=["exact", "coded"])
+def test_two_chunks_of_which_the_second_is_shorter(tmp_path: Path, staging: str, more: tuple[str, ...]) -> None:
+    assert_each_pass_is_as_planned(planned("phi-2", tmp_path, 4100, more, chunk=3000, staging=staging))
+
+
 @pytest.mark.parametrize(("target", "rows"), [(600, 1024), (3000, 2048)])
 def test_slices_that_end_with_their_chunk_take_no_more_than_is_planned(tmp_path: Path, target: int, rows: int) -> None:
     """Trained tokens in two chunks, fewer than a slice; and slices longer than a chunk: the loss is told too high."""

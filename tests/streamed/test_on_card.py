@@ -1,8 +1,8 @@
 """The streamed step on a card: real streams, pinned memory and copies that run beside the computation.
 
 In float64, with attention written out for these tests, it gives what stock transformers and PEFT give on that card,
-to the last digits: whatever is copied too early, too late or to the wrong place shows. In float32 with the card's
-own kernel it gives what they give on the CPU, to float32's digits. None of it runs where there is no card.
+to the last digits. Copies of so few tokens are over soon: that one is waited for is not what this shows. In float32
+with the card's own kernel it gives what they give on the CPU, to float32's digits. Without a card none of it runs.
 """
 
 from __future__ import annotations
