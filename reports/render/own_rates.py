@@ -45,11 +45,11 @@ def section() -> str:
     told = fill(
         "One H200, measured as `plan measure` does it, then frozen plans run on it "
         f"(`python -m reports.validation.own_rates`, the record is `reports/validation/others/{OWN.name}`). Steps took "
-        f"{min(off):.2f} to {max(off):.2f} times as long as was estimated before, by the machine's own rates. That counted "
-        f"a product in four bits as {then} launches; the small steps below showed {FOUR_BIT}, and the constants were then "
-        "fitted again, to other runs. So today's columns are no predictions: they show how far formulas and constants of "
-        "today are from these runs. Runs of one step made their first, in which kernels are loaded. The process that had "
-        "measured kept some GiB of the card during the runs, idle.",
+        f"{min(off):.2f} to {max(off):.2f} times as long as was estimated before, by the machine's own rates. That "
+        f"counted a product in four bits as {then} launches; the small steps below showed {FOUR_BIT}, and the constants "
+        "were then fitted again, to other runs. So today's columns are no predictions: they show how far formulas and "
+        "constants of today are from these runs. Runs of one step made their first, in which kernels are loaded. The "
+        "process that had measured kept some GiB of the card during the runs, idle.",
         WIDTH,
     )
     return f"""## Steps on a machine that was measured first
