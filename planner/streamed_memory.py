@@ -153,12 +153,8 @@ def chunk_mlp(x: Letters) -> Number:
 
 
 def chunk_backward_bytes(x: Letters) -> Number:
-    """Bytes at the height of a chunk's backward pass beyond what is saved and the incoming gradient.
-
-    That gradient stays; where what the MLP gives is scaled, its own is another tensor.
-    """
-    scaled = x.j_r * chunk_tokens(x) * x.D * x.a // 8
-    return layer_backward_bytes(Chunk(x)) + scaled  # type: ignore[arg-type]
+    """Bytes at the height of a chunk's backward pass beyond what is saved and the incoming gradient."""
+    return layer_backward_bytes(Chunk(x))  # type: ignore[arg-type]
 
 
 def chunk_experts(x: Letters) -> Number:

@@ -46,7 +46,7 @@ def section() -> str:
         "One H200, measured as `plan measure` does it, then frozen plans run on it "
         f"(`python -m reports.validation.own_rates`, the record is `reports/validation/others/{OWN.name}`). Steps took "
         f"{min(off):.2f} to {max(off):.2f} times as long as was estimated before, by the machine's own rates. That "
-        f"counted a product in four bits as {then} launches; the small steps below showed {FOUR_BIT}, and the constants "
+        f"counted a product in four bits as {then} launches; the small steps below showed {FOUR_BIT}, and constants "
         "were then fitted again, to other runs. So today's columns are no predictions: they show how far formulas and "
         "constants of today are from these runs. Runs of one step made their first, in which kernels are loaded. The "
         "process that had measured kept some GiB of the card during the runs, idle.",

@@ -44,13 +44,15 @@ def dequantised(x: Letters) -> Number:
 def dequantised_backward(x: Letters) -> Number:
     """The same in the backward pass, where it may stand beside as many tensors as there are at its height.
 
-    Beside the last linear's matrix, of D x F elements, are the two gradients of its input. That is a tensor fewer than
-    at the height where that has two more than what is saved. Of what the MLP saves nothing is left when the largest
+    Beside the last linear's matrix, of D x F elements, are the two gradients of its input, and its output's where that
+    is scaled before it is added. That is a tensor fewer than at the height where that has two more than what is saved.
+    Of what the MLP saves nothing is left when the largest
     matrix is read, which may be that of gate and up projection in one. Stored scores may hide either. Experts stay as
     they are.
     """
-    width = least(x.B * x.S, x.S_c) * x.F
-    last = (1 - least(x.d, 1)) * (x.D * x.F - (mlp_gradient_tensors(x) - 1) * width)
+    chunk = least(x.B * x.S, x.S_c)
+    width = chunk * x.F
+    last = (1 - least(x.d, 1)) * (x.D * x.F + x.j_r * chunk * x.D - (mlp_gradient_tensors(x) - 1) * width)
     return greatest(x.a // 8 * greatest(last, x.M - x.f * width) - x.e * eager_backward_bytes(x), 0)
 
 
