@@ -41,11 +41,12 @@ def section() -> str:
     """All of it."""
     found = json.loads(OWN.read_text(encoding="utf-8"))
     rows, then = list(_rows(found)), found["four_bit_launches"]
-    off = [each["measured"]["step"] / each["by_own_rates"]["step"] for each in found["runs"].values() if _ran(each)]
+    own, shared = (_range(found, way) for way in ("by_own_rates", "by_shared_constants"))
     told = fill(
         "One H200, measured as `plan measure` does it, then frozen plans run on it "
         f"(`python -m reports.validation.own_rates`, the record is `reports/validation/others/{OWN.name}`). Steps took "
-        f"{min(off):.2f} to {max(off):.2f} times as long as was estimated before, by the machine's own rates. That "
+        f"{own} times as long as was estimated before, by the machine's own rates, and {shared} times as long as by the "
+        "constants that were shipped then, which no run of these was fitted to. That "
         f"counted a product in four bits as {then} launches; the small steps below showed {FOUR_BIT}, and constants "
         "were then fitted again, to other runs. So today's columns are no predictions: they show how far formulas and "
         "constants of today are from these runs. Runs of one step made their first, in which kernels are loaded. The "
@@ -63,6 +64,11 @@ def section() -> str:
 
 {_stopped(json.loads(STOPPED.read_text(encoding="utf-8")))}
 """
+
+
+def _range(found: dict[str, Any], way: str) -> str:
+    ratios = [each["measured"]["step"] / each[way]["step"] for each in found["runs"].values() if _ran(each)]
+    return f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
 def _ran(one: dict[str, Any]) -> bool:
