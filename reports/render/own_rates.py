@@ -45,8 +45,9 @@ def section() -> str:
     told = fill(
         "One H200, measured as `plan measure` does it, then frozen plans run on it "
         f"(`python -m reports.validation.own_rates`, the record is `reports/validation/others/{OWN.name}`). Steps took "
-        f"{own} times as long as was estimated before, by the machine's own rates, and {shared} times as long as by the "
-        "constants that were shipped then, which no run of these was fitted to. That "
+        f"{own} times as long as was estimated before, by the machine's own rates, and {shared} times as long as by "
+        "the constants that were shipped then. Those were fitted to none of these runs, but to earlier ones of some of "
+        "the same plans. Both "
         f"counted a product in four bits as {then} launches; the small steps below showed {FOUR_BIT}, and constants "
         "were then fitted again, to other runs. So today's columns are no predictions: they show how far formulas and "
         "constants of today are from these runs. Runs of one step made their first, in which kernels are loaded. The "
