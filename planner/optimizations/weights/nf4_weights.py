@@ -63,12 +63,17 @@ def loading(x: Letters) -> Number:
 
 def dequantised_once(x: Letters) -> Number:
     """Four bits read, an element of the compute dtype written and read by the product, and so for each chunk."""
-    return ceil_div(x.B * x.S, least(x.B * x.S, x.S_c)) * x.L * x.P * (4 + 2 * x.a) // 8
+    return _dequantised(x, x.P)
+
+
+def _dequantised(x: Letters, weights: Number) -> Number:
+    """The same of so many weights of a layer."""
+    return ceil_div(x.B * x.S, least(x.B * x.S, x.S_c)) * x.L * weights * (4 + 2 * x.a) // 8
 
 
 def dequantised_in_backward(x: Letters) -> Number:
     """Once for the gradients, once more where the layer is recomputed, and those before attention twice in passes."""
-    return (1 + x.p) * dequantised_once(x) + x.l_r * dequantised_once(x) * x.D * projected_width(x) // x.P
+    return (1 + x.p) * dequantised_once(x) + x.l_r * _dequantised(x, x.D * projected_width(x))
 
 
 def launched_once(x: Letters) -> Number:
