@@ -162,7 +162,7 @@ def _largest(
     if best is None:
         return None
     call, amount, seconds = best
-    calls = max(1, math.ceil(effort.enough / seconds))
+    calls = max(1, math.ceil(min(effort.enough, effort.seconds) / seconds))
     turns = max(LEAST_TURNS, min(effort.turns, int(effort.seconds / (seconds * calls))))
     return amount * calls / statistics.median(_seconds(device, call, calls) for _ in range(turns))
 
