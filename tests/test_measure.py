@@ -261,7 +261,9 @@ def test_a_local_card_takes_its_measurement(monkeypatch: pytest.MonkeyPatch, own
     elsewhere = with_own_measurement(card).measured
     assert (elsewhere is None) is by_name, "a UUID is this card's wherever it is put"
     if elsewhere is not None:
-        assert measured.measured is not None and elsewhere.matmul == pytest.approx({**measured.measured.matmul}, rel=1e-5)
+        assert measured.measured is not None and elsewhere.matmul == pytest.approx(
+            {**measured.measured.matmul}, rel=1e-5
+        )
         gone = (elsewhere.kernels_per_second, elsewhere.to_host, elsewhere.disk, elsewhere.host_memory)
         assert gone == (None,) * 4, "what the host has a part in stays with the host"
     other = make_plan(Request(gpu="rtx2060s", total_tokens=4096))
