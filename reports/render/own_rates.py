@@ -1,9 +1,10 @@
-"""For docs/validation.md: steps on a machine that was measured first, and a run that was killed and gone on with."""
+"""For docs/validation.md: steps on a machine that was measured first, a run that was killed, tests on a card."""
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from reports.validation.measure import PLANS
 OWN = FOLDER / "others" / "h200-own-rates.json"
 FAILED = OWN.parent
 STOPPED = FOLDER / "others" / "h200-stopped-llama-3.2-1b.json"
+TESTED = FOLDER / "others" / "h200-card-tests.json"
 CARDS = FOLDER / "cards"
 COLUMNS = (
     "run",
@@ -64,6 +66,8 @@ def section() -> str:
 {_failed(found)}
 
 {_stopped(json.loads(STOPPED.read_text(encoding="utf-8")))}
+
+{_tested(json.loads(TESTED.read_text(encoding="utf-8")))}
 """
 
 
@@ -140,5 +144,17 @@ def _stopped(one: dict[str, Any]) -> str:
         f"{100 * apart['stopped']:.2f} % from those of a run that nobody stopped. Another that nobody stopped was "
         f"{100 * apart['again']:.2f} % from them: kernels of a card add up in no fixed order "
         "(`python -m reports.validation.stopped`).",
+        WIDTH,
+    )
+
+
+def _tested(one: dict[str, Any]) -> str:
+    counts: Counter[str] = Counter()
+    for each in one["outcomes"].values():
+        counts.update(each)
+    told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items(), reverse=True))
+    return fill(
+        f"Tests of the streamed step that need a card, on {one['environment']['gpu']['name']}: {told} "
+        f"(`python -m reports.validation.card_tests`, `reports/validation/others/{TESTED.name}`). {one['remark']}",
         WIDTH,
     )
