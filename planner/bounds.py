@@ -41,11 +41,12 @@ class Sum:
 class Product:
     """A branch, its clock on a card, and for each of its groups the places of the table that it may take.
 
-    ``rows``: in which row of the sums each place of the table stands.
+    ``rows``: in which row of the sums each place of the table stands; ``number``: of which of the card's products it
+    is a part.
     """
 
-    def __init__(self, branch: int, clock: Clock, groups: Sequence[Array], rows: Array) -> None:
-        self.branch, self.clock, self.groups, self.rows = branch, clock, tuple(groups), rows
+    def __init__(self, branch: int, clock: Clock, groups: Sequence[Array], rows: Array, number: int) -> None:
+        self.branch, self.clock, self.groups, self.rows, self.number = branch, clock, tuple(groups), rows, number
         self.places = np.concatenate(self.groups)
         sizes = [len(group) for group in self.groups]
         self.starts = np.cumsum([0, *sizes[:-1]])
@@ -75,7 +76,7 @@ class Product:
 
     def with_groups(self, groups: Sequence[Array]) -> Product:
         """The same with other places."""
-        return Product(self.branch, self.clock, groups, self.rows)
+        return Product(self.branch, self.clock, groups, self.rows, self.number)
 
     def with_places(self, number: int, places: Array) -> Product:
         """The same with other places in one group."""
@@ -96,45 +97,46 @@ class Stack:
         self.groups = np.concatenate([each.starts + end for each, end in zip(self.products, ends[:-1], strict=True)])
         self.firsts = np.cumsum([0, *(len(each.groups) for each in self.products)])[:-1]
         clocks = [each.clock for each in self.products]
-        self.known = np.array([clock.known for clock in clocks])[:, None]
+        self.known = np.array([clock.known for clock in clocks])
         self.clock = Clock(self.known, clocks[0].layers, clocks[0].seconds)
 
-    def least(self, sums: Values, scale: Scale) -> Weights:
-        """What the least of each column weighs: product × candidate. Sums: row × column × candidate."""
-        least = np.add.reduceat(np.minimum.reduceat(sums[self.rows], self.groups), self.firsts)
-        return scale.weigh(np.moveaxis(least, 1, 2), self.clock)
+        self.many = np.diff(np.append(self.groups, len(self.rows)))  # places of each group
+        self.of_places = np.repeat(np.arange(len(self.products)), np.add.reduceat(self.many, self.firsts))
 
-    def may_and_does_fit(self, sums: Values, scale: Scale, limits: Limits) -> tuple[Any, Any]:
-        """At each candidate whether anything may fit, and whether something is seen to: between them one has to search.
+    def least(self, sums: Values) -> Values:
+        """The least of each column: product × column. Sums: row × column."""
+        return np.asarray(np.add.reduceat(np.minimum.reduceat(sums[self.rows], self.groups), self.firsts))
+
+    def may_and_does_fit(self, sums: Values, scale: Scale, limits: Limits) -> tuple[bool, bool]:
+        """Whether anything may fit, and whether something is seen to: between them one has to search.
 
         Of shares of the limits, weighted against each other, nothing that fits takes more than there is; and what takes
-        least is tried.
+        least is tried. Sums: row × column.
         """
-        own, width = sums[self.rows], np.arange(sums.shape[2])
-        least = np.add.reduceat(np.minimum.reduceat(own, self.groups), self.firsts)
-        may = scale.weigh(np.moveaxis(least, 1, 2), self.clock).fits(limits)
-        does = np.zeros_like(may)
+        least = self.least(sums)
+        may = scale.weigh(least, self.clock).fits(limits)
         if not may.any():
-            return may.any(axis=0), does.any(axis=0)
-        ends = np.append(self.groups[1:], len(own)) - self.groups
-        of_places = np.repeat(np.arange(len(self.products)), np.add.reduceat(ends, self.firsts))
-        shares = []
+            return False, False
+        own, shares = sums[self.rows], []
         for part, most in (
             (CARD, scale.most_on_card(limits.gpu_bytes)),
             (HOST, scale.most_in_host(limits.host_bytes)),
         ):
-            highest = part.start + least[:, part].argmax(axis=1)[of_places]
-            shares.append(np.take_along_axis(own, highest[:, None], axis=1)[:, 0] / max(1.0, most))
-        seconds = adds_up(np.moveaxis(own[:, SPENT], 1, 2), self.clock.layers) * scale.accumulation
-        shares.append(np.where(self.known[of_places], seconds / limits.step_seconds, 0.0))
+            highest = part.start + least[:, part].argmax(axis=1)[self.of_places]
+            shares.append(own[np.arange(len(own)), highest] / max(1.0, most))
+        seconds = adds_up(own[:, SPENT], self.clock.layers) * scale.accumulation
+        shares.append(np.where(self.known[self.of_places], seconds / limits.step_seconds, 0.0))
         for weights in WEIGHINGS:
             taken = sum(weight * share for weight, share in zip(weights, shares, strict=True))
             lowest = np.minimum.reduceat(taken, self.groups)
             may &= np.add.reduceat(lowest, self.firsts) <= sum(weights) * (1 + SLACK)
-            places = np.where(taken == np.repeat(lowest, ends, axis=0), np.arange(len(own))[:, None], len(own))
-            chosen = own[np.minimum.reduceat(places, self.groups), :, width]
-            does |= scale.weigh(np.add.reduceat(chosen, self.firsts), self.clock).fits(limits)
-        return may.any(axis=0), does.any(axis=0)
+            if not may.any():
+                return False, False
+            places = np.where(taken == np.repeat(lowest, self.many), np.arange(len(own)), len(own))
+            chosen = np.add.reduceat(own[np.minimum.reduceat(places, self.groups)], self.firsts)
+            if scale.weigh(chosen, self.clock).fits(limits).any():
+                return True, True
+        return True, False
 
 
 class Bounded:

@@ -18,7 +18,7 @@ from itertools import combinations, product
 from math import prod
 
 from planner.compose import Configuration, Standing, compose
-from planner.groups import Dial, Option, dials_of, options, ties_between
+from planner.groups import Dial, Option, dials_of, options, reading_of, ties_between
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import EVERY, Chosen, Needs, Situation
 from planner.sets import PinnedKnobs, always_on, has_pinned, subsets, trains, usable
@@ -140,8 +140,9 @@ def _branches(
         standing = nothing.with_more(ids)
         for named in _named(ids, knobs, situation):
             trunk, dials = compose(ids, named, situation), dials_of(ids, named, situation)
+            reading = reading_of(trunk)
             groups = (
-                tuple(options(group, trunk, dials, standing, situation, named))
+                tuple(options(group, trunk, dials, standing, situation, named, reading))
                 for group in _groups([*leaves, *(dial.name for dial in dials)], ties)
             )
             yield Branch(trunk, dials, tuple(group for group in groups if len(group) > 1 or group[0].dials))

@@ -97,9 +97,9 @@ class Evaluator:
         """Bytes and seconds of one configuration at all candidates."""
         gpu, kept, given = self.situation.gpu, self._kept, configuration.letters
         letters = self.letters(configuration)
-        # Score-sized terms can pass 64 bits; beyond ``ENDLESS`` nothing fits, however much it is.
-        wide = Letters(**vars(letters))
-        wide.S, wide.T = self.candidates.total.astype(np.float64), self.candidates.target.astype(np.float64)
+        if len(self.candidates.total) == 1:  # whole numbers are several times as fast as arrays of one
+            letters = Letters(**{name: int(np.ravel(value)[0]) for name, value in vars(letters).items()})
+        wide = Letters(**{**vars(letters), "S": letters.S * 1.0, "T": letters.T * 1.0})
         sizes = []
         for term in configuration.ledger.terms.values():
             key = (term.count, term.bits, *(given.get(name) for name in letters_read(term.count, term.bits)))
@@ -129,7 +129,12 @@ class Evaluator:
 
 
 def size_of(term: Term, letters: Letters, wide: Letters) -> Array:
-    """Bytes of a term at every candidate; ``wide`` are the letters with the sequence in float64."""
+    """Bytes of a term at every candidate; ``wide`` are the letters with the sequence in float64.
+
+    Score-sized terms can pass 64 bits; beyond ``ENDLESS`` nothing fits, however much it is.
+    """
+    if isinstance(letters.S, int):
+        return np.array([min(int(term.bytes(letters)), ENDLESS)])
     size = np.empty(letters.S.shape, dtype=np.int64)
     size[...] = term.bytes(letters)
     size[np.greater_equal(term.bytes(wide), ENDLESS, out=np.empty(size.shape, dtype=bool))] = ENDLESS

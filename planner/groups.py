@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -15,6 +16,8 @@ from planner.sets import PinnedKnobs, has_pinned, subsets
 from planner.symbols import letters_of
 
 Row = Term | Work
+Reading = Mapping[str, Set[str]]
+"""By letter, the names of the rows that read it."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +78,19 @@ def options(
     standing: Standing,
     situation: Situation,
     knobs: PinnedKnobs,
+    reading: Reading,
 ) -> Iterator[Option]:
     """What a group can be on its trunk; first comes none of its leaves.
 
     Args:
         group: names of leaves and of dials of the trunk.
+        reading: of the trunk.
     """
     mine = tuple(dial for dial in dials if dial.name in group)
     leaves = [name for name in group if name in all_optimizations()]
     for ids in subsets(leaves):
         if not ids:
-            yield _difference((), mine, trunk, trunk)
+            yield _difference((), mine, trunk, trunk, reading)
             continue
         together = (*trunk.ids, *ids)
         if not standing.bears(ids, situation) or not has_pinned(together, knobs, situation):
@@ -94,7 +99,7 @@ def options(
         after = compose(together, pinned, situation, onto=trunk)
         _check_claims(ids, trunk, after)
         own = dials_of(together, knobs, situation)
-        yield _difference(ids, (*mine, *(dial for dial in own if dial.owner in ids)), trunk, after)
+        yield _difference(ids, (*mine, *(dial for dial in own if dial.owner in ids)), trunk, after, reading)
 
 
 def _check_claims(ids: tuple[str, ...], trunk: Configuration, after: Configuration) -> None:
@@ -107,14 +112,27 @@ def _check_claims(ids: tuple[str, ...], trunk: Configuration, after: Configurati
     assert letters | settings <= claimed, f"{ids} set what they do not claim: {(letters | settings) - claimed}"
 
 
-def _difference(ids: tuple[str, ...], dials: tuple[Dial, ...], trunk: Configuration, after: Configuration) -> Option:
+def reading_of(trunk: Configuration) -> Reading:
+    """By letter, the names of the trunk's rows that read it."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for rows in (trunk.ledger.terms, trunk.ledger.work):
+        for name, row in rows.items():
+            for letter in read_by(row):
+                found[letter].add(name)
+    return found
+
+
+def _difference(
+    ids: tuple[str, ...], dials: tuple[Dial, ...], trunk: Configuration, after: Configuration, reading: Reading
+) -> Option:
     sets = {name for name, value in after.letters.items() if trunk.letters.get(name) != value}
     sets |= {dial.letter for dial in dials}
+    other = {name for letter in sets for name in reading.get(letter, ())}
     pairs = [
         (before.get(name), row)
         for before, now in _tables(trunk.ledger, after.ledger)
         for name, row in now.items()
-        if before.get(name) is not row or not sets.isdisjoint(read_by(row))
+        if before.get(name) is not row or name in other
     ]
     gone = tuple(old for old, _ in pairs if old is not None)
     return Option(ids, dials, after.letters, gone, tuple(new for _, new in pairs), frozenset(sets))

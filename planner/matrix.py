@@ -14,7 +14,7 @@ from typing import Any
 from planner.errors import PlanError, raise_all
 from planner.hardware import HardwareProfile, list_profiles
 from planner.model import ModelShape, list_models
-from planner.optimizations.base import Situation
+from planner.optimizations.base import CAPABILITIES, Situation
 from planner.planning import Request, Solved, contradictions, read_gpu, read_model, solved_for, space_for
 from planner.space import Space
 from planner.suggestions import needed
@@ -144,7 +144,9 @@ def _card(name: str) -> HardwareProfile:
 
 def kind_of_card(gpu: HardwareProfile) -> tuple[object, ...]:
     """What optimisations may ask of a card (see ``Situation``); where it is equal, so is what is composed."""
-    return (gpu.kind, gpu.compute_capability, gpu.gfx, gpu.supports_bf16, gpu.supports_flash_attention_2)
+    capability = gpu.compute_capability
+    steps = None if capability is None else sum(capability >= step for step in CAPABILITIES)
+    return (gpu.kind, steps, gpu.gfx, gpu.supports_bf16, gpu.supports_flash_attention_2)
 
 
 def _row(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 from weakref import proxy
 
 import numpy as np
@@ -20,7 +20,8 @@ from planner.weighing import INEXACT, KNOB_ORDER, ORDER, WIDTH, Clock, Key, Scal
 
 Wish = tuple[str, bool]  # a name, and whether it is to be on
 RESPECTS = ("high", "host", "disk", "seconds", "inexact")
-NOTHING = Weights(*(np.zeros((0, 1)) for _ in range(6)), known=np.zeros((0, 1), dtype=bool))  # type: ignore[misc]
+NO_ROW = 2**40  # of a place that no product of a clock takes
+NOTHING = Weights(*(np.zeros(0) for _ in range(6)), known=np.zeros(0, dtype=bool))  # type: ignore[misc]
 
 
 class SpaceOnCard:
@@ -29,13 +30,17 @@ class SpaceOnCard:
     def __init__(self, space: Space, gpu: HardwareProfile, constants: Calibration, accumulation: int) -> None:
         self.space, self.scale = space, Scale(gpu, constants, accumulation)
         self._workspace = constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
-        self._sums: dict[tuple[object, ...], Values] = {}
         self._levels: dict[tuple[object, ...], Level] = {}
         self._clocks: dict[bytes, tuple[Clock, Array]] = {}  # each with the patterns that go by it
         self._stacks: dict[Wish | None, Stack | None] = {}
-        self.products = tuple(each for number in range(len(space.branches)) for each in self._products(number))
+        drafts = [each for number in range(len(space.branches)) for each in self._drafts(number)]
+        places = self._place_rows()
+        self.products = tuple(
+            Product(branch, clock, groups, places[clock.seconds.tobytes()], number)
+            for number, (branch, clock, groups) in enumerate(drafts)
+        )
 
-    def _products(self, number: int) -> Iterator[Product]:
+    def _drafts(self, number: int) -> Iterator[tuple[int, Clock, list[Array]]]:
         """The products of a branch, each with one clock.
 
         Whoever adds work whose rate is unknown makes the time of the whole unknown. Such combinations are ranked by
@@ -49,63 +54,58 @@ class SpaceOnCard:
         blurred = [(table.kinds[group] & unknown).any(axis=1) for group in groups]
         clear = [group[~unclear] for group, unclear in zip(groups, blurred, strict=True)]
         if len(clear[0]):
-            known = Clock.of(trunk, *card, known=True)
-            yield Product(number, known, clear, self._rows(known, clear))
+            yield self._draft(number, Clock.of(trunk, *card, known=True), clear)
         for place, unclear in enumerate(blurred):
             if unclear.any() and (len(clear[0]) or not place):
-                nominal = Clock.of(trunk, *card, known=False)
                 mine = [*clear[:place], groups[place][unclear], *groups[place + 1 :]]
-                yield Product(number, nominal, mine, self._rows(nominal, mine))
+                yield self._draft(number, Clock.of(trunk, *card, known=False), mine)
 
-    def _rows(self, clock: Clock, groups: Sequence[Array]) -> Array:
-        """The row of each place in the sums: one for each pattern and each way to tell seconds."""
-        key, table = clock.seconds.tobytes(), self.space.table
-        _, wanted = self._clocks.setdefault(key, (clock, np.zeros(table.patterns, dtype=bool)))
+    def _draft(self, number: int, clock: Clock, groups: list[Array]) -> tuple[int, Clock, list[Array]]:
+        """What a product is made of; its patterns are noted as wanted by its clock."""
+        table = self.space.table
+        _, wanted = self._clocks.setdefault(clock.seconds.tobytes(), (clock, np.zeros(table.patterns, dtype=bool)))
         wanted[table.pattern[np.concatenate(groups)]] = True
-        return np.asarray(list(self._clocks).index(key) * table.patterns + table.pattern)
+        return number, clock, groups
 
-    def sums(self, candidates: Candidates) -> Values:
-        """The columns of every row (``planner.weighing``): row × column × candidate."""
-        if candidates.key not in self._sums:
-            table, cells = self.space.table, self.space.at(candidates, self._workspace)
-            sums = np.zeros((len(self._clocks), table.patterns, WIDTH, cells.shape[2]))
-            for rows, (clock, wanted) in zip(sums, self._clocks.values(), strict=True):
-                table.added.spread(clock.columns(cells), rows, wanted)
-                rows[:, INEXACT] = table.inexact[:, None]
-            self._sums[candidates.key] = sums.reshape(-1, *sums.shape[2:])
-        return self._sums[candidates.key]
+    def _place_rows(self) -> dict[bytes, Array]:
+        """By clock, the row of each place in the sums: one for each pattern that goes by the clock, else none."""
+        found, before = {}, 0
+        for key, (_, wanted) in self._clocks.items():
+            found[key] = np.where(wanted, before + np.cumsum(wanted) - 1, NO_ROW)[self.space.table.pattern]
+            before += int(wanted.sum())
+        return found
+
+    def sums(self, candidates: Candidates, index: int) -> Values:
+        """The columns of every row (``planner.weighing``) at one of some candidates: row × column."""
+        table, cells = self.space.table, self.space.at(candidates, self._workspace)[index]
+        sums = np.zeros((sum(int(wanted.sum()) for _, wanted in self._clocks.values()), WIDTH))
+        before = 0
+        for clock, wanted in self._clocks.values():
+            own = sums[before : before + int(wanted.sum())]
+            table.added.spread(clock.columns(cells), own, np.where(wanted, np.cumsum(wanted) - 1, -1))
+            own[:, INEXACT] = table.inexact[wanted]
+            before += len(own)
+        return sums
 
     def at(self, candidates: Candidates, index: int) -> Level:
         """All there is at one of some candidates."""
         key = (candidates.key, index)
         if key not in self._levels:
-            self._levels[key] = Level(self, np.ascontiguousarray(self.sums(candidates)[:, :, index]))
+            self._levels[key] = Level(self, self.sums(candidates, index))
         return self._levels[key]
 
     def last_fitting(
         self, candidates: Candidates, limits: Limits, *, wish: Wish | None = None, below: int | None = None
     ) -> int | None:
         """The last candidate at which anything fits, of those below one; None where there is none."""
-        may, does = self._may_and_does(candidates, limits, wish)
-        hopeful = map(int, np.flatnonzero(may[:below])[::-1])
-        return next((i for i in hopeful if does[i] or self.at(candidates, i).fits(limits, wish)), None)
+        some = range(len(candidates.total))[:below]
+        return next((i for i in reversed(some) if self.at(candidates, i).fits(limits, wish)), None)
 
     def last_of_growing(self, candidates: Candidates, limits: Limits) -> int | None:
         """The same where each candidate takes no less than the one before: what does not fit does not fit later."""
-        may, does = self._may_and_does(candidates, limits, None)
-        last, beyond = (int(np.flatnonzero(each)[-1]) if each.any() else -1 for each in (does, may))
-        while last < beyond:  # it is none before the one and none after the other
-            middle = (last + beyond + 1) // 2
-            fits = does[middle] or self.at(candidates, middle).fits(limits, None)
-            last, beyond = (middle, beyond) if fits else (last, middle - 1)
-        return None if last < 0 else last
-
-    def _may_and_does(self, candidates: Candidates, limits: Limits, wish: Wish | None) -> tuple[Any, Any]:
-        stack = self.stack(wish)
-        nothing = np.zeros(len(candidates.total), dtype=bool)
-        if stack is None:
-            return nothing, nothing
-        return stack.may_and_does_fit(self.sums(candidates), self.scale, limits)
+        some = range(len(candidates.total))
+        first = bisect_left(some, True, key=lambda i: not self.at(candidates, i).fits(limits, None))
+        return first - 1 if first else None
 
     def stack(self, wish: Wish | None) -> Stack | None:
         """The products with those of their combinations that hold a name, or lack it; None where there are none."""
@@ -157,15 +157,18 @@ class Level:
 
         What is left of a group is the same whatever is wished of another, so it is found once.
         """
-        whole = next(each for each in self.on_card.products if each.branch == of.branch and each.rows is of.rows)
-        if id(whole) not in self._kept:
-            field = self._field(whole)
-            self._kept[id(whole)] = [whole.places[kept] for kept in field.unbeaten(RESPECTS)]
-        number = None if wish is None else self.on_card.holders(of.branch, wish[0])[0]
-        return of.with_groups([of.groups[n] if n == number else kept for n, kept in enumerate(self._kept[id(whole)])])
+        if of.number not in self._kept:
+            whole = self.on_card.products[of.number]
+            self._kept[of.number] = [whole.places[kept] for kept in self._field(whole).unbeaten(RESPECTS)]
+        group = None if wish is None else self.on_card.holders(of.branch, wish[0])[0]
+        return of.with_groups([of.groups[n] if n == group else kept for n, kept in enumerate(self._kept[of.number])])
 
     def fits(self, limits: Limits, wish: Wish | None) -> bool:
         """Whether anything fits."""
+        stack = self.on_card.stack(wish)
+        may, does = (False, False) if stack is None else stack.may_and_does_fit(self.sums, self.on_card.scale, limits)
+        if may == does:
+            return may
         return self.having(wish, whole=True).cheapest(limits, (share(limits),), first=True) is not None
 
     def having(self, wish: Wish | None, *, whole: bool = False) -> Bounded:
@@ -181,7 +184,7 @@ class Level:
             else:
                 products = stack.products
                 self._found[wish, whole] = Bounded(
-                    stack.least(self.sums[:, :, None], scale),
+                    scale.weigh(stack.least(self.sums), stack.clock),
                     lambda number: level._field(products[number] if whole else level._shrunk(products[number], wish)),
                 )
         return self._found[wish, whole]
@@ -198,9 +201,10 @@ class Level:
         rows[own] = np.arange(len(own))
         sums = self.sums[of.rows[own]]
         sums[:, ORDER] = [order[int(place)] for place in own]
-        stack = Stack([Product(of.branch, of.clock, places, rows)])
+        stack = Stack([Product(of.branch, of.clock, places, rows, of.number)])
         scale = self.on_card.scale
-        same = Bounded(stack.least(sums[:, :, None], scale), lambda _: Field(stack.products[0], sums, scale))
+        least = scale.weigh(stack.least(sums), stack.clock)
+        same = Bounded(least, lambda _: Field(stack.products[0], sums, scale))
         best = same.cheapest(limits, (*key, KNOB_ORDER))
         assert best is not None
         return best.places

@@ -20,10 +20,10 @@ from planner.errors import PlanError
 from planner.evaluate import Array, Candidates, Evaluator
 from planner.fronts import nondominated
 from planner.lengths import NO_TIER_RANK
+from planner.longest import COARSEST, FINEST, LONGEST, grid_between
 from planner.optimizations.base import Scalar
 from planner.planning import Request, Solved, solved
 from planner.rows import Values
-from planner.solver import COARSEST, FINEST, LONGEST, grid_between
 from planner.tier_table import knobs_of, seconds_at
 from planner.weighing import SPENT, Weights
 
@@ -112,7 +112,8 @@ class Settings:
 
     def __init__(self, made: Solved, rank: int) -> None:
         self.made, self.rank, self.on_card = made, rank, made.found.on_card
-        sums = self.on_card.sums(self.candidates(grid_between(self.shortest, self.most, 9)))
+        grid = grid_between(self.shortest, self.most, 9)
+        sums = np.stack([self.on_card.sums(self.candidates(grid), index) for index in range(len(grid))], axis=2)
         self.parts = [(each, _unbeaten(each, sums)) for each in self.on_card.products]
 
     @property
@@ -146,20 +147,21 @@ class Settings:
 
     def weigh(self, lengths: Array, rows: Array | None = None) -> Weights:
         """Every setting at every length; or those of some rows, which go up."""
-        sums = self.on_card.sums(self.candidates(lengths))
+        at = self.candidates(lengths)
+        sums = np.stack([self.on_card.sums(at, index) for index in range(len(lengths))])
         rows, found, before = self.everyone if rows is None else rows, [], 0
         for of, every in self.parts:
             taken = every[rows[(before <= rows) & (rows < before + len(every))] - before]
             before += len(every)
             if not len(taken):
                 continue
-            together = np.zeros((len(taken), *sums.shape[1:]))
+            together = np.zeros((len(sums), len(taken), sums.shape[2]))
             for places in taken.T:
-                together += sums[of.rows[places]]
-            found.append(self.on_card.scale.weigh(np.moveaxis(together, 1, 2), of.clock))
-        known = np.concatenate([np.full((len(each.high), 1), each.known) for each in found])
+                together += sums[:, of.rows[places]]
+            found.append(self.on_card.scale.weigh(together, of.clock))
+        known = np.concatenate([np.full((each.high.shape[1], 1), each.known) for each in found])
         high, host, disk, seconds, inexact, order = (
-            np.concatenate([getattr(each, name) for each in found])
+            np.concatenate([getattr(each, name).T for each in found])
             for name in ("high", "host", "disk", "seconds", "inexact", "order")
         )
         return Weights(high, host, disk, seconds, inexact, order, known)

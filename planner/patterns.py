@@ -24,7 +24,7 @@ class Added(NamedTuple):
 
     Attributes:
         columns: to which columns.
-        shape: how many values each dial of the option has, 1 where the rows do not read it.
+        shape: how many values each dial of the option has, 1 where the rows do not read it; () where they read none.
         rows: the row for each combination of these, the last dial's varying fastest.
         sign: 1, or -1 where they are taken away.
     """
@@ -42,16 +42,24 @@ class Patterns:
         self.width, self.count = width, 0
         self._first: dict[object, int] = {}
         self._inexact: list[float] = []
-        self._numbers: dict[Added, int] = {}  # each entry once: patterns and pieces are told apart by numbers
+        self._numbers: dict[object, int] = {}  # each entry once: patterns and pieces are told apart by numbers
         self._added: list[Added] = []
         self._cells, self._cell = 0, dict[tuple[int, ...], int]()
-        self._entries: list[tuple[int, int, int]] = []  # column of a cell, row of formulas, sign
+        self._columns: dict[tuple[int, ...], int] = {}
+        self._entries: list[tuple[int, int, int, int]] = []  # cell, number of its columns, row of formulas, sign
         self._whole: list[tuple[int, int, int]] = []  # first pattern, first cell, how many: patterns of one piece
         self._joined: list[tuple[int, Shape, list[tuple[Shape, int]]]] = []
 
-    def entry(self, columns: tuple[int, ...], shape: Shape, rows: tuple[int, ...], sign: int) -> int:
-        """The number of such rows (``Added``)."""
-        added = Added(columns, shape, rows, sign)
+    def entry(self, columns: tuple[int, ...], row: int, sign: int) -> int:
+        """The number of one row that reads no dial (``Added``)."""
+        key = (columns, row, sign)
+        if (number := self._numbers.get(key)) is None:
+            number = self._numbers[key] = len(self._added)
+            self._added.append(Added(columns, (), (row,), sign))
+        return number
+
+    def entry_of_dials(self, added: Added) -> int:
+        """The number of rows that read dials."""
         if (number := self._numbers.get(added)) is None:
             number = self._numbers[added] = len(self._added)
             self._added.append(added)
@@ -69,9 +77,9 @@ class Patterns:
             self._first[key] = self.count
             pieces: dict[Shape, list[int]] = {}
             for number in entries:
-                if self._added[number].columns:
-                    pieces.setdefault(self._added[number].shape, []).append(number)
-            placed = [(own, self._placed(tuple(of_one))) for own, of_one in pieces.items()]
+                pieces.setdefault(self._added[number].shape, []).append(number)
+            alike = (1,) * len(shape)
+            placed = [(own or alike, self._placed(tuple(of_one))) for own, of_one in pieces.items()]
             if len(placed) == 1 and placed[0][0] == shape:
                 self._whole.append((self.count, placed[0][1], prod(shape)))
             elif placed:
@@ -86,19 +94,25 @@ class Patterns:
             self._cell[piece] = self._cells
             added = [self._added[number] for number in piece]
             self._entries += [
-                ((self._cells + number) * self.width + column, row, each.sign)
+                (self._cells + number, self._columns.setdefault(each.columns, len(self._columns)), row, each.sign)
                 for each in added
                 for number, row in enumerate(each.rows)
-                for column in each.columns
             ]
             self._cells += len(added[0].rows)
         return self._cell[piece]
 
     def close(self) -> None:
         """All are there."""
-        target, row, sign = np.array(sorted(self._entries) or [(0, 0, 0)], dtype=np.int64).T
-        self._row, self._sign = row, sign.astype(np.float64)[:, None]
-        self._target, self._starts = np.unique(target, return_index=True)
+        cell, kind, row, sign = np.array(self._entries, dtype=np.int64).reshape(-1, 4).T
+        columns = np.array([column for each in self._columns for column in each], dtype=np.int64)
+        many = np.array([len(each) for each in self._columns], dtype=np.int64)
+        # Each entry once for each of its columns: those of one kind stand one after the other.
+        each = np.repeat(np.arange(len(cell)), many[kind])
+        within = np.arange(len(each)) - np.repeat(np.cumsum(many[kind]) - many[kind], many[kind])
+        target = cell[each] * self.width + columns[(np.cumsum(many) - many)[kind[each]] + within]
+        order = np.lexsort((sign[each], row[each], target))
+        self._row, self._sign = row[each][order], sign[each][order].astype(np.float64)
+        self._target, self._starts = np.unique(target[order], return_index=True)
 
     @property
     def inexact(self) -> Values:
@@ -106,25 +120,26 @@ class Patterns:
         return np.array(self._inexact)
 
     def cells(self, values: Values) -> Values:
-        """What each cell adds, from the value of every row at every candidate: cell × column × candidate."""
-        many = values.shape[1]
-        found = np.zeros((self._cells * self.width, many))
-        found[self._target] = np.add.reduceat(values[self._row] * self._sign, self._starts, axis=0)
-        return found.reshape(self._cells, self.width, many)
+        """What each cell adds, from the value of every row at every candidate: candidate × cell × column."""
+        found = np.zeros((values.shape[1], self._cells * self.width))
+        added = np.ascontiguousarray(values.T)[:, self._row] * self._sign
+        found[:, self._target] = np.add.reduceat(added, self._starts, axis=1)
+        return found.reshape(-1, self._cells, self.width)
 
-    def spread(self, cells: Values, found: Values, wanted: Array) -> None:
-        """Add up pieces: from cell × column × candidate to pattern × column × candidate, which are all zero before.
+    def spread(self, cells: Values, found: Values, rows: Array) -> None:
+        """Add up pieces: from cell × column to row × column, which are all zero before.
 
         Args:
-            wanted: for each pattern whether it is; the others stay zero.
+            rows: for each pattern the row it goes to, or -1 where it is not wanted; those of an option are in order.
         """
+        width = cells.shape[1]
         for first, place, many in self._whole:
-            if wanted[first]:
-                found[first : first + many] = cells[place : place + many]
+            if (row := rows[first]) >= 0:
+                found[row : row + many] = cells[place : place + many]
         for first, shape, pieces in self._joined:
-            if wanted[first]:
-                block = found[first : first + prod(shape)].reshape(*shape, *cells.shape[1:])
-                parts = ((own, cells[at : at + prod(own)].reshape(*own, *cells.shape[1:])) for own, at in pieces)
+            if (row := rows[first]) >= 0:
+                block = found[row : row + prod(shape)].reshape(*shape, width)
+                parts = ((own, cells[at : at + prod(own)].reshape(*own, width)) for own, at in pieces)
                 for part in _merged(parts):
                     block += part
 

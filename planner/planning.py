@@ -16,6 +16,7 @@ from planner.evaluate import Limits
 from planner.explanations import reasons_for_choices, reasons_for_rejections
 from planner.hardware import HardwareProfile, is_file, load_profile
 from planner.lengths import NO_TIER_RANK, wanted
+from planner.longest import COARSEST
 from planner.machine import cpu_profile, detect_local
 from planner.model import ModelShape, load_model
 from planner.on_card import SpaceOnCard
@@ -37,7 +38,7 @@ from planner.plan_warnings import disk_without_effect, knobs_without_effect, war
 from planner.rope_scaling import rope_mistakes, rope_of
 from planner.sets import usable
 from planner.settings import check_sets, unknown_names
-from planner.solver import COARSEST, Objective, Search, Wanted, resorts_of, search, space_of
+from planner.solver import Objective, Search, Wanted, resorts_of, search, space_of
 from planner.space import Space
 from planner.suggestions import Pins, suggestions
 from planner.tiers import TIERS

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,9 +16,31 @@ from planner.ledger import Formula, Term
 from planner.model import ModelShape
 from planner.symbols import Letters, Number, letters_of
 
+PLAIN = 2**44  # bytes; below, float64 holds to the digit what a formula goes through: bits, and a multiple of them
 Values = np.ndarray[Any, np.dtype[np.float64]]
-Turned = Mapping[str, tuple[int, ...]]
-"""Letters that take several values, in order of their dials."""
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """Which of a formula's letters take several values.
+
+    Attributes:
+        turned: those letters with their values, in order of their dials; ``fixed`` are its others.
+        shape: how many values each dial of an option has, 1 where the formula does not read it.
+    """
+
+    turned: Mapping[str, tuple[int, ...]]
+    fixed: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, reads: Sequence[str], dials: Mapping[str, tuple[int, ...]]) -> Turn | None:
+        """How a formula of these letters turns with an option's dials; None where it reads none."""
+        turned = {letter: values for letter, values in dials.items() if letter in reads}
+        if not turned:
+            return None
+        shape = tuple(len(values) if letter in turned else 1 for letter, values in dials.items())
+        return cls(turned, tuple(name for name in reads if name not in turned), shape)
 
 
 class OneFormula:
@@ -29,7 +53,9 @@ class OneFormula:
         self.row, self.reads = row, reads
         self.numbers: dict[tuple[int | None, ...], int] = {}  # from values of the letters to the number of the row
         self.turned: dict[object, tuple[int, ...]] = {}  # rows where some letters take several values
+        self.moves = not {"S", "T"}.isdisjoint(reads)  # with the length of the sequence
         self._columns: tuple[int, dict[str, Number]] = (0, {})
+        self._kept: tuple[object, Values | float] = (None, 0.0)
 
     def columns(self) -> dict[str, Number]:
         """Each letter: a whole number where all rows have the same, else row × 1; those of the run are none of them."""
@@ -41,6 +67,26 @@ class OneFormula:
                     found[name] = values[0] if alike else np.array(values, dtype=np.int64)[:, None]
             self._columns = len(self.numbers), found
         return self._columns[1]
+
+    def values(self, run: object, compute: Callable[[], Values | float]) -> Values | float:
+        """Its rows at some candidates; where they do not move with the sequence, as they were in a like run before."""
+        if self.moves:
+            return compute()
+        if self._kept[0] != (run, len(self.numbers)):
+            self._kept = (run, len(self.numbers)), compute()
+        return self._kept[1]
+
+
+class Run(NamedTuple):
+    """The letters of a run, whole, and with the sequence in float64."""
+
+    exact: Mapping[str, Number]
+    broad: Mapping[str, Number]
+
+    @classmethod
+    def of(cls, letters: Mapping[str, Number]) -> Run:
+        """Those of some candidates."""
+        return cls(letters, {**letters, "S": letters["S"] * 1.0, "T": letters["T"] * 1.0})
 
 
 class Rows:
@@ -55,40 +101,33 @@ class Rows:
         """Every formula there is."""
         return self._formulas.values()
 
-    def size(self, term: Term, letters: Mapping[str, int]) -> int:
-        """The row of a term's bytes."""
-        (number,) = self.sizes(term, letters, {})
-        return number
-
-    def amount(self, formula: Formula, letters: Mapping[str, int]) -> int:
-        """The row of an amount of work."""
-        (number,) = self.amounts(formula, letters, {})
-        return number
-
-    def sizes(self, term: Term, letters: Mapping[str, int], turned: Turned) -> tuple[int, ...]:
-        """The rows of a term's bytes at each combination of values of some letters, the last one's varying fastest."""
+    def of_term(self, term: Term) -> OneFormula:
+        """The formula of a term's bytes."""
         key = (term.count, term.bits)
         if key not in self._formulas:
             self._formulas[key] = OneFormula(term, letters_read(*key))
-        return self._placed(self._formulas[key], letters, turned)
+        return self._formulas[key]
 
-    def amounts(self, formula: Formula, letters: Mapping[str, int], turned: Turned) -> tuple[int, ...]:
-        """The rows of an amount of work, likewise."""
+    def of_amount(self, formula: Formula) -> OneFormula:
+        """The formula of an amount of work."""
         if formula not in self._formulas:
             self._formulas[formula] = OneFormula(formula, letters_of(formula))
-        return self._placed(self._formulas[formula], letters, turned)
+        return self._formulas[formula]
 
-    def _placed(self, at: OneFormula, letters: Mapping[str, int], turned: Turned) -> tuple[int, ...]:
-        if not turned:
-            return (self._number(at, tuple(map(letters.get, at.reads))),)
-        fixed = [None if name in turned else letters.get(name) for name in at.reads]
-        key = (*fixed, *turned.items())
+    def number(self, at: OneFormula, letters: Mapping[str, int]) -> int:
+        """The row of a formula where letters have these values."""
+        return self._number(at, tuple(map(letters.get, at.reads)))
+
+    def numbers(self, at: OneFormula, letters: Mapping[str, int], turn: Turn) -> tuple[int, ...]:
+        """The rows at each combination of values of some letters, the last one's varying fastest."""
+        fixed = tuple(map(letters.get, turn.fixed))
+        key = (turn, fixed)
         if key not in at.turned:
-            order = [*turned]
-            where = [order.index(name) if name in turned else -1 for name in at.reads]
+            known = dict(zip(turn.fixed, fixed, strict=True))
+            letters_of_one = [dict(zip(turn.turned, chosen, strict=True)) for chosen in product(*turn.turned.values())]
             at.turned[key] = tuple(
-                self._number(at, tuple([value if n < 0 else chosen[n] for n, value in zip(where, fixed, strict=True)]))
-                for chosen in product(*turned.values())
+                self._number(at, tuple([one[name] if name in one else known[name] for name in at.reads]))
+                for one in letters_of_one
             )
         return at.turned[key]
 
@@ -107,20 +146,32 @@ class Rows:
         alone = several
         if len(candidates.total) == 1:  # whole numbers are several times as fast as arrays of one
             alone = shared | {name: int(np.ravel(size)[0]) for name, size in (ranked | tokens).items()}
+        whole = Run.of(several)
+        runs = whole, whole if alone is several else Run.of(alone)
         values = np.empty((self.count, len(candidates.total)))
+        like = (candidates.batch, workspace, candidates.rank.tobytes())
         for formula in self._formulas.values():
-            columns, row = formula.columns(), formula.row
-            # Whole numbers have no end, but make an error of what leaves the 64 bits of an array beside them.
-            run = alone if all(type(value) is int for value in columns.values()) else several
-            exact = Letters(**{**columns, **run})
-            if isinstance(row, Term) and run is not several:
-                values[[*formula.numbers.values()]] = min(row.bytes(exact), ENDLESS)
-                continue
-            broad = Letters(**{**vars(exact), "S": run["S"] * 1.0, "T": run["T"] * 1.0})
-            if isinstance(row, Term):
-                # Score-sized terms can pass 64 bits; beyond ``ENDLESS`` nothing fits, however much it is.
-                size = np.where(np.less(row.bytes(broad), ENDLESS), row.bytes(exact), ENDLESS)
-            else:
-                size = row(broad)
-            values[[*formula.numbers.values()]] = size
+            if formula.numbers:  # else all of its rows are in no column
+                numbers = [*formula.numbers.values()]
+                values[numbers] = formula.values(like, partial(_values, formula, *runs))
         return values
+
+
+def _values(formula: OneFormula, several: Run, alone: Run) -> Values | float:
+    """All rows of a formula: row × candidate, or what both have only one of left out.
+
+    Args:
+        several: the run's letters as arrays of candidates; ``alone``: as whole numbers where there is one candidate.
+    """
+    columns, row = formula.columns(), formula.row
+    # Whole numbers have no end, but make an error of what leaves the 64 bits of an array beside them.
+    run = alone if all(type(value) is int for value in columns.values()) else several
+    if not isinstance(row, Term):
+        return row(Letters(**{**columns, **run.broad}))
+    if run is not several:
+        return float(min(row.bytes(Letters(**{**columns, **run.exact})), ENDLESS))
+    size = row.bytes(Letters(**{**columns, **run.broad}))
+    if np.max(size) < PLAIN:
+        return size
+    # Score-sized terms can pass 64 bits; beyond ``ENDLESS`` nothing fits, however much it is.
+    return np.where(np.less(size, ENDLESS), row.bytes(Letters(**{**columns, **run.exact})), ENDLESS)

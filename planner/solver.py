@@ -13,13 +13,13 @@ from typing import Literal
 
 import numpy as np
 
-from planner.bounds import Sum
 from planner.branches import branches
 from planner.calibration import Calibration
 from planner.compose import compose, problems
 from planner.errors import PlanError, raise_all
-from planner.evaluate import Array, Candidates, Evaluator, Limits, Outcome
+from planner.evaluate import Candidates, Evaluator, Limits, Outcome
 from planner.ledger import Device, Phase
+from planner.longest import COARSEST, FINEST, longest, runs
 from planner.on_card import SpaceOnCard, Wish
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
@@ -29,8 +29,6 @@ from planner.weighing import CARD_MEMORY, INEXACT_COUNT, SECONDS, TIME, Key, Mea
 
 Objective = Literal["context", "speed", "memory"]
 ENDLESS_LIMITS = Limits(2**62, 2**62, float("inf"), disk_bytes=2**62)
-COARSEST, FINEST = 64, 64  # tokens: the least sequence that is looked at, and the step of the longest
-LONGEST = 2**24  # tokens; nothing longer is looked at
 
 
 def space_of(
@@ -85,57 +83,6 @@ LEANEST: Key = (CARD_MEMORY, TIME, INEXACT_COUNT, SECONDS)
 KEYS: Mapping[Objective, Key] = {"context": FASTEST, "speed": FASTEST, "memory": LEANEST}
 # What a knob may not cost if a value that is named earlier is to be taken.
 KNOBS: Mapping[Objective, Key] = {"context": FASTEST[:2], "speed": FASTEST[:2], "memory": LEANEST[:3]}
-
-
-def longest(
-    on_card: SpaceOnCard, limits: Limits, *, rank: int, target: int | None, batch: int = 1, least: int = COARSEST
-) -> int | None:
-    """The longest sequence any configuration can train; None where not even ``least`` tokens fit.
-
-    Memory and time of each configuration grow with the sequence. So from one that fits its own longest sequence is
-    found, and one step beyond it another that fits, until there is none.
-
-    Args:
-        target: trained tokens, or None where every token is trained.
-    """
-    most = on_card.space.situation.model.most_tokens or LONGEST
-    best, total = None, min(max(least, COARSEST), most)
-    while True:
-        at = _runs(np.array([total]), rank, target, batch)
-        roomiest = on_card.at(at, 0).having(None, whole=True).cheapest(limits, (share(limits),))
-        if roomiest is None:
-            return best
-        best = _longest_of(on_card, roomiest, limits, total, most, lambda grid: _runs(grid, rank, target, batch))
-        if best >= most:
-            return best
-        total = min(best // FINEST * FINEST + FINEST, most)
-
-
-def _longest_of(
-    on_card: SpaceOnCard, one: Sum, limits: Limits, low: int, high: int, runs: Callable[[Array], Candidates]
-) -> int:
-    """The longest sequence of one configuration that fits ``low``: on a grid that is refined around it."""
-    configuration = on_card.space.configuration(one.branch, one.places)
-    situation = replace(on_card.space.situation, gpu=on_card.scale.gpu)  # cards of one kind share their space
-    while True:
-        grid = grid_between(low, high)
-        evaluate = Evaluator(runs(grid), situation, on_card.scale.constants, limits)
-        fits = np.flatnonzero(evaluate(configuration).fits)
-        last = int(fits[-1]) if len(fits) else 0
-        if last == len(grid) - 1 or grid[last + 1] - grid[last] <= FINEST:
-            return int(grid[last])
-        low, high = int(grid[last]), int(grid[last + 1])
-
-
-def _runs(totals: Array, rank: int, target: int | None, batch: int) -> Candidates:
-    targets = totals if target is None else np.minimum(totals, target)
-    return Candidates(totals, targets, np.full_like(totals, rank), batch)
-
-
-def grid_between(low: int, high: int, count: int = 65) -> Array:
-    """At most so many lengths from one to the other, in steps of ``FINEST`` or of equal shares."""
-    steps = np.geomspace(low, high, count).astype(np.int64) // FINEST * FINEST
-    return np.array(sorted({int(total) for total in steps if total >= COARSEST} | {low}))
 
 
 @dataclass(frozen=True)
@@ -214,7 +161,7 @@ class Search:
         # What is wanted and fits is a shorter bracket; only where that finds nothing all lengths are looked at.
         found = longest(self.on_card, self.limits, rank=want.rank, target=target, batch=batch, least=want.total)
         found = found or longest(self.on_card, self.limits, rank=want.rank, target=target, batch=batch)
-        beyond = _runs(np.array([(found or 0) + FINEST]), want.rank, target, batch)
+        beyond = runs(np.array([(found or 0) + FINEST]), want.rank, target, batch)
         for resort in self.resorts:
             if self.lacks_card_alone(resort, beyond, 0):
                 more = longest(

@@ -14,19 +14,20 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
 from planner.branches import Branch
 from planner.evaluate import Candidates
-from planner.groups import Dial, Option, Row, read_by
+from planner.groups import Dial, Option, Row
 from planner.ledger import WHILE_TRAINING, Device, Phase, Term, Work
 from planner.model_shape import ModelShape
 from planner.optimizations import all_optimizations
-from planner.patterns import Patterns, Shape
+from planner.patterns import Added, Patterns
 from planner.rates import KINDS, ON_DISK, TO_DEVICE, TO_HOST, kind_of
 from planner.rates import LAUNCH as LAUNCHES
-from planner.rows import Rows, Values
+from planner.rows import OneFormula, Rows, Turn, Values
 from planner.timecost import AHEAD, BUSY, EXPOSED, INWARD, LAUNCHED, OUTWARD, PARTS, TIMED, part_of
 
 PHASES = tuple(Phase)
@@ -70,6 +71,28 @@ class Places:
         return {dial: dial.values[int(step)] for dial, step in zip(self.option.dials, steps, strict=True)}
 
 
+class _Looked(NamedTuple):
+    """A row's columns, its formula, and the kind of work that it is, if it is any."""
+
+    columns: tuple[int, ...]
+    formula: OneFormula
+    kind: str | None
+
+
+class _Dials:
+    """The dials of an option, and how each formula turns with them."""
+
+    def __init__(self, dials: Sequence[Dial]) -> None:
+        self._values = {dial.letter: dial.values for dial in dials}
+        self._turns: dict[OneFormula, Turn | None] = {}
+
+    def turn(self, formula: OneFormula) -> Turn | None:
+        """The dials that a formula reads; None where it reads none."""
+        if formula not in self._turns:
+            self._turns[formula] = Turn.of(formula.reads, self._values)
+        return self._turns[formula]
+
+
 class Table:
     """The places of all branches, and which rows of formulas each of them adds up (`planner.patterns`)."""
 
@@ -77,6 +100,8 @@ class Table:
         self.branches, self.rows = tuple(branches), Rows(model)
         self.groups: list[list[list[Places]]] = []  # by branch, by group; the first group is the trunk alone
         self.added = Patterns(COLUMNS)
+        self._looked: dict[int, _Looked] = {}  # by the identity of rows, which the branches hold
+        self._dials: dict[tuple[Dial, ...], _Dials] = {}
         self._first_patterns: list[int] = []
         self.many = 0
         for number, branch in enumerate(self.branches):
@@ -90,37 +115,47 @@ class Table:
         self._firsts = np.array([places.first for places in self.options])
         many = [len(places.range) for places in self.options]
         self.inexact, self.patterns = self.added.inexact, self.added.count
-        self.kinds = np.repeat([_kinds(places) for places in self.options], many, axis=0)
+        self.kinds = np.repeat([self._kinds(places) for places in self.options], many, axis=0)
         self.pattern = np.arange(self.many) + np.repeat(np.array(self._first_patterns) - self._firsts, many)
         self.added.close()
 
     def _placed(self, branch: int, option: Option, before: Mapping[str, int], ids: Sequence[str]) -> Places:
         places = Places(branch, self.many, option)
         self.many += len(places.range)
-        alike = (1,) * len(places.shape)
-        added = [self.added.entry(_columns(row), alike, (self._place(row, before),), -1) for row in option.gone]
-        added += [self.added.entry(_columns(row), *self._rows(row, option, alike), 1) for row in option.come]
+        dials, added = self._dials.setdefault(option.dials, _Dials(option.dials)), list[int]()
+        for sign, rows, letters in ((-1, option.gone, before), (1, option.come, option.letters)):
+            for row in rows:
+                columns, formula, _ = self._look(row)
+                if not columns:
+                    continue
+                turn = dials.turn(formula) if sign > 0 else None
+                if turn is None:
+                    added.append(self.added.entry(columns, self.rows.number(formula, letters), sign))
+                else:
+                    numbers = self.rows.numbers(formula, letters, turn)
+                    added.append(self.added.entry_of_dials(Added(columns, turn.shape, numbers, sign)))
         known = all_optimizations()
         inexact = sum(not known[name].exact for name in ids)
         self._first_patterns.append(self.added.add(places.shape, float(inexact), added))
         return places
 
-    def _rows(self, row: Row, option: Option, alike: Shape) -> tuple[Shape, tuple[int, ...]]:
-        """The rows of formulas at all values of the dials whose letters it reads, and how many each dial has."""
-        read = read_by(row)
-        turned = {dial.letter: dial.values for dial in option.dials if dial.letter in read}
-        if not turned:
-            return alike, (self._place(row, option.letters),)
-        own = tuple(len(dial.values) if dial.letter in turned else 1 for dial in option.dials)
-        if isinstance(row, Term):
-            return own, self.rows.sizes(row, option.letters, turned)
-        return own, self.rows.amounts(row.amount, option.letters, turned)
+    def _look(self, row: Row) -> _Looked:
+        """What is known of a row; most rows stand in many options."""
+        if (found := self._looked.get(id(row))) is None:
+            if isinstance(row, Term):
+                found = _Looked(_columns_of(row.phases, row.device), self.rows.of_term(row), None)
+            else:
+                found = _Looked(_lane(row), self.rows.of_amount(row.amount), kind_of(row))
+            self._looked[id(row)] = found
+        return found
 
-    def _place(self, row: Row, letters: Mapping[str, int]) -> int:
-        return self.rows.size(row, letters) if isinstance(row, Term) else self.rows.amount(row.amount, letters)
+    def _kinds(self, places: Places) -> list[bool]:
+        """The kinds of work that an option has or adds; by these it is decided whether a time is known."""
+        found = {self._look(row).kind for row in places.option.come}
+        return [kind in found for kind in KINDS]
 
     def at(self, candidates: Candidates, workspace: int) -> Values:
-        """What each piece of patterns adds: cell × column × candidate, to be spread (`planner.patterns`).
+        """What each piece of patterns adds: candidate × cell × column, to be spread (`planner.patterns`).
 
         Bytes are whole numbers in float64, which holds them to the digit below 2^53.
         """
@@ -133,16 +168,6 @@ class Table:
     def combinations(self, branch: int) -> Iterator[tuple[int, ...]]:
         """Every combination of one place from each group."""
         return product(*([place for places in group for place in places.range] for group in self.groups[branch]))
-
-
-def _kinds(places: Places) -> list[bool]:
-    """The kinds of work that an option has or adds; by these it is decided whether a time is known."""
-    found = {kind_of(row) for row in places.option.come if isinstance(row, Work)}
-    return [kind in found for kind in KINDS]
-
-
-def _columns(row: Row) -> tuple[int, ...]:
-    return _columns_of(row.phases, row.device) if isinstance(row, Term) else _lane(row)
 
 
 @cache

@@ -27,7 +27,14 @@ SPENT = slice(DISK + 1, DISK + 1 + len(PARTS))
 INEXACT, ORDER = SPENT.stop, SPENT.stop + 1  # the order is nothing, but where values of knobs are gone through
 WIDTH = ORDER + 1
 PART = {part: SPENT.start + number for number, part in enumerate(PARTS)}
-_FIRST_LANES = [[part for part, _ in LANES].index(part) for part in PARTS]
+_SPANS: list[tuple[slice, slice, int]] = []
+"""Lanes whose parts are of one nature, those parts, and how many kinds of work each part has: part by part."""
+for _what in dict.fromkeys(part[0] for part in PARTS):
+    _lanes = [number for number, (part, _) in enumerate(LANES) if part[0] == _what]
+    _parts = [number for number, part in enumerate(PARTS) if part[0] == _what]
+    _SPANS.append(
+        (slice(_lanes[0], _lanes[-1] + 1), slice(_parts[0], _parts[-1] + 1), len(_lanes) // len(_parts))
+    )
 _ADDS_UP = np.array([[float(what in (BUSY, EXPOSED)), float(what == AHEAD)] for what, *_ in PARTS])
 
 
@@ -58,10 +65,14 @@ class Clock:
         return cls(known, trunk.letters["L"], np.array(seconds))
 
     def columns(self, table: Values) -> Values:
-        """The columns of a table (… × column × candidate) with seconds in place of work, and nothing counted yet."""
-        found = np.zeros((len(table), WIDTH, table.shape[2]))
-        found[:, : DISK + 1] = table[:, : DISK + 1]
-        found[:, SPENT] = np.add.reduceat(table[:, WORK] * self.seconds[:, None], _FIRST_LANES, axis=1)
+        """The columns of a table (… × column) with seconds in place of work, and nothing counted yet."""
+        found = np.zeros((*table.shape[:-1], WIDTH))
+        found[..., : DISK + 1] = table[..., : DISK + 1]
+        work, spent = table[..., WORK] * self.seconds, found[..., SPENT]
+        for lanes, parts, kinds in _SPANS:
+            of_kinds = work[..., lanes]
+            for number in range(kinds):
+                spent[..., parts] += of_kinds[..., number::kinds]
         return found
 
 
@@ -129,7 +140,7 @@ class Scale:
     accumulation: int
 
     def weigh(self, sums: Values, clock: Clock) -> Weights:
-        """Weigh sums: … × column, or with ``axis`` after the columns … × column × candidate."""
+        """Weigh sums: … × column."""
         kind = self.gpu.kind
         expected = sums[..., CARD].max(axis=-1).astype(np.int64)
         high = expected + self.constants.reserve_bytes(expected, kind)

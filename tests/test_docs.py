@@ -18,9 +18,9 @@ from planner.cli import cli
 from planner.cli_check import same_settings
 from planner.compose import compose
 from planner.explain_formulas import smallest_run_with
+from planner.longest import FINEST
 from planner.optimizations import all_optimizations
 from planner.planning import make_plan
-from planner.solver import FINEST
 from reports.render import decisions, optimizations, records
 from reports.render.documents import BLOCK, PAGES, WHOLE, leftovers, outdated
 from reports.render.optimizations import _planned

@@ -18,13 +18,14 @@ from planner.errors import PlanError
 from planner.evaluate import Limits
 from planner.hardware import HardwareProfile, Sourced, load_profile
 from planner.ledger import Basis, Device, Phase
+from planner.longest import longest
 from planner.machine import cpu_profile
 from planner.model import load_model
 from planner.on_card import SpaceOnCard
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
 from planner.sets import valid_sets
-from planner.solver import Objective, Search, Wanted, longest, search
+from planner.solver import Objective, Search, Wanted, search
 from planner.space import Space
 from planner.timecost import step_time
 from planner.units import GIB

@@ -13,6 +13,8 @@ from planner.model import ModelShape
 from planner.session import Session
 
 Scalar = int | float | str
+CAPABILITIES = ((5, 0), (6, 0), (7, 0), (8, 0), (9, 0), (12, 0))
+"""Compute capabilities from which on something runs, or runs faster: cards between two of them are alike in that."""
 
 
 class Chosen(Set[str]):
@@ -51,8 +53,8 @@ class Situation:
 
     ``chosen`` holds the ids of the set that is being composed; it is empty as long as none is. ``merge``: whether the
     adapters are merged into the weights after training. Of the card an optimisation may ask what decides which code
-    runs on it (kind, capability, gfx, 16-bit types, and its name for people), never its sizes and rates: cards that are
-    equal in those share what is composed for them.
+    runs on it (kind, capability by the steps of ``CAPABILITIES``, gfx, 16-bit types, and its name for people), never
+    its sizes and rates: cards that are equal in those share what is composed for them.
     """
 
     gpu: HardwareProfile
@@ -103,6 +105,9 @@ class Capability:
 
     least: tuple[int, int]
     because: str
+
+    def __post_init__(self) -> None:
+        assert self.least in CAPABILITIES, f"cards are not told apart by {self.least}"
 
     @property
     def text(self) -> str:

@@ -11,11 +11,11 @@ from planner.calibration import calibration
 from planner.compose import Configuration, compose
 from planner.hardware import load_profile
 from planner.ledger import Device
+from planner.longest import FINEST, LONGEST
 from planner.model import load_model
 from planner.optimizations.base import Situation
 from planner.plan import Plan
 from planner.planning import Request, make_plan
-from planner.solver import FINEST, LONGEST
 from planner.units import format_bytes
 from reports.render import svg
 from reports.render.markdown import GIB
