@@ -60,17 +60,29 @@ class Product:
         first, second = np.array(both, dtype=np.int64).reshape(-1, 2).T
         return first, second
 
-    def unbeaten(self, points: Values) -> list[Array]:
-        """Of each group the places, by where they stand, that no other of it beats; points are those of ``places``."""
+    def unbeaten(self, points: Values, among: Array) -> list[Array]:
+        """Of each group the places, by where they stand, that no other of it beats.
+
+        Args:
+            points: those of ``places``.
+            among: whether a place is looked at; of each group some is.
+        """
         first, second = self.pairs
+        both = among[first] & among[second]
+        first, second = first[both], second[both]
         no_more = (points[first] <= points[second]).all(axis=1)
         beats = no_more & ((first < second) | (points[first] < points[second]).any(axis=1))
-        left = np.ones(len(points), dtype=bool)
+        left = among.copy()
         left[second[beats]] = False
         for start, group in zip(self.starts, self.groups, strict=True):
             if len(group) > SMALL:
-                left[start : start + len(group)] = False
-                left[start + nondominated(points[start : start + len(group)])] = True
+                own = start + np.flatnonzero(among[start : start + len(group)])
+                left[own] = False
+                left[own[nondominated(points[own])]] = True
+        return self.by_group(left)
+
+    def by_group(self, left: Array) -> list[Array]:
+        """Where the places that are left stand, by group; of each group some is."""
         kept = np.flatnonzero(left)
         return np.split(kept, np.flatnonzero(np.diff(self.owner[kept])) + 1)
 
@@ -249,40 +261,27 @@ class Field:
         spent = [(sums[:, held] * factors).sum(axis=1) for held, factors in self.time]
         return np.column_stack([sums[:, columns], *spent])
 
-    def unbeaten(self, reads: Iterable[str]) -> list[Array]:
-        """Of each group the places, by where they stand, that no other beats where these of ``Weights`` matter."""
-        return self.of.unbeaten(self.points(self.sums, reads))
-
     def search(self, caps: Caps, measure: Measure, below: float, *, first: bool) -> Sum | None:
         """The combination within the caps with the least measure, where that is less than some value."""
         caps = caps if below == float("inf") else measure.below(caps, below)
-        binding = {name for name in vars(caps) if getattr(self.most_weights, name) > getattr(caps, name)}
-        reads = frozenset(binding if first else measure.reads | binding)
-        search = _Search(self, caps, measure, below, reads, self.unbeaten(reads))
-        return search.run(first=first)
+        return _Search(self, caps, measure, below).run(first=first)
 
 
 class _Search:
-    """Builds up the combinations of a field from those places of each group that are not beaten."""
+    """Builds up the combinations of a field from those places of each group that may be in the best and are not beaten.
 
-    def __init__(
-        self, field: Field, caps: Caps, measure: Measure, below: float, reads: frozenset[str], groups: Sequence[Array]
-    ) -> None:
-        self.field, self.caps, self.measure, self.below, self.reads = field, caps, measure, below, reads
+    ``weighted``: of each place seconds, bytes, and each with the other in several proportions.
+    """
+
+    def __init__(self, field: Field, caps: Caps, measure: Measure, below: float) -> None:
+        self.field, self.caps, self.measure, self.below = field, caps, measure, below
         self.found: Sum | None = None
-        self.alone = [int(group[0]) for group in groups if len(group) == 1]
-        self.base = field.sums[self.alone].sum(axis=0)
-        several = [group for group in groups if len(group) > 1]
-        spans = [field.sums[group].max(axis=0) - field.sums[group].min(axis=0) for group in several]
-        stakes = sum(spans, np.zeros(WIDTH))
-        # First those groups that decide the largest share of anything.
-        shares = [float((span / np.maximum(stakes, 1e-300))[: SPENT.stop].max()) for span in spans]
-        self.several = [several[place] for place in np.argsort(shares, kind="stable")[::-1]]
         # A byte and a second count by what is at stake of them.
-        columns = [*field.card, *field.host]
-        self.columns = [column for column in columns if stakes[column] > 0]
+        stakes = field.most - field.least
+        self.columns = [column for column in (*field.card, *field.host) if stakes[column] > 0]
         self.stakes = stakes[self.columns]
         self.seconds = float(field.linear(stakes[None])[0]) or 1.0
+        self.weighted = self._weighted(field.sums)
         self.weighted_caps = self._weighted_caps()
 
     def _weighted(self, sums: Values) -> Values:
@@ -303,35 +302,58 @@ class _Search:
 
     def run(self, *, first: bool) -> Sum | None:
         """The least combination, where it is less than what was found before."""
-        own, several = self.field.sums, self.several
-        if several:
-            self._quickly()
-            if first and self.found is not None:
-                return self.found
-        rest, rest_weighted = _rest(own, several), _rest(self._weighted(own), several)
-        sums, taken = self.base[None], np.zeros((1, 0), dtype=np.int64)
+        of, own = self.field.of, self.field.sums
+        self._quickly()
+        left = self._places_left()
+        if (first and self.found is not None) or not np.logical_or.reduceat(left, of.starts).all():
+            return self.found
+        most = self.field.most_weights
+        binding = {name for name in vars(self.caps) if getattr(most, name) > getattr(self.caps, name)}
+        reads = binding if first else self.measure.reads | binding
+        groups = of.unbeaten(self.field.points(own, reads), left)
+        alone = np.array([group[0] for group in groups if len(group) == 1], dtype=np.int64)
+        several = self._in_order([group for group in groups if len(group) > 1])
+        rest, rest_weighted = _rest(own, several), _rest(self.weighted, several)
+        sums, taken = own[alone].sum(axis=0)[None], alone[None]
         for number, group in enumerate(several, 1):
             many = len(sums)
             sums = (sums[:, None] + own[group]).reshape(-1, WIDTH)
             taken = np.column_stack([np.repeat(taken, len(group), axis=0), np.tile(group, many)])
             if len(sums) > FEW and number < len(several):
-                hopeful = self._hopeful(sums, rest[number], rest_weighted[number])
-                kept = hopeful[nondominated(self.field.points(sums[hopeful], self.reads))]
+                hopeful = self._hopeful(sums, self._weighted(sums), rest[number], rest_weighted[number])
+                kept = hopeful[nondominated(self.field.points(sums[hopeful], reads))]
                 sums, taken = sums[kept], taken[kept]
         self._take(sums, taken)
         return self.found
 
+    def _in_order(self, groups: Sequence[Array]) -> list[Array]:
+        """First those groups that decide the largest share of anything."""
+        own = self.field.sums
+        spans = [own[group].max(axis=0) - own[group].min(axis=0) for group in groups]
+        stakes = np.maximum(sum(spans, np.zeros(WIDTH)), 1e-300)
+        shares = [float((span / stakes)[: SPENT.stop].max()) for span in spans]
+        return [groups[place] for place in np.argsort(shares, kind="stable")[::-1]]
+
     def _quickly(self) -> None:
         """Try a few combinations: of each group the place that takes least of a weighted sum."""
-        own = self._weighted(self.field.sums)
-        taken = np.column_stack([group[own[group].argmin(axis=0)] for group in self.several])
-        self._take(self.base + self.field.sums[taken].sum(axis=1), taken)
+        spans = zip(self.field.of.starts, self.field.of.groups, strict=True)
+        taken = np.column_stack([start + self.weighted[start : start + len(g)].argmin(axis=0) for start, g in spans])
+        self._take(self.field.sums[taken].sum(axis=1), taken)
 
-    def _hopeful(self, sums: Values, rest: Values, rest_weighted: Values) -> Array:
-        """The parts that may still come within the caps and below the best."""
+    def _places_left(self) -> Array:
+        """Which places may be in a combination within the caps and below the best, if all others take the least."""
+        own, of = self.field.sums, self.field.of
+        least, least_weighted = (np.minimum.reduceat(each, of.starts) for each in (own, self.weighted))
+        rest, rest_weighted = (each.sum(axis=0) - each for each in (least, least_weighted))
+        left = np.zeros(len(own), dtype=bool)
+        left[self._hopeful(own, self.weighted, rest[of.owner], rest_weighted[of.owner])] = True
+        return left
+
+    def _hopeful(self, sums: Values, weighted: Values, rest: Values, rest_weighted: Values) -> Array:
+        """The parts that may still come within the caps and below the best; ``rest``: the least of what is open."""
         caps = self.weighted_caps + SLACK * np.abs(self.weighted_caps)
-        held = (self._weighted(sums) + rest_weighted <= caps).all(axis=1)
-        kept = np.flatnonzero(held)
+        kept = np.flatnonzero((weighted + rest_weighted <= caps).all(axis=1))
+        rest = rest if rest.ndim == 1 else rest[kept]
         weights = self.field.scale.weigh(sums[kept] + rest, self.field.of.clock)
         return np.asarray(kept[self.caps.hold(weights) & (self.measure.of(weights) < self.below)])
 
@@ -343,7 +365,7 @@ class _Search:
         if row < 0 or not values[row] < self.below:
             return
         of = self.field.of
-        places = of.places[sorted([*self.alone, *map(int, taken[row])])]
+        places = of.places[sorted(map(int, taken[row]))]
         self.found = Sum(of.branch, tuple(map(int, places)), weights.at(row))
         self.below = float(values[row])
         self.caps = self.measure.below(self.caps, self.below)

@@ -19,7 +19,6 @@ from planner.timecost import rates_for
 from planner.weighing import INEXACT, KNOB_ORDER, ORDER, WIDTH, Clock, Key, Scale, Weights, share
 
 Wish = tuple[str, bool]  # a name, and whether it is to be on
-RESPECTS = ("high", "host", "disk", "seconds", "inexact")
 NO_ROW = 2**40  # of a place that no product of a clock takes
 NOTHING = Weights(*(np.zeros(0) for _ in range(6)), known=np.zeros(0, dtype=bool))  # type: ignore[misc]
 
@@ -146,22 +145,10 @@ class Level:
 
     def __init__(self, on_card: SpaceOnCard, sums: Values) -> None:
         self.on_card, self.sums = proxy(on_card), sums
-        self._found: dict[tuple[Wish | None, bool], Bounded] = {}
-        self._kept: dict[int, list[Array]] = {}
+        self._found: dict[Wish | None, Bounded] = {}
 
     def _field(self, of: Product) -> Field:
         return Field(of, self.sums, self.on_card.scale)
-
-    def _shrunk(self, of: Product, wish: Wish | None) -> Product:
-        """A product without those places of a group that another of the group beats in all respects.
-
-        What is left of a group is the same whatever is wished of another, so it is found once.
-        """
-        if of.number not in self._kept:
-            whole = self.on_card.products[of.number]
-            self._kept[of.number] = [whole.places[kept] for kept in self._field(whole).unbeaten(RESPECTS)]
-        group = None if wish is None else self.on_card.holders(of.branch, wish[0])[0]
-        return of.with_groups([of.groups[n] if n == group else kept for n, kept in enumerate(self._kept[of.number])])
 
     def fits(self, limits: Limits, wish: Wish | None) -> bool:
         """Whether anything fits."""
@@ -169,25 +156,18 @@ class Level:
         may, does = (False, False) if stack is None else stack.may_and_does_fit(self.sums, self.on_card.scale, limits)
         if may == does:
             return may
-        return self.having(wish, whole=True).cheapest(limits, (share(limits),), first=True) is not None
+        return self.having(wish).cheapest(limits, (share(limits),), first=True) is not None
 
-    def having(self, wish: Wish | None, *, whole: bool = False) -> Bounded:
-        """The sets with an optimisation, or those without; all of them where nothing is wished.
-
-        Args:
-            whole: with all places, where it is not worth while to look which are beaten.
-        """
-        if (wish, whole) not in self._found:
+    def having(self, wish: Wish | None) -> Bounded:
+        """The sets with an optimisation, or those without; all of them where nothing is wished."""
+        if wish not in self._found:
             stack, scale, level = self.on_card.stack(wish), self.on_card.scale, proxy(self)
             if stack is None:
-                self._found[wish, whole] = Bounded(NOTHING, lambda number: level._field(level.on_card.products[number]))
+                self._found[wish] = Bounded(NOTHING, lambda number: level._field(level.on_card.products[number]))
             else:
-                products = stack.products
-                self._found[wish, whole] = Bounded(
-                    scale.weigh(stack.least(self.sums), stack.clock),
-                    lambda number: level._field(products[number] if whole else level._shrunk(products[number], wish)),
-                )
-        return self._found[wish, whole]
+                least, products = scale.weigh(stack.least(self.sums), stack.clock), stack.products
+                self._found[wish] = Bounded(least, lambda number: level._field(products[number]))
+        return self._found[wish]
 
     def with_first_knobs(self, limits: Limits, key: Key, found: Sum) -> tuple[int, ...]:
         """The same set with the knobs it names first, of those that fit and cost no more by a key."""

@@ -8,6 +8,7 @@ for the values of these alone, a *piece*, and pieces are spread over all places 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ class Patterns:
         self._columns: dict[tuple[int, ...], int] = {}
         self._entries: list[tuple[int, int, int, int]] = []  # cell, number of its columns, row of formulas, sign
         self._whole: list[tuple[int, int, int]] = []  # first pattern, first cell, how many: patterns of one piece
-        self._joined: list[tuple[int, Shape, list[tuple[Shape, int]]]] = []
+        self._joined: list[_Joined] = []
 
     def entry(self, columns: tuple[int, ...], row: int, sign: int) -> int:
         """The number of one row that reads no dial (``Added``)."""
@@ -83,7 +84,7 @@ class Patterns:
             if len(placed) == 1 and placed[0][0] == shape:
                 self._whole.append((self.count, placed[0][1], prod(shape)))
             elif placed:
-                self._joined.append((self.count, shape, sorted(placed, key=lambda piece: prod(piece[0]))))
+                self._joined.append(_Joined.of(self.count, shape, placed))
             self.count += prod(shape)
             self._inexact += [inexact] * prod(shape)
         return self._first[key]
@@ -136,21 +137,42 @@ class Patterns:
         for first, place, many in self._whole:
             if (row := rows[first]) >= 0:
                 found[row : row + many] = cells[place : place + many]
-        for first, shape, pieces in self._joined:
-            if (row := rows[first]) >= 0:
-                block = found[row : row + prod(shape)].reshape(*shape, width)
-                parts = ((own, cells[at : at + prod(own)].reshape(*own, width)) for own, at in pieces)
-                for part in _merged(parts):
-                    block += part
+        for each in self._joined:
+            if (row := rows[each.first]) >= 0:
+                each.add_up(cells, found[row : row + prod(each.shape)].reshape(*each.shape, width))
 
 
-def _merged(pieces: Iterable[tuple[Shape, Values]]) -> Iterable[Values]:
-    """Pieces, smallest first, each added to a larger one that reads the same dials and more, where there is one."""
-    waiting = list(pieces)
-    while waiting:
-        own, values = waiting.pop(0)
-        larger = (n for n, (other, _) in enumerate(waiting) if all(map(lambda a, b: a in (1, b), own, other)))
-        if (at := next(larger, None)) is None:
-            yield values
-        else:
-            waiting[at] = waiting[at][0], waiting[at][1] + values
+@dataclass(frozen=True)
+class _Joined:
+    """The patterns of an option that is made of several pieces.
+
+    Attributes:
+        first: the first of its patterns; ``shape``: how many values each of its dials has.
+        pieces: shape, first cell and end of each, the smallest first.
+        larger: for each piece another that reads the same dials and more, to which it is added; None where none does.
+    """
+
+    first: int
+    shape: Shape
+    pieces: tuple[tuple[Shape, int, int], ...]
+    larger: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, first: int, shape: Shape, placed: Iterable[tuple[Shape, int]]) -> _Joined:
+        """Of such pieces, with the first cell of each."""
+        pieces = tuple((own, at, at + prod(own)) for own, at in sorted(placed, key=lambda piece: prod(piece[0])))
+        larger = []
+        for at, (own, _, _) in enumerate(pieces, 1):
+            holds = (all(a in (1, b) for a, b in zip(own, other, strict=True)) for other, _, _ in pieces[at:])
+            larger.append(next((at + after for after, it in enumerate(holds) if it), None))
+        return cls(first, shape, pieces, tuple(larger))
+
+    def add_up(self, cells: Values, block: Values) -> None:
+        """Add all pieces to a block of the option's own shape."""
+        width = cells.shape[1]
+        values = [cells[at:end].reshape(*own, width) for own, at, end in self.pieces]
+        for number, larger in enumerate(self.larger):
+            if larger is None:
+                block += values[number]
+            else:
+                values[larger] = values[larger] + values[number]

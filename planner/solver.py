@@ -25,7 +25,7 @@ from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
 from planner.sets import PinnedKnobs, last_resorts
 from planner.space import Space
-from planner.weighing import CARD_MEMORY, INEXACT_COUNT, SECONDS, TIME, Key, Measure, Weights, share
+from planner.weighing import CARD_MEMORY, INEXACT_COUNT, SECONDS, TIME, Key, Measure, Weights, beyond, share
 
 Objective = Literal["context", "speed", "memory"]
 ENDLESS_LIMITS = Limits(2**62, 2**62, float("inf"), disk_bytes=2**62)
@@ -282,7 +282,7 @@ def chosen(
     level = on_card.at(candidates, index)
     found = level.having(None).cheapest(limits, KEYS[objective])
     if found is None:
-        found = level.having(None).cheapest(ENDLESS_LIMITS, (share(limits),))
+        found = level.having(None).cheapest(ENDLESS_LIMITS, (share(limits), *beyond(limits), *KEYS[objective]))
         assert found is not None
         places = found.places
     else:

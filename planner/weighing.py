@@ -32,9 +32,7 @@ _SPANS: list[tuple[slice, slice, int]] = []
 for _what in dict.fromkeys(part[0] for part in PARTS):
     _lanes = [number for number, (part, _) in enumerate(LANES) if part[0] == _what]
     _parts = [number for number, part in enumerate(PARTS) if part[0] == _what]
-    _SPANS.append(
-        (slice(_lanes[0], _lanes[-1] + 1), slice(_parts[0], _parts[-1] + 1), len(_lanes) // len(_parts))
-    )
+    _SPANS.append((slice(_lanes[0], _lanes[-1] + 1), slice(_parts[0], _parts[-1] + 1), len(_lanes) // len(_parts)))
 _ADDS_UP = np.array([[float(what in (BUSY, EXPOSED)), float(what == AHEAD)] for what, *_ in PARTS])
 
 
@@ -200,9 +198,22 @@ def share(limits: Limits) -> Measure:
 
     def below(caps: Caps, value: float) -> Caps:
         # Of those whose time is not known it may be anything.
-        return caps.lowered(**{name: value * most for name, most in _sizes(limits).items()})
+        return caps.lowered(**{name: value * most * (1 + 1e-12) for name, most in _sizes(limits).items()})
 
     return Measure(of, frozenset({"high", "host", "disk", "seconds"}), below)
+
+
+def beyond(limits: Limits) -> Key:
+    """The share that is taken of each limit, where that is more than there is."""
+
+    def beyond_one(name: str, most: int) -> Measure:
+        return Measure(
+            lambda weights: np.maximum(getattr(weights, name) / most, 1.0),
+            frozenset({name}),
+            lambda caps, value: caps.lowered(**{name: value * most * (1 + 1e-12)}),
+        )
+
+    return tuple(beyond_one(name, most) for name, most in _sizes(limits).items())
 
 
 def _sizes(limits: Limits) -> dict[str, int]:
