@@ -119,13 +119,12 @@ class Stack:
         """The least of each column: product × column. Sums: row × column."""
         return np.asarray(np.add.reduceat(np.minimum.reduceat(sums[self.rows], self.groups), self.firsts))
 
-    def may_and_does_fit(self, sums: Values, scale: Scale, limits: Limits) -> tuple[bool, bool]:
+    def may_and_does_fit(self, sums: Values, least: Values, scale: Scale, limits: Limits) -> tuple[bool, bool]:
         """Whether anything may fit, and whether something is seen to: between them one has to search.
 
         Of shares of the limits, weighted against each other, nothing that fits takes more than there is; and what takes
-        least is tried. Sums: row × column.
+        least is tried. Sums: row × column; ``least``: of these.
         """
-        least = self.least(sums)
         may = scale.weigh(least, self.clock).fits(limits)
         if not may.any():
             return False, False
@@ -232,11 +231,12 @@ class Field:
 
     def _tops(self, part: slice) -> list[int]:
         """The columns of a part that differ and may be its highest: those that are never above another are not."""
-        sums = self.sums[:, part]
+        hopeful = part.start + np.flatnonzero(self.most[part] >= self.least[part].max())
+        sums = self.sums[:, hopeful]
         more = np.maximum.reduceat(sums[:, :, None] - sums[:, None], self.of.starts).sum(axis=0)
         first = np.tri(len(more), k=-1, dtype=bool)  # of two that are always alike the first is kept
         lower = (more < 0) | ((more == 0) & (more.T > 0)) | ((more == 0) & (more.T == 0) & first)
-        return [part.start + int(column) for column in np.flatnonzero(~lower.any(axis=1))]
+        return [int(column) for column in hopeful[~lower.any(axis=1)]]
 
     def linear(self, sums: Values) -> Any:
         """Seconds that no step of these sums is faster than: of time, what adds up."""

@@ -93,17 +93,26 @@ class SpaceOnCard:
             self._levels[key] = Level(self, self.sums(candidates, index))
         return self._levels[key]
 
+    def has_room(self, candidates: Candidates, index: int, limits: Limits) -> bool:
+        """Whether bytes alone, which cards of a kind have in common, may allow anything at one of some candidates."""
+        least = self.space.least_bytes(candidates, index, self._workspace)
+        return bool(self.scale.has_room(least, limits).any())
+
+    def fits(self, candidates: Candidates, index: int, limits: Limits, wish: Wish | None) -> bool:
+        """Whether anything fits at one of some candidates."""
+        return self.has_room(candidates, index, limits) and self.at(candidates, index).fits(limits, wish)
+
     def last_fitting(
         self, candidates: Candidates, limits: Limits, *, wish: Wish | None = None, below: int | None = None
     ) -> int | None:
         """The last candidate at which anything fits, of those below one; None where there is none."""
         some = range(len(candidates.total))[:below]
-        return next((i for i in reversed(some) if self.at(candidates, i).fits(limits, wish)), None)
+        return next((i for i in reversed(some) if self.fits(candidates, i, limits, wish)), None)
 
     def last_of_growing(self, candidates: Candidates, limits: Limits) -> int | None:
         """The same where each candidate takes no less than the one before: what does not fit does not fit later."""
         some = range(len(candidates.total))
-        first = bisect_left(some, True, key=lambda i: not self.at(candidates, i).fits(limits, None))
+        first = bisect_left(some, True, key=lambda i: not self.fits(candidates, i, limits, None))
         return first - 1 if first else None
 
     def stack(self, wish: Wish | None) -> Stack | None:
@@ -146,6 +155,7 @@ class Level:
     def __init__(self, on_card: SpaceOnCard, sums: Values) -> None:
         self.on_card, self.sums = proxy(on_card), sums
         self._found: dict[Wish | None, Bounded] = {}
+        self._least: dict[Wish | None, Values] = {}
 
     def _field(self, of: Product) -> Field:
         return Field(of, self.sums, self.on_card.scale)
@@ -153,10 +163,18 @@ class Level:
     def fits(self, limits: Limits, wish: Wish | None) -> bool:
         """Whether anything fits."""
         stack = self.on_card.stack(wish)
-        may, does = (False, False) if stack is None else stack.may_and_does_fit(self.sums, self.on_card.scale, limits)
+        if stack is None:
+            return False
+        may, does = stack.may_and_does_fit(self.sums, self.least(wish, stack), self.on_card.scale, limits)
         if may == does:
-            return may
+            return bool(may)
         return self.having(wish).cheapest(limits, (share(limits),), first=True) is not None
+
+    def least(self, wish: Wish | None, stack: Stack) -> Values:
+        """The least of each column of each product (``Stack.least``)."""
+        if wish not in self._least:
+            self._least[wish] = stack.least(self.sums)
+        return self._least[wish]
 
     def having(self, wish: Wish | None) -> Bounded:
         """The sets with an optimisation, or those without; all of them where nothing is wished."""
@@ -165,7 +183,7 @@ class Level:
             if stack is None:
                 self._found[wish] = Bounded(NOTHING, lambda number: level._field(level.on_card.products[number]))
             else:
-                least, products = scale.weigh(stack.least(self.sums), stack.clock), stack.products
+                least, products = scale.weigh(self.least(wish, stack), stack.clock), stack.products
                 self._found[wish] = Bounded(least, lambda number: level._field(products[number]))
         return self._found[wish]
 

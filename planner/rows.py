@@ -55,7 +55,7 @@ class OneFormula:
         self.turned: dict[object, tuple[int, ...]] = {}  # rows where some letters take several values
         self.moves = not {"S", "T"}.isdisjoint(reads)  # with the length of the sequence
         self._columns: tuple[int, dict[str, Number]] = (0, {})
-        self._kept: tuple[object, Values | float] = (None, 0.0)
+        self._kept: tuple[object, Any] = (None, 0.0)
 
     def columns(self) -> dict[str, Number]:
         """Each letter: a whole number where all rows have the same, else row × 1; those of the run are none of them."""
@@ -68,7 +68,7 @@ class OneFormula:
             self._columns = len(self.numbers), found
         return self._columns[1]
 
-    def values(self, run: object, compute: Callable[[], Values | float]) -> Values | float:
+    def values(self, run: object, compute: Callable[[], Any]) -> Any:
         """Its rows at some candidates; where they do not move with the sequence, as they were in a like run before."""
         if self.moves:
             return compute()
@@ -157,7 +157,7 @@ class Rows:
         return values
 
 
-def _values(formula: OneFormula, several: Run, alone: Run) -> Values | float:
+def _values(formula: OneFormula, several: Run, alone: Run) -> Any:
     """All rows of a formula: row × candidate, or what both have only one of left out.
 
     Args:

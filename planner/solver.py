@@ -173,6 +173,8 @@ class Search:
     def lacks_card_alone(self, resort: Resort, candidates: Candidates, index: int) -> bool:
         """Whether what a last resort makes room for fits but for memory of the card."""
         roomy = replace(self.limits, gpu_bytes=ENDLESS_LIMITS.gpu_bytes)
+        if not self.on_card.has_room(candidates, index, roomy):
+            return False
         level = self.on_card.at(candidates, index).having((resort.relieves, True))
         return level.cheapest(roomy, (share(self.limits),)) is not None
 

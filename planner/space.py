@@ -25,7 +25,7 @@ class Space:
     def __init__(self, branches: Sequence[Branch], situation: Situation, knobs: PinnedKnobs | None = None) -> None:
         self.branches, self.situation, self.knobs = tuple(branches), situation, knobs or {}
         self.table = Table(self.branches, situation.model)
-        self._kept: dict[tuple[object, ...], Values] = {}
+        self._kept: dict[tuple[object, ...], tuple[Values, dict[int, Values]]] = {}
 
     @classmethod
     def of(cls, configurations: Iterable[Configuration], situation: Situation) -> Space:
@@ -78,8 +78,18 @@ class Space:
         Args:
             workspace: bytes of the cuBLAS workspace on this kind of card.
         """
+        return self._at(candidates, workspace)[0]
+
+    def least_bytes(self, candidates: Candidates, index: int, workspace: int) -> Values:
+        """Bytes that no combination of a branch is below at one of some candidates: branch × column of bytes."""
+        cells, found = self._at(candidates, workspace)
+        if index not in found:
+            found[index] = self.table.least_bytes(cells[index])
+        return found[index]
+
+    def _at(self, candidates: Candidates, workspace: int) -> tuple[Values, dict[int, Values]]:
         key = (candidates.key, workspace)
-        found = self._kept.pop(key) if key in self._kept else self.table.at(candidates, workspace)
+        found = self._kept.pop(key) if key in self._kept else (self.table.at(candidates, workspace), {})
         self._kept[key] = found
         if len(self._kept) > KEPT:  # the one that has not been asked for longest
             self._kept.pop(next(iter(self._kept)))

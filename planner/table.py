@@ -43,6 +43,7 @@ LANES = tuple((part, kind) for part in PARTS for kind in _KINDS_OF[part[0]])
 _LANE = {lane: number for number, lane in enumerate(LANES)}
 CARD, HOST = slice(0, len(PHASES)), slice(len(PHASES), 2 * len(PHASES))
 DISK = HOST.stop  # bytes on the disk while it trains; what a run leaves there is no part of it
+BYTES = slice(0, DISK + 1)
 WORK = slice(DISK + 1, DISK + 1 + len(LANES))
 COLUMNS = WORK.stop
 
@@ -113,6 +114,8 @@ class Table:
                 self.groups[-1].append([self._placed(number, option, trunk.letters, option.ids) for option in group])
         self.options = [places for branch in self.groups for group in branch for places in group]
         self._firsts = np.array([places.first for places in self.options])
+        self._group_firsts = np.array([group[0].first for branch in self.groups for group in branch])
+        self._branch_firsts = np.cumsum([0, *(len(branch) for branch in self.groups)])[:-1]
         many = [len(places.range) for places in self.options]
         self.inexact, self.patterns = self.added.inexact, self.added.count
         self.kinds = np.repeat([self._kinds(places) for places in self.options], many, axis=0)
@@ -160,6 +163,13 @@ class Table:
         Bytes are whole numbers in float64, which holds them to the digit below 2^53.
         """
         return self.added.cells(self.rows.at(candidates, workspace))
+
+    def least_bytes(self, cells: Values) -> Values:
+        """Bytes that no combination of a branch is below: branch × column of bytes, from cell × column."""
+        found = np.zeros((self.patterns, BYTES.stop))
+        self.added.spread(cells[:, BYTES], found, np.arange(self.patterns))
+        of_groups = np.minimum.reduceat(found[self.pattern], self._group_firsts)
+        return np.asarray(np.add.reduceat(of_groups, self._branch_firsts))
 
     def option_at(self, place: int) -> Places:
         """Whose place it is."""

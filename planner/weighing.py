@@ -20,7 +20,7 @@ from planner.compose import Configuration
 from planner.evaluate import Limits
 from planner.hardware import HardwareProfile
 from planner.rows import Values
-from planner.table import CARD, DISK, HOST, LANES, WORK
+from planner.table import BYTES, CARD, DISK, HOST, LANES, WORK
 from planner.timecost import AHEAD, BUSY, EXPOSED, NOMINAL, PARTS, TIMED, phase_seconds, rates_for
 
 SPENT = slice(DISK + 1, DISK + 1 + len(PARTS))
@@ -63,14 +63,14 @@ class Clock:
         return cls(known, trunk.letters["L"], np.array(seconds))
 
     def columns(self, table: Values) -> Values:
-        """The columns of a table (… × column) with seconds in place of work, and nothing counted yet."""
-        found = np.zeros((*table.shape[:-1], WIDTH))
-        found[..., : DISK + 1] = table[..., : DISK + 1]
-        work, spent = table[..., WORK] * self.seconds, found[..., SPENT]
+        """The columns of a table (row × column) with seconds in place of work, and nothing counted yet."""
+        found = np.zeros((len(table), WIDTH))
+        found[:, BYTES] = table[:, BYTES]
+        work, spent = table[:, WORK] * self.seconds, found[:, SPENT]
         for lanes, parts, kinds in _SPANS:
-            of_kinds = work[..., lanes]
+            of_kinds = work[:, lanes]
             for number in range(kinds):
-                spent[..., parts] += of_kinds[..., number::kinds]
+                spent[:, parts] += of_kinds[:, number::kinds]
         return found
 
 
@@ -139,15 +139,23 @@ class Scale:
 
     def weigh(self, sums: Values, clock: Clock) -> Weights:
         """Weigh sums: … × column."""
+        high, host = self._high_and_host(sums)
+        parts = {part: sums[..., column] for part, column in PART.items()}
+        seconds = sum(phase_seconds(phase, clock.layers, parts) for phase in TIMED) * self.accumulation
+        return Weights(high, host, sums[..., DISK], seconds, sums[..., INEXACT], sums[..., ORDER], clock.known)
+
+    def has_room(self, sums: Values, limits: Limits) -> Any:
+        """Whether card, host and disk allow sums, of which the columns of bytes will do: … × column."""
+        high, host = self._high_and_host(sums)
+        return (high <= limits.gpu_bytes) & (host <= limits.host_bytes) & (sums[..., DISK] <= limits.disk_bytes)
+
+    def _high_and_host(self, sums: Values) -> tuple[Any, Any]:
         kind = self.gpu.kind
         expected = sums[..., CARD].max(axis=-1).astype(np.int64)
         high = expected + self.constants.reserve_bytes(expected, kind)
         # With the CPU alone there is one memory: what the card would hold lies in the host too.
         process = self.constants.host_process_bytes(kind) + (high if kind == "cpu" else 0)
-        host = sums[..., HOST].max(axis=-1).astype(np.int64) + process
-        parts = {part: sums[..., column] for part, column in PART.items()}
-        seconds = sum(phase_seconds(phase, clock.layers, parts) for phase in TIMED) * self.accumulation
-        return Weights(high, host, sums[..., DISK], seconds, sums[..., INEXACT], sums[..., ORDER], clock.known)
+        return high, sums[..., HOST].max(axis=-1).astype(np.int64) + process
 
     def most_on_card(self, high: float) -> float:
         """No less than the most bytes expected on the card whose bound is no higher than this."""

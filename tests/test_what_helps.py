@@ -32,7 +32,8 @@ DOMAINS: dict[str, Callable[[Letters, tuple[str, ...]], bool]] = {
     # One float32 per query, padded to 32, instead of (64 - a) bits per pair: 32·32 ≤ 32·S² from S = 6 on. A single
     # key and value head is repeated without a copy where scores are stored, and by one kernel with a copy.
     # Where nothing turns query and key (GPT-2) they are no tensors of their own, and a kernel has copies of them.
-    "exact_attention": lambda x, ids: x.S >= 6 and x.K > 1 and not x.r,
+    # Where value is a part of one tensor with query and key (Pythia), a kernel keeps all of that tensor.
+    "exact_attention": lambda x, ids: x.S >= 6 and x.K > 1 and not x.r and not x.v,
     # min(C, T) rows of 64 - a bits and at most 2·T·D elements instead of S rows of 96 bits: true for D ≤ V.
     "chunked_loss": lambda x, ids: x.D <= x.V,
     # (L - 1)·layer ≥ (L + 1)·D, where a layer saves a norm's output, D, and a tensor of the MLP, F, at the least.
