@@ -114,7 +114,8 @@ class Evaluator:
         for work in configuration.ledger.work.values():
             key = (work.amount, *(given.get(name) for name in letters_of(work.amount)))
             if key not in kept:
-                kept[key] = np.broadcast_to(work.amount(wide), self.candidates.total.shape)
+                amount = work.amount(wide)
+                kept[key] = amount if np.ndim(amount) else np.full(self.candidates.total.shape, amount)
             amounts[work.name] = kept[key]
         process = self.constants.host_process_bytes(gpu.kind)
         high = peak + self.constants.reserve_bytes(peak, gpu.kind)

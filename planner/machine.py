@@ -111,8 +111,12 @@ def machine_name() -> str:
             name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     except OSError:
         name = ""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name or platform.processor() or platform.machine() or 'CPU'}, {threads} threads"
+    return f"{name or platform.processor() or platform.machine() or 'CPU'}, {processors()} threads"
+
+
+def processors() -> int:
+    """How many of its processor's threads this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def host_ram_bytes() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -13,6 +12,7 @@ from typing import Any
 
 from planner.errors import PlanError, raise_all
 from planner.hardware import HardwareProfile, list_profiles
+from planner.machine import processors
 from planner.model import ModelShape, list_models
 from planner.optimizations.base import CAPABILITIES, Situation
 from planner.planning import Request, Solved, contradictions, read_gpu, read_model, solved_for, space_for
@@ -64,13 +64,13 @@ def matrix(
     Args:
         request: what else is asked; its card and its model are left out of account.
         done: told after each model for how many pairs that is.
-        processes: how many to use; as many as there are processors, unless it is given.
+        processes: how many to use; as many as there are threads to use, unless it is given.
 
     Raises:
         PlanError: a card or a model is not known, or the request is wrong for all of them.
     """
     check(gpus, models, request)
-    many = processes or os.cpu_count() or 1
+    many = processes or processors()
     rows: dict[tuple[str, str], MatrixRow] = {}
     for model, found in _planned(tuple(gpus), models, request, 1 if len(gpus) * len(models) <= ALONE else many):
         rows |= {(gpu, model): row for gpu, row in zip(gpus, found, strict=True)}

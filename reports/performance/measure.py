@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from planner import __version__
+from planner.machine import processors
 from planner.matrix import MatrixRow, all_cards, all_models, matrix
 from planner.planning import Request, make_plan, solved
 from reports.performance.synthetic import Kind, mixed, registered
@@ -63,6 +64,13 @@ def processor_seconds() -> float:
     """What this process and its children have taken of the processors."""
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+def yardstick() -> None:
+    """Work that says how fast a machine is: ten million additions, one by one."""
+    total = 0
+    for number in range(10**7):
+        total += number
 
 
 def start_up() -> None:
@@ -134,8 +142,9 @@ def measured() -> dict[str, Any]:
     before = os.getloadavg()
     cards, models = all_cards(), all_models()
     found: dict[str, Any] = {
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
+        "machine": {"processor": processor(), "cores": processors(), "system": platform.system()},
         "versions": {"tierplan": __version__, "python": platform.python_version(), "numpy": np.__version__},
+        "yardstick": timed(yardstick),
         "start_up": started(),
         "solve": {model: timed(lambda model=model: make_plan(Request(CARD, model))) for model in MODELS},  # type: ignore[misc]
         "growth": growth(),
@@ -143,6 +152,7 @@ def measured() -> dict[str, Any]:
     rows: list[MatrixRow] = []
     took = timed(lambda: rows.extend(matrix(cards, models, Request())), 1)
     found["matrix"] = {"cards": len(cards), "models": len(models), "rows": len(rows), **took}
+    found["yardstick_after"] = timed(yardstick)
     return found | {"load": {"before": round(before[0], 2), "after": round(os.getloadavg()[0], 2)}}
 
 

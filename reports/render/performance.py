@@ -42,9 +42,8 @@ def page() -> str:
 Measured by `python -m reports.performance.measure` on {machine["cores"]} cores of {machine["processor"]}, Python
 {versions["python"]}, numpy {versions["numpy"]}, tierplan {versions["tierplan"]}. Load of the machine before:
 {load["before"]}, after: {load["after"]}; what else ran is in these times, save in those of the processor, which are
-seconds that the work itself had of all cores together. Made before estimates went by passes, before attention by
-blocks of the row was tried as a last resort (`sequence_blocks`), and before the search was made faster: how long
-planning takes today is not measured.
+seconds that the work itself had of all cores together. To compare machines by: ten million additions in a loop of
+Python took {_s(record["yardstick"]["median"])} before and {_s(record["yardstick_after"]["median"])} after.
 
 * `plan --gpu {CARD}` as a whole process, its modules compiled, as they are after the first start:
   median {_s(record["start_up"]["median"])}, least {_s(record["start_up"]["least"])}, processor
