@@ -46,7 +46,7 @@ def _h200(name: str, model: str, arguments: str) -> Case:
 
 
 # Planned and not run yet; a run is taken out of here when its record comes in.
-PENDING: frozenset[str] = frozenset()
+PENDING: frozenset[str] = frozenset({"8gib-phi-2-16384-kept", "8gib-phi-2-32768-card"})
 # Layers in passes over the sequence, held to the memory of a small card (reports/validation/cards).
 EXACT = "--without checkpoint_int8 --without checkpoint_nf4 --without checkpoint_spacing --without kept_attention"
 HOST = "--host-ram 122GiB"
@@ -75,6 +75,9 @@ def _streamed(chip: str) -> Iterator[Case]:
     yield case("65536-streamed", "gemma-3-1b", f"--context 65536 {STREAMED}", steps=3)  # windows of 512 tokens
     turing = "--set streamed.kernel=efficient --set mixed_precision.dtype=float16"
     yield case("16384-streamed", "phi-2", f"--context 16384 {STREAMED} --set streamed.staging=card", steps=4)
+    kept = STREAMED.replace("--without kept_attention", "--with kept_attention")
+    yield case("16384-kept", "phi-2", f"--context 16384 {kept} --set streamed.staging=card", steps=4)
+    yield case("32768-card", "phi-2", f"--context 32768 {STREAMED} --set streamed.staging=card", steps=3)
     yield case("16384-resident", "phi-2", f"--context 16384 --set lora.rank=16 {SMALL}", steps=4)
     blocks = "--with sequence_blocks --set sequence_blocks.tokens=8192"
     yield case("32768-blocks", "phi-2", f"--context 32768 {STREAMED} {blocks}", steps=3)
