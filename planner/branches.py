@@ -20,7 +20,7 @@ from math import prod
 from planner.compose import Configuration, Standing, compose
 from planner.groups import Dial, Option, dials_of, options, reading_of, ties_between
 from planner.optimizations import all_optimizations
-from planner.optimizations.base import EVERY, Chosen, Needs, Situation
+from planner.optimizations.base import EVERY, Chosen, Needs, Scalar, Situation
 from planner.sets import PinnedKnobs, always_on, has_pinned, subsets, trains, usable
 from planner.timecost import CLOCK
 
@@ -28,6 +28,8 @@ DECIDING = CLOCK | {"letter p"}
 """What a hub claims: what the clock goes by, and how often layers run, which formulas of most others read."""
 MOST_LEAVES, MOST_OPTIONS = 8, 4096  # of one group; beyond, the leaf with most ties becomes a hub
 Ties = frozenset[frozenset[str]]
+Names = Sequence[tuple[str, str, Scalar]]
+"""Values of knobs, each with its optimisation and its knob."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Branch:
     trunk: Configuration
     dials: tuple[Dial, ...]  # of the trunk
     groups: tuple[tuple[Option, ...], ...]  # of each group the first option is none of its leaves
+    like: Branch | None = None  # another that differs in the values of some letters alone, ``renamed``
+    renamed: frozenset[str] = frozenset()
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -138,18 +142,43 @@ def _branches(
         if not trains(ids) or not nothing.bears(ids, situation) or not has_pinned(ids, knobs, situation):
             continue
         standing = nothing.with_more(ids)
-        for named in _named(ids, knobs, situation):
-            trunk, dials = compose(ids, named, situation), dials_of(ids, named, situation)
-            reading = reading_of(trunk)
-            groups = (
-                tuple(options(group, trunk, dials, standing, situation, named, reading))
-                for group in _groups([*leaves, *(dial.name for dial in dials)], ties)
-            )
-            yield Branch(trunk, dials, tuple(group for group in groups if len(group) > 1 or group[0].dials))
+        first, *others = _named(ids, knobs, situation)
+        pinned = _with(knobs, first)
+        trunk, dials = compose(ids, pinned, situation), dials_of(ids, pinned, situation)
+        reading = reading_of(trunk)
+        groups = (
+            tuple(options(group, trunk, dials, standing, situation, pinned, reading))
+            for group in _groups([*leaves, *(dial.name for dial in dials)], ties)
+        )
+        branch = Branch(trunk, dials, tuple(group for group in groups if len(group) > 1 or group[0].dials))
+        yield branch
+        yield from (_renamed(branch, names) for names in others)
 
 
-def _named(ids: Sequence[str], knobs: PinnedKnobs, situation: Situation) -> Iterator[PinnedKnobs]:
-    """The pinned knobs with each combination of names that give a letter its value: formulas everywhere may read it."""
+def _renamed(branch: Branch, names: Names) -> Branch:
+    """The same with other names: a knob with a letter does no more than give the letter its value."""
+    known = all_optimizations()
+    knobs = {(owner, knob.name): knob for owner, _, _ in names for knob in known[owner].knobs}
+    letters = {knobs[owner, name].letter: knobs[owner, name].number(value) for owner, name, value in names}
+    trunk = replace(branch.trunk, knobs=_with(branch.trunk.knobs, names), letters={**branch.trunk.letters, **letters})
+    groups = (
+        tuple(replace(option, letters={**option.letters, **letters}) for option in group) for group in branch.groups
+    )
+    return Branch(trunk, branch.dials, tuple(groups), branch, frozenset(letters))
+
+
+def _with(knobs: PinnedKnobs, names: Names) -> dict[str, dict[str, Scalar]]:
+    values = {name: {**of_one} for name, of_one in knobs.items()}
+    for owner, name, value in names:
+        values.setdefault(owner, {})[name] = value
+    return values
+
+
+def _named(ids: Sequence[str], knobs: PinnedKnobs, situation: Situation) -> Iterator[Names]:
+    """Each combination of names that give a letter its value, where nobody pins them: formulas everywhere may read it.
+
+    So there is a trunk for each.
+    """
     known, inside = all_optimizations(), situation.choosing(ids)
     free = [
         [(name, knob.name, value) for value in knob.choices(inside)]
@@ -157,11 +186,7 @@ def _named(ids: Sequence[str], knobs: PinnedKnobs, situation: Situation) -> Iter
         for knob in known[name].knobs
         if knob.letter and knob.names and knob.name not in knobs.get(name, {})
     ]
-    for chosen in product(*free):
-        values = {name: {**of_one} for name, of_one in knobs.items()}
-        for name, knob_name, value in chosen:
-            values.setdefault(name, {})[knob_name] = value
-        yield values
+    return product(*free)
 
 
 def _groups(names: Sequence[str], ties: Ties) -> list[list[str]]:

@@ -59,6 +59,11 @@ class Patterns:
             self._added.append(Added(columns, (), (row,), sign))
         return number
 
+    def opposite(self, entry: int) -> int:
+        """The number of what takes away what an entry of one row adds."""
+        columns, _, (row,), sign = self._added[entry]
+        return self.entry(columns, row, -sign)
+
     def entry_of_dials(self, added: Added) -> int:
         """The number of rows that read dials."""
         if (number := self._numbers.get(added)) is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import product
+from itertools import islice, product
 from math import prod
 from typing import NamedTuple
 
@@ -80,6 +80,14 @@ class _Looked(NamedTuple):
     kind: str | None
 
 
+class _Come(NamedTuple):
+    """A row that an option brings, how it turns with the option's dials, and the number of its entry."""
+
+    looked: _Looked
+    turn: Turn | None
+    entry: int
+
+
 class _Dials:
     """The dials of an option, and how each formula turns with them."""
 
@@ -105,13 +113,23 @@ class Table:
         self._dials: dict[tuple[Dial, ...], _Dials] = {}
         self._first_patterns: list[int] = []
         self.many = 0
+        come: dict[int, list[list[_Come]]] = {}  # what each option brings, by the identity of its branch
         for number, branch in enumerate(self.branches):
             trunk = branch.trunk
             rows: tuple[Row, ...] = (*trunk.ledger.terms.values(), *trunk.ledger.work.values())
-            alone = Option((), (), trunk.letters, (), rows)
-            self.groups.append([[self._placed(number, alone, trunk.letters, branch.ids)]])
-            for group in branch.groups:
-                self.groups[-1].append([self._placed(number, option, trunk.letters, option.ids) for option in group])
+            groups = ((Option((), (), trunk.letters, (), rows),), *branch.groups)
+            options, ids = [each for group in groups for each in group], [branch.ids]
+            ids += [option.ids for option in options[1:]]
+            if branch.like is None:
+                brought = [self._brought(option) for option in options]
+            else:
+                pairs = zip(options, come[id(branch.like)], strict=True)
+                brought = [self._renamed(option, like, branch.renamed) for option, like in pairs]
+            come[id(branch)] = brought
+            counted = (row for row in rows if self._look(row).columns)
+            gone = {id(row): self.added.opposite(each.entry) for row, each in zip(counted, brought[0], strict=True)}
+            placed = iter([self._placed(number, *each, gone) for each in zip(options, brought, ids, strict=True)])
+            self.groups.append([list(islice(placed, len(group))) for group in groups])
         self.options = [places for branch in self.groups for group in branch for places in group]
         self._firsts = np.array([places.first for places in self.options])
         self._group_firsts = np.array([group[0].first for branch in self.groups for group in branch])
@@ -122,25 +140,44 @@ class Table:
         self.pattern = np.arange(self.many) + np.repeat(np.array(self._first_patterns) - self._firsts, many)
         self.added.close()
 
-    def _placed(self, branch: int, option: Option, before: Mapping[str, int], ids: Sequence[str]) -> Places:
+    def _placed(
+        self, branch: int, option: Option, come: Sequence[_Come], ids: Sequence[str], gone: Mapping[int, int]
+    ) -> Places:
+        """The places of an option.
+
+        Args:
+            come: what it brings.
+            ids: what is on in it, or in its trunk where it is that.
+            gone: the number of the entry that takes a row of the trunk away, by the row's identity.
+        """
         places = Places(branch, self.many, option)
         self.many += len(places.range)
-        dials, added = self._dials.setdefault(option.dials, _Dials(option.dials)), list[int]()
-        for sign, rows, letters in ((-1, option.gone, before), (1, option.come, option.letters)):
-            for row in rows:
-                columns, formula, _ = self._look(row)
-                if not columns:
-                    continue
-                turn = dials.turn(formula) if sign > 0 else None
-                if turn is None:
-                    added.append(self.added.entry(columns, self.rows.number(formula, letters), sign))
-                else:
-                    numbers = self.rows.numbers(formula, letters, turn)
-                    added.append(self.added.entry_of_dials(Added(columns, turn.shape, numbers, sign)))
         known = all_optimizations()
         inexact = sum(not known[name].exact for name in ids)
+        added = [gone[id(row)] for row in option.gone if id(row) in gone]  # the others are in no column
+        added += [each.entry for each in come]
         self._first_patterns.append(self.added.add(places.shape, float(inexact), added))
         return places
+
+    def _brought(self, option: Option) -> list[_Come]:
+        """What an option brings, save what is in no column."""
+        dials = self._dials.setdefault(option.dials, _Dials(option.dials))
+        looked = [self._look(row) for row in option.come]
+        return [self._come(each, dials.turn(each.formula), option.letters) for each in looked if each.columns]
+
+    def _renamed(self, option: Option, like: Sequence[_Come], letters: frozenset[str]) -> list[_Come]:
+        """The same of an option that differs from another in these letters."""
+        same = {row.looked.formula: letters.isdisjoint(row.looked.formula.reads) for row in like}
+        return [
+            each if same[each.looked.formula] else self._come(each.looked, each.turn, option.letters) for each in like
+        ]
+
+    def _come(self, looked: _Looked, turn: Turn | None, letters: Mapping[str, int]) -> _Come:
+        columns, formula, _ = looked
+        if turn is None:
+            return _Come(looked, None, self.added.entry(columns, self.rows.number(formula, letters), 1))
+        numbers = self.rows.numbers(formula, letters, turn)
+        return _Come(looked, turn, self.added.entry_of_dials(Added(columns, turn.shape, numbers, 1)))
 
     def _look(self, row: Row) -> _Looked:
         """What is known of a row; most rows stand in many options."""
