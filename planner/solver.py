@@ -144,22 +144,24 @@ class Search:
     def longest_with_target(self) -> int | None:
         """The longest sequence with as many trained tokens as wanted."""
         want = self.wanted[self.index]
-        return self.longest_for(want, want.target)
+        # Where all tokens are trained, so many are; that is a shorter bracket.
+        return self.longest_for(want, want.target, least=max(want.total, self.longest_all_trained or 0))
 
     @cached_property
     def longest_all_trained(self) -> int | None:
         """The longest sequence with every token trained."""
         return self.longest_for(self.wanted[self.index], None)
 
-    def longest_for(self, want: Wanted, target: int | None) -> int | None:
+    def longest_for(self, want: Wanted, target: int | None, least: int | None = None) -> int | None:
         """The longest sequence at a rank; ``want`` is where the search begins.
 
         Args:
             target: trained tokens, or None where every token is trained.
+            least: a length beyond, where that is known to fit.
         """
-        batch = self.candidates.batch
+        batch, least = self.candidates.batch, least or want.total
         # What is wanted and fits is a shorter bracket; only where that finds nothing all lengths are looked at.
-        found = longest(self.on_card, self.limits, rank=want.rank, target=target, batch=batch, least=want.total)
+        found = longest(self.on_card, self.limits, rank=want.rank, target=target, batch=batch, least=least)
         found = found or longest(self.on_card, self.limits, rank=want.rank, target=target, batch=batch)
         beyond = runs(np.array([(found or 0) + FINEST]), want.rank, target, batch)
         for resort in self.resorts:
@@ -176,7 +178,7 @@ class Search:
         if not self.on_card.has_room(candidates, index, roomy):
             return False
         level = self.on_card.at(candidates, index).having((resort.relieves, True))
-        return level.cheapest(roomy, (share(self.limits),)) is not None
+        return level.cheapest(roomy, (share(self.limits),), first=True) is not None
 
     def least(self, of: Measure, limits: Limits = ENDLESS_LIMITS, wish: Wish | None = None) -> Weights | None:
         """What takes least of something at the chosen length within limits; None where nothing is within them.
