@@ -22,6 +22,7 @@ from reports.render.records import FOLDER
 from reports.validation.measure import PLANS
 
 OWN = FOLDER / "others" / "h200-own-rates.json"
+AGAIN = FOLDER / "others" / "h200-own-rates-2.json"
 FAILED = OWN.parent
 STOPPED = FOLDER / "others" / "h200-stopped-llama-3.2-1b.json"
 TESTED = FOLDER / "others" / "h200-card-tests.json"
@@ -64,6 +65,8 @@ def section() -> str:
 {_launches(found["small_steps"], then)}
 
 {_failed(found)}
+
+{_again(json.loads(AGAIN.read_text(encoding="utf-8")))}
 
 {_stopped(json.loads(STOPPED.read_text(encoding="utf-8")))}
 
@@ -131,9 +134,52 @@ def _failed(found: dict[str, Any]) -> str:
     return fill(
         f"**One run failed**: {name}, held to its plan's bound and not to the card's memory, made its first step and "
         f"ended in the second: {why} Its tensors took what was planned; what the allocator held and could not use was "
-        "more than the bound has for that.",
+        "more than the bound has for that. Since then memory grows by pages of 16 MiB, and the same plan ran within "
+        f"the same bound: {_ran_since(name)}",
         WIDTH,
     )
+
+
+def _ran_since(name: str) -> str:
+    """What the run that failed came to later."""
+    one = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    gpu, steps = one["measured"]["gpu"], ", ".join(map(seconds, one["step_seconds"]["each"]))
+    reserved, limit = (f"{size / 2**20:,.0f} MiB" for size in (gpu["reserved_bytes"], one["limit_bytes"]))
+    return f"steps of {steps} s, {reserved} reserved of {limit}. So near the limit the allocator gives pages back in steps."
+
+
+def _again(found: dict[str, Any]) -> str:
+    """The table of a second machine, on which all estimates came before the runs."""
+    runs = {name: each for name, each in found["runs"].items() if _ran(each)}
+    ways = ("by_shared_constants", "by_own_rates")
+    rows = [
+        (
+            name,
+            ", ".join(map(seconds, each["measured"]["each"])),
+            *(told for way in ways for told in _beside(each["measured"]["step"], each[way]["step"])),
+        )
+        for name, each in runs.items()
+    ]
+    columns = ("run", "steps, s>", "shared constants>", "ratio>", "own rates>", "ratio>")
+    kept, stock = (runs[f"h200-8gib-phi-2-16384-{name}"]["measured"]["step"] for name in ("kept", "resident"))
+    there, away = (runs[f"h200-8gib-phi-2-32768-{name}"]["measured"]["step"] for name in ("card", "streamed"))
+    told = fill(
+        f"The same again on another day (`reports/validation/others/{AGAIN.name}`), with the formulas and constants of "
+        f"today, so that both estimates came before the runs. {len(runs)} of {len(found['runs'])} plans were run "
+        "before the machine was lost, and the planner was timed on two other cores of it meanwhile. By shared "
+        f"constants steps took {_range(found, ways[0])} times as long as estimated, by its own rates "
+        f"{_range(found, ways[1])}. At 16,384 tokens layers in passes with what waits on the card and attention kept "
+        f"took {kept / stock:.2f} times a resident step; at 32,768 tokens what waits took {there / away:.2f} times as "
+        "long on the card as in host memory.",
+        WIDTH,
+    )
+    return f"""{told}
+
+{table(columns, rows)}"""
+
+
+def _beside(step: float, estimate: float) -> tuple[str, str]:
+    return seconds(estimate), f"{step / estimate:.2f}"
 
 
 def _stopped(one: dict[str, Any]) -> str:

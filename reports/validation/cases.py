@@ -46,7 +46,7 @@ def _h200(name: str, model: str, arguments: str) -> Case:
 
 
 # Planned and not run yet; a run is taken out of here when its record comes in.
-PENDING: frozenset[str] = frozenset({"8gib-phi-2-16384-kept", "8gib-phi-2-32768-card"})
+PENDING: frozenset[str] = frozenset()
 # Layers in passes over the sequence, held to the memory of a small card (reports/validation/cards).
 EXACT = "--without checkpoint_int8 --without checkpoint_nf4 --without checkpoint_spacing --without kept_attention"
 HOST = "--host-ram 122GiB"
