@@ -145,7 +145,9 @@ def _ran_since(name: str) -> str:
     one = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     gpu, steps = one["measured"]["gpu"], ", ".join(map(seconds, one["step_seconds"]["each"]))
     reserved, limit = (f"{size / 2**20:,.0f} MiB" for size in (gpu["reserved_bytes"], one["limit_bytes"]))
-    return f"steps of {steps} s, {reserved} reserved of {limit}. So near the limit the allocator gives pages back in steps."
+    return (
+        f"steps of {steps} s, {reserved} reserved of {limit}; so near a limit the allocator gives pages back in steps."
+    )
 
 
 def _again(found: dict[str, Any]) -> str:
