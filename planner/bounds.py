@@ -20,7 +20,7 @@ from planner.fronts import nondominated
 from planner.rows import Values
 from planner.spans import Span, Spans
 from planner.table import CARD, DISK, HOST
-from planner.weighing import INEXACT, ORDER, SPENT, WIDTH, Caps, Clock, Key, Measure, Scale, Weights, adds_up
+from planner.weighing import CAPPED, INEXACT, ORDER, SPENT, WIDTH, Caps, Clock, Key, Measure, Scale, Weights, adds_up
 
 FEW = 48  # parts of combinations that are not worth the looking which of them can be left out
 SMALL = 8  # places of a group that are compared with each other at once, in all such groups together
@@ -41,12 +41,11 @@ class Sum:
 class Product:
     """A branch, its clock on a card, and for each of its groups the places of the table that it may take.
 
-    ``rows``: in which row of the sums each place of the table stands; ``number``: of which of the card's products it
-    is a part.
+    ``rows``: in which row of the sums each place of the table stands.
     """
 
-    def __init__(self, branch: int, clock: Clock, groups: Sequence[Array], rows: Array, number: int) -> None:
-        self.branch, self.clock, self.groups, self.rows, self.number = branch, clock, tuple(groups), rows, number
+    def __init__(self, branch: int, clock: Clock, groups: Sequence[Array], rows: Array) -> None:
+        self.branch, self.clock, self.groups, self.rows = branch, clock, tuple(groups), rows
         self.places = np.concatenate(self.groups)
         sizes = [len(group) for group in self.groups]
         self.starts = np.cumsum([0, *sizes[:-1]])
@@ -79,16 +78,12 @@ class Product:
                 own = start + np.flatnonzero(among[start : start + len(group)])
                 left[own] = False
                 left[own[nondominated(points[own])]] = True
-        return self.by_group(left)
-
-    def by_group(self, left: Array) -> list[Array]:
-        """Where the places that are left stand, by group; of each group some is."""
         kept = np.flatnonzero(left)
         return np.split(kept, np.flatnonzero(np.diff(self.owner[kept])) + 1)
 
     def with_groups(self, groups: Sequence[Array]) -> Product:
         """The same with other places."""
-        return Product(self.branch, self.clock, groups, self.rows, self.number)
+        return Product(self.branch, self.clock, groups, self.rows)
 
     def with_places(self, number: int, places: Array) -> Product:
         """The same with other places in one group."""
@@ -111,7 +106,6 @@ class Stack:
         clocks = [each.clock for each in self.products]
         self.known = np.array([clock.known for clock in clocks])
         self.clock = Clock(self.known, clocks[0].layers, clocks[0].seconds)
-
         self.many = np.diff(np.append(self.groups, len(self.rows)))  # places of each group
         self.of_places = np.repeat(np.arange(len(self.products)), np.add.reduceat(self.many, self.firsts))
 
@@ -308,7 +302,7 @@ class _Search:
         if (first and self.found is not None) or not np.logical_or.reduceat(left, of.starts).all():
             return self.found
         most = self.field.most_weights
-        binding = {name for name in vars(self.caps) if getattr(most, name) > getattr(self.caps, name)}
+        binding = {name for name in CAPPED if getattr(most, name) > getattr(self.caps, name)}
         reads = binding if first else self.measure.reads | binding
         groups = of.unbeaten(self.field.points(own, reads), left)
         alone = np.array([group[0] for group in groups if len(group) == 1], dtype=np.int64)

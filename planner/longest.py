@@ -10,6 +10,7 @@ from planner.bounds import Sum
 from planner.compose import Configuration
 from planner.evaluate import Array, Candidates, Evaluator, Limits
 from planner.on_card import SpaceOnCard
+from planner.space import Space
 from planner.weighing import share
 
 COARSEST, FINEST = 64, 64  # tokens: the least sequence that is looked at, and the step of the longest
@@ -21,8 +22,10 @@ def longest(
 ) -> int | None:
     """The longest sequence any configuration can train; None where not even ``least`` tokens fit.
 
-    Memory and time of each configuration grow with the sequence. So from one that fits its own longest sequence is
-    found, and one step beyond it another that fits, until there is none.
+    Memory of each configuration grows with the sequence. So from one that fits its own longest sequence is found, and
+    one step beyond it another that fits, until there is none. Time grows likewise, save where a chunk more begins and
+    its copies hide behind the one before; so where time alone is too long, one step into the next chunks is tried too.
+    Approximate: it may fall anywhere else.
 
     Args:
         target: trained tokens, or None where every token is trained.
@@ -35,11 +38,37 @@ def longest(
             return best
         roomiest = on_card.at(at, 0).having(None).cheapest(limits, (share(limits),))
         if roomiest is None:
-            return best
+            further = _into_the_next_chunks(on_card, limits, at)
+            if further is None:
+                return best
+            total = further
+            continue
         best = _Lengths(on_card, roomiest, limits, rank, target, batch).last_between(total, most)
         if best >= most:
             return best
         total = min(_step_after(best), most)
+
+
+def _into_the_next_chunks(on_card: SpaceOnCard, limits: Limits, at: Candidates) -> int | None:
+    """One step into the next chunk of any size after a length at which time alone is too long, if that fits."""
+    endless = replace(limits, step_seconds=float("inf"))
+    if on_card.at(at, 0).having(None).cheapest(endless, (share(limits),), first=True) is None:
+        return None
+    total, most = int(at.total[0]), on_card.space.situation.model.most_tokens or LONGEST
+    # The last whole number of chunks that is no longer than ``total`` less a step, a chunk on, and a step beyond it.
+    begins = {((total - FINEST) // chunk + 1) * chunk + FINEST for chunk in _chunks(on_card.space)}
+    lengths = np.array(sorted(length for length in begins if length <= most), dtype=np.int64)
+    targets = np.minimum(lengths, at.target[0]) if at.target[0] < total else lengths
+    following = Candidates(lengths, targets, np.full_like(lengths, at.rank[0]), at.batch)
+    return next((int(each) for i, each in enumerate(lengths) if on_card.fits(following, i, limits, None)), None)
+
+
+def _chunks(space: Space) -> set[int]:
+    """Every size that a chunk may have where layers run in passes."""
+    options = (option for branch in space.branches for group in branch.groups for option in group)
+    dials = {dial for option in options for dial in option.dials if dial.letter == "S_c"}
+    fixed = {branch.trunk.letters["S_c"] for branch in space.branches}
+    return {size for size in fixed.union(*(dial.values for dial in dials)) if size < LONGEST}
 
 
 def runs(totals: Array, rank: int, target: int | None, batch: int) -> Candidates:

@@ -35,8 +35,7 @@ class SpaceOnCard:
         drafts = [each for number in range(len(space.branches)) for each in self._drafts(number)]
         places = self._place_rows()
         self.products = tuple(
-            Product(branch, clock, groups, places[clock.seconds.tobytes()], number)
-            for number, (branch, clock, groups) in enumerate(drafts)
+            Product(branch, clock, groups, places[clock.seconds.tobytes()]) for branch, clock, groups in drafts
         )
 
     def _drafts(self, number: int) -> Iterator[tuple[int, Clock, list[Array]]]:
@@ -199,7 +198,7 @@ class Level:
         rows[own] = np.arange(len(own))
         sums = self.sums[of.rows[own]]
         sums[:, ORDER] = [order[int(place)] for place in own]
-        stack = Stack([Product(of.branch, of.clock, places, rows, of.number)])
+        stack = Stack([Product(of.branch, of.clock, places, rows)])
         scale = self.on_card.scale
         least = scale.weigh(stack.least(sums), stack.clock)
         same = Bounded(least, lambda _: Field(stack.products[0], sums, scale))

@@ -169,7 +169,7 @@ class Settings:
     def longest(self) -> Array:
         """The longest sequence of every setting, 0 where it can train none.
 
-        As in ``planner.solver.longest`` the answer is bracketed on a grid that is refined, here for all that share one.
+        The answer is bracketed on a grid that is refined, here for all that share one.
         """
         longest = np.zeros(len(self.everyone), dtype=np.int64)
         waiting = [(self.shortest, self.most, self.everyone)]

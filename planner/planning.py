@@ -38,7 +38,7 @@ from planner.plan_warnings import disk_without_effect, knobs_without_effect, war
 from planner.rope_scaling import rope_mistakes, rope_of
 from planner.sets import usable
 from planner.settings import check_sets, unknown_names
-from planner.solver import Objective, Search, Wanted, resorts_of, search, space_of
+from planner.solver import Objective, Search, Wanted, never_used, resorts_of, search, space_of
 from planner.space import Space
 from planner.suggestions import Pins, suggestions
 from planner.tiers import TIERS
@@ -157,6 +157,7 @@ def solved_for(
         return SpaceOnCard(space, gpu, constants, accumulation)
 
     whole = on_card(request.required)
+    raise_all(never_used(request.knobs, whole.space.names, situation))
     resorts = resorts_of(situation, request.required, request.excluded, on_card)
     batch = int(request.train.get("batch", 1))
 

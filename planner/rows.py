@@ -77,14 +77,14 @@ class OneFormula:
         return self._kept[1]
 
 
-class Run(NamedTuple):
+class RunLetters(NamedTuple):
     """The letters of a run, whole, and with the sequence in float64."""
 
     exact: Mapping[str, Number]
     broad: Mapping[str, Number]
 
     @classmethod
-    def of(cls, letters: Mapping[str, Number]) -> Run:
+    def of(cls, letters: Mapping[str, Number]) -> RunLetters:
         """Those of some candidates."""
         return cls(letters, {**letters, "S": letters["S"] * 1.0, "T": letters["T"] * 1.0})
 
@@ -146,8 +146,8 @@ class Rows:
         alone = several
         if len(candidates.total) == 1:  # whole numbers are several times as fast as arrays of one
             alone = shared | {name: int(np.ravel(size)[0]) for name, size in (ranked | tokens).items()}
-        whole = Run.of(several)
-        runs = whole, whole if alone is several else Run.of(alone)
+        whole = RunLetters.of(several)
+        runs = whole, whole if alone is several else RunLetters.of(alone)
         values = np.empty((self.count, len(candidates.total)))
         like = (candidates.batch, workspace, candidates.rank.tobytes())
         for formula in self._formulas.values():
@@ -157,7 +157,7 @@ class Rows:
         return values
 
 
-def _values(formula: OneFormula, several: Run, alone: Run) -> Any:
+def _values(formula: OneFormula, several: RunLetters, alone: RunLetters) -> Any:
     """All rows of a formula: row × candidate, or what both have only one of left out.
 
     Args:

@@ -44,9 +44,7 @@ def space_of(
         asked = " ".join([*(f"--with {name}" for name in required), *(f"--without {name}" for name in excluded)])
         why = _why_no_set(situation, required, excluded)
         raise PlanError(asked or "a plan", why, "`plan optimizations` says what each needs.")
-    space = Space(found, situation, knobs)
-    raise_all(_never_used(knobs or {}, space.names, situation))
-    return space
+    return Space(found, situation, knobs)
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ class Search:
 
         Args:
             target: trained tokens, or None where every token is trained.
-            least: a length beyond, where that is known to fit.
+            least: a length beyond, where that is likely to fit.
         """
         batch, least = self.candidates.batch, least or want.total
         # What is wanted and fits is a shorter bracket; only where that finds nothing all lengths are looked at.
@@ -180,13 +178,14 @@ class Search:
         level = self.on_card.at(candidates, index).having((resort.relieves, True))
         return level.cheapest(roomy, (share(self.limits),), first=True) is not None
 
-    def least(self, of: Measure, limits: Limits = ENDLESS_LIMITS, wish: Wish | None = None) -> Weights | None:
+    def least(self, *of: Measure, limits: Limits = ENDLESS_LIMITS, wish: Wish | None = None) -> Weights | None:
         """What takes least of something at the chosen length within limits; None where nothing is within them.
 
         Args:
+            of: of what, and then of what.
             wish: only sets with an optimisation, or only those without.
         """
-        found = self.on_card.at(self.candidates, self.index).having(wish).cheapest(limits, (of,))
+        found = self.on_card.at(self.candidates, self.index).having(wish).cheapest(limits, of)
         return None if found is None else found.weights
 
     def exists(self, name: str, on: bool) -> bool:
@@ -255,6 +254,7 @@ def search(
     candidates = candidates_of(wanted, batch)
     if on_card is None:
         space = space_of(situation, required, excluded, knobs)
+        raise_all(never_used(knobs or {}, space.names, situation))
         on_card = SpaceOnCard(space, situation.gpu, constants, limits.accumulation)
     index = on_card.last_fitting(candidates, limits) or 0
     best = chosen(on_card, candidates, index, objective, situation, limits)
@@ -311,7 +311,7 @@ def _why_no_set(situation: Situation, required: Sequence[str], excluded: Sequenc
     return "no valid set of optimisations is left that has the knobs as they were set."
 
 
-def _never_used(
+def never_used(
     knobs: Mapping[str, Mapping[str, Scalar]], used: frozenset[str], situation: Situation
 ) -> list[PlanError]:
     """Knobs set of an optimisation that no set holds with them; none of one that cannot be used here at all."""

@@ -11,7 +11,7 @@ from planner.evaluate import Candidates, Limits, Outcome
 from planner.optimizations.base import Scalar
 from planner.solver import Search, chosen
 from planner.units import format_bytes, format_count, format_seconds
-from planner.weighing import CARD_MEMORY, DISK_SPACE, HOST_MEMORY, SECONDS, Weights
+from planner.weighing import CARD_MEMORY, DISK_SPACE, HOST_MEMORY, INEXACT_COUNT, SECONDS, Weights
 
 RANKS = 8  # that are looked at together; all places at every one of them have to be in memory
 Owners = Mapping[str, Mapping[str, Scalar]]
@@ -144,11 +144,13 @@ def _disk(found: Search, limits: Limits, with_disk: WithDisk) -> Iterator[str]:
     if found.situation.gpu.kind == "cpu":
         return  # nothing is streamed where card and host are one
     endless = with_disk()
-    least = None if endless is None else endless.least(DISK_SPACE, replace(limits, disk_bytes=2**62))
+    least = (
+        None if endless is None else endless.least(DISK_SPACE, INEXACT_COUNT, limits=replace(limits, disk_bytes=2**62))
+    )
     if least is not None and least.disk > limits.disk_bytes:
         size = -(-int(least.disk) // 2**30)
-        changed = ", with settings that change the result" if least.inexact else ""
-        yield f"--disk {size}GiB fits{changed}: layer inputs lie on it while it trains, written anew in every step"
+        changed = "with settings that change the result, " if least.inexact else ""
+        yield f"--disk {size}GiB fits: {changed}layer inputs lie on it while it trains, written anew in every step"
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def _more(found: Search, limits: Limits) -> list[str]:
         (SECONDS, {"step_seconds": float("inf")}),
         (HOST_MEMORY if shared else CARD_MEMORY, memory if shared else {"gpu_bytes": 2**62}),
     )
-    within = (found.least(key, replace(limits, **freed)) for key, freed in alone if freed)
+    within = (found.least(key, limits=replace(limits, **freed)) for key, freed in alone if freed)
     needs = [_beyond(weights, limits, shared=shared) for weights in within if weights is not None]
     return [_told(need, limits) for need in needs or [needed(found.best, limits, found.index, shared=shared)]]
 

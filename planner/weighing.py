@@ -27,12 +27,18 @@ SPENT = slice(DISK + 1, DISK + 1 + len(PARTS))
 INEXACT, ORDER = SPENT.stop, SPENT.stop + 1  # the order is nothing, but where values of knobs are gone through
 WIDTH = ORDER + 1
 PART = {part: SPENT.start + number for number, part in enumerate(PARTS)}
-_SPANS: list[tuple[slice, slice, int]] = []
-"""Lanes whose parts are of one nature, those parts, and how many kinds of work each part has: part by part."""
-for _what in dict.fromkeys(part[0] for part in PARTS):
-    _lanes = [number for number, (part, _) in enumerate(LANES) if part[0] == _what]
-    _parts = [number for number, part in enumerate(PARTS) if part[0] == _what]
-    _SPANS.append((slice(_lanes[0], _lanes[-1] + 1), slice(_parts[0], _parts[-1] + 1), len(_lanes) // len(_parts)))
+
+
+def _lanes_by_part(what: str) -> tuple[slice, slice, int]:
+    """The lanes whose parts are of one nature, those parts, and how many kinds of work each part has: part by part."""
+    lanes = [number for number, (part, _) in enumerate(LANES) if part[0] == what]
+    parts = [number for number, part in enumerate(PARTS) if part[0] == what]
+    whole = slice(lanes[0], lanes[-1] + 1), slice(parts[0], parts[-1] + 1)
+    assert lanes == [*range(len(LANES))[whole[0]]] and parts == [*range(len(PARTS))[whole[1]]], "they lie together"
+    return *whole, len(lanes) // len(parts)
+
+
+_SPANS = [_lanes_by_part(what) for what in dict.fromkeys(part[0] for part in PARTS)]
 _ADDS_UP = np.array([[float(what in (BUSY, EXPOSED)), float(what == AHEAD)] for what, *_ in PARTS])
 
 
@@ -110,12 +116,13 @@ class Caps:
     seconds: float
     inexact: float = float("inf")
     order: float = float("inf")
+    known: bool = True  # whether time is; else limits of time say nothing
 
     @classmethod
     def of(cls, limits: Limits, *, known: bool) -> Caps:
         """The limits; time has none where it is not known."""
         seconds = limits.step_seconds if known else float("inf")
-        return cls(limits.gpu_bytes, limits.host_bytes, limits.disk_bytes, seconds)
+        return cls(limits.gpu_bytes, limits.host_bytes, limits.disk_bytes, seconds, known=known)
 
     def hold(self, weights: Weights) -> Any:
         """Whether nothing is exceeded."""
@@ -182,6 +189,9 @@ class Measure:
     below: Callable[[Caps, float], Caps]
 
 
+ROUNDED = 1 + 1e-12
+"""A share times its limit is not to the digit what the share was taken of."""
+CAPPED = ("high", "host", "disk", "seconds", "inexact", "order")
 Key = tuple[Measure, ...]
 """What is least first, and then, and then."""
 
@@ -205,23 +215,26 @@ def share(limits: Limits) -> Measure:
         return reduce(np.maximum, shares, late)
 
     def below(caps: Caps, value: float) -> Caps:
-        # Of those whose time is not known it may be anything.
-        return caps.lowered(**{name: value * most * (1 + 1e-12) for name, most in _sizes(limits).items()})
+        lowered = caps.lowered(**{name: value * most * ROUNDED for name, most in _sizes(limits).items()})
+        return lowered.lowered(seconds=value * limits.step_seconds * ROUNDED) if caps.known else lowered
 
     return Measure(of, frozenset({"high", "host", "disk", "seconds"}), below)
 
 
 def beyond(limits: Limits) -> Key:
-    """The share that is taken of each limit, where that is more than there is."""
+    """The share that is taken of each limit, where that is more than there is: of the card, host, disk, and of time."""
 
-    def beyond_one(name: str, most: int) -> Measure:
-        return Measure(
-            lambda weights: np.maximum(getattr(weights, name) / most, 1.0),
-            frozenset({name}),
-            lambda caps, value: caps.lowered(**{name: value * most * (1 + 1e-12)}),
-        )
+    def beyond_one(name: str, most: float) -> Measure:
+        def of(weights: Weights) -> Any:
+            taken = np.maximum(getattr(weights, name) / most, 1.0)
+            return np.where(weights.known, taken, 1.0) if name == "seconds" else taken
 
-    return tuple(beyond_one(name, most) for name, most in _sizes(limits).items())
+        def below(caps: Caps, value: float) -> Caps:
+            return caps if name == "seconds" and not caps.known else caps.lowered(**{name: value * most * ROUNDED})
+
+        return Measure(of, frozenset({name}), below)
+
+    return tuple(beyond_one(name, most) for name, most in (*_sizes(limits).items(), ("seconds", limits.step_seconds)))
 
 
 def _sizes(limits: Limits) -> dict[str, int]:

@@ -108,3 +108,13 @@ def test_no_file_of_the_planner_names_a_training_library() -> None:
 def test_the_source_check_sees_an_import_inside_a_function() -> None:
     assert imported_in("def f():\n    from torch.nn import Linear\n") == {"torch"}
     assert imported_in("import torch.nn as nn, os") == {"torch", "os"}
+
+
+@pytest.mark.parametrize("own", ["", "expandable_segments:False"])
+def test_memory_of_the_card_grows_by_pages_unless_the_user_says_otherwise(own: str) -> None:
+    """torch reads the setting once, when it is loaded, so importing the trainer makes it."""
+    told = "import os, trainer; print(os.environ['PYTORCH_ALLOC_CONF'])"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTORCH_")}
+    env = kept | ({"PYTORCH_ALLOC_CONF": own} if own else {})
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.strip() == (own or "expandable_segments:True,large_segment_size_mb:16")
