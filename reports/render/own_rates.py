@@ -145,8 +145,10 @@ def _ran_since(name: str) -> str:
     one = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     gpu, steps = one["measured"]["gpu"], ", ".join(map(seconds, one["step_seconds"]["each"]))
     reserved, limit = (f"{size / 2**20:,.0f} MiB" for size in (gpu["reserved_bytes"], one["limit_bytes"]))
+    retries = one["environment"]["allocator"]["retries"]
     return (
-        f"steps of {steps} s, {reserved} reserved of {limit}; so near a limit the allocator gives pages back in steps."
+        f"steps of {steps} s, {reserved} reserved of {limit}. So near a limit the allocator gave pages back {retries} "
+        "times, which takes time."
     )
 
 

@@ -43,7 +43,9 @@ Measured by `python -m reports.performance.measure` on {machine["cores"]} cores 
 {versions["python"]}, numpy {versions["numpy"]}, tierplan {versions["tierplan"]}. Load of the machine before:
 {load["before"]}, after: {load["after"]}; what else ran is in these times, save in those of the processor, which are
 seconds that the work itself had of all cores together. To compare machines by: ten million additions in a loop of
-Python took {_s(record["yardstick"]["median"])} before and {_s(record["yardstick_after"]["median"])} after.
+Python took {_s(record["yardstick"]["median"])} before and {_s(record["yardstick_after"]["median"])} after. A card of
+the same machine trained meanwhile, on other cores. Made before the search weighed what waits between passes on the card
+as well as in the host: how much longer planning takes since then is not measured.
 
 * `plan --gpu {CARD}` as a whole process, its modules compiled, as they are after the first start:
   median {_s(record["start_up"]["median"])}, least {_s(record["start_up"]["least"])}, processor
