@@ -2,7 +2,8 @@
 
 Each set of optimisations, with each value of its knobs, stands at the longest sequence that it can train. A setting
 is left out where another trains that sequence or a longer one, in no more time for a token, with no more host memory.
-Whoever takes no less of anything, whatever the length, is not even looked at.
+Whoever takes no less of anything, whatever the length, is not even looked at. What waits between the passes of streamed
+layers waits in host memory, unless the request says otherwise.
 """
 
 from __future__ import annotations
@@ -114,7 +115,11 @@ class Settings:
         self.made, self.rank, self.on_card = made, rank, made.found.on_card
         grid = grid_between(self.shortest, self.most, 9)
         sums = np.stack([self.on_card.sums(self.candidates(grid), index) for index in range(len(grid))], axis=2)
-        self.parts = [(each, _unbeaten(each, sums)) for each in self.on_card.products]
+        # What waits between passes waits in host memory, unless the request says card: both places make some hundred
+        # points that differ by little host memory.
+        branches = self.on_card.space.branches
+        own = [each for each in self.on_card.products if branches[each.branch].like is None]
+        self.parts = [(each, _unbeaten(each, sums)) for each in own]
 
     @property
     def shortest(self) -> int:
