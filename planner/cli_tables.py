@@ -221,8 +221,8 @@ def pareto(json_: bool, **options: Any) -> int:
 
     Each row is one choice of settings at the longest sequence that it can train. A choice is left out where another
     trains as long a sequence, in no more time for a token, with no more host memory. Every token is trained, or
-    --set train.target=N are; the rank is 8, or --set lora.rank=N. What waits between the passes of streamed layers waits
-    in host memory, or on the card with --set streamed.staging=card.
+    --set train.target=N are; the rank is 8, or --set lora.rank=N. What waits between the passes of streamed layers
+    waits in host memory, or on the card with --set streamed.staging=card.
 
     --json prints one object: gpu, model, rank, target, settings (how many were compared), fitting (how many of them
     train anything), and points, the longest first. Each has total_tokens, step_seconds, seconds_per_token,
