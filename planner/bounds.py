@@ -81,13 +81,10 @@ class Product:
         kept = np.flatnonzero(left)
         return np.split(kept, np.flatnonzero(np.diff(self.owner[kept])) + 1)
 
-    def with_groups(self, groups: Sequence[Array]) -> Product:
-        """The same with other places."""
-        return Product(self.branch, self.clock, groups, self.rows)
-
     def with_places(self, number: int, places: Array) -> Product:
         """The same with other places in one group."""
-        return self.with_groups([*self.groups[:number], places, *self.groups[number + 1 :]])
+        groups = [*self.groups[:number], places, *self.groups[number + 1 :]]
+        return Product(self.branch, self.clock, groups, self.rows)
 
 
 def _twos(many: int) -> list[tuple[int, int]]:
@@ -154,11 +151,6 @@ class Bounded:
 
     def __init__(self, least: Weights, field_of: Callable[[int], Field]) -> None:
         self.least_weights, self.field_of = least, cache(field_of)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is no product."""
-        return not len(self.least_weights.high)
 
     def cheapest(self, limits: Limits, key: Key, *, first: bool = False) -> Sum | None:
         """Of what fits the least by a key; None where nothing fits.

@@ -115,11 +115,11 @@ class Settings:
         self.made, self.rank, self.on_card = made, rank, made.found.on_card
         grid = grid_between(self.shortest, self.most, 9)
         sums = np.stack([self.on_card.sums(self.candidates(grid), index) for index in range(len(grid))], axis=2)
-        # What waits between passes waits in host memory, unless the request says card: both places make some hundred
-        # points that differ by little host memory.
-        branches = self.on_card.space.branches
-        own = [each for each in self.on_card.products if branches[each.branch].like is None]
-        self.parts = [(each, _unbeaten(each, sums)) for each in own]
+        # With what waits between passes in both places there are some hundred points that differ by little host memory.
+        place = made.request.knobs.get("streamed", {}).get("staging", "host")
+        trunks = [branch.trunk for branch in self.on_card.space.branches]
+        there = [trunk.knobs.get("streamed", {}).get("staging", place) == place for trunk in trunks]
+        self.parts = [(each, _unbeaten(each, sums)) for each in self.on_card.products if there[each.branch]]
 
     @property
     def shortest(self) -> int:
