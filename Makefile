@@ -20,7 +20,7 @@ lint: $(VENV)/.test  ## format, lint and types
 demo: $(VENV)/.demo  ## fine-tune SmolLM2-135M on the standard library's sources, on the CPU
 	@$(BIN)/python -m reports.demo
 
-tiers: $(VENV)/.plan  ## plan every card with every model anew, a minute or two; then the pages that show it
+tiers: $(VENV)/.plan  ## plan every card with every model anew, some minutes; then the pages that show it
 	$(BIN)/plan matrix --out reports/tiers.csv
 	$(BIN)/python -m reports.render
 

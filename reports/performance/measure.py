@@ -144,6 +144,7 @@ def measured() -> dict[str, Any]:
     found: dict[str, Any] = {
         "machine": {"processor": processor(), "cores": processors(), "system": platform.system()},
         "versions": {"tierplan": __version__, "python": platform.python_version(), "numpy": np.__version__},
+        "beside": "",  # what else is known to have run, to be filled in by hand
         "yardstick": timed(yardstick),
         "start_up": started(),
         "solve": {model: timed(lambda model=model: make_plan(Request(CARD, model))) for model in MODELS},  # type: ignore[misc]
@@ -153,6 +154,9 @@ def measured() -> dict[str, Any]:
     took = timed(lambda: rows.extend(matrix(cards, models, Request())), 1)
     found["matrix"] = {"cards": len(cards), "models": len(models), "rows": len(rows), **took}
     found["yardstick_after"] = timed(yardstick)
+    from trainer.record import revision  # which loads torch, so only now
+
+    found["revision"] = revision()
     return found | {"load": {"before": round(before[0], 2), "after": round(os.getloadavg()[0], 2)}}
 
 

@@ -43,9 +43,10 @@ Measured by `python -m reports.performance.measure` on {machine["cores"]} cores 
 {versions["python"]}, numpy {versions["numpy"]}, tierplan {versions["tierplan"]}. Load of the machine before:
 {load["before"]}, after: {load["after"]}; what else ran is in these times, save in those of the processor, which are
 seconds that the work itself had of all cores together. To compare machines by: ten million additions in a loop of
-Python took {_s(record["yardstick"]["median"])} before and {_s(record["yardstick_after"]["median"])} after. A card of
-the same machine trained meanwhile, on other cores. Made before the search weighed what waits between passes on the card
-as well as in the host: how much longer planning takes since then is not measured.
+Python took {_s(record["yardstick"]["median"])} before and {_s(record["yardstick_after"]["median"])} after.
+Made of revision {record["revision"][:7]}{_beside(record["beside"])}.
+The search did not weigh then what waits between passes on the card as well as in the host: how long planning takes
+since it does is not measured.
 
 * `plan --gpu {CARD}` as a whole process, its modules compiled, as they are after the first start:
   median {_s(record["start_up"]["median"])}, least {_s(record["start_up"]["least"])}, processor
@@ -75,6 +76,10 @@ decides the rate of all work (number type, kernel), or how often layers run, dou
 than {MOST_LEAVES - 1} others have to do with. Nothing bounds how many combinations may be unbeaten in the worst case:
 savings and prices can be made up so that none of 2^n is beaten.
 """
+
+
+def _beside(what: str) -> str:
+    return f" ({what})" if what else ""
 
 
 def _grown(row: Mapping[str, Any]) -> tuple[str, str, str]:
