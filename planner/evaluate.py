@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from planner.calibration import Calibration
 from planner.compose import Configuration
-from planner.ledger import WHILE_TRAINING, Basis, Device, Formula, Phase, Term
+from planner.ledger import WHILE_TRAINING, Basis, Device, Formula, Phase, Term, Work
 from planner.optimizations.base import Situation
 from planner.symbols import Letters, letters_of
 from planner.timecost import StepTime, step_time
 
 Array = np.ndarray[Any, np.dtype[np.int64]]
+Kept = dict[tuple[object, ...], Any]
 ENDLESS = 2**50  # bytes of a term that stand for more than any machine has
 
 
@@ -53,7 +54,8 @@ class Limits:
 class Outcome:
     """One configuration at all candidates. Arrays are indexed by candidate.
 
-    ``fits`` says of each candidate whether card, host, disk and time allow it. ``composed`` gives the configuration.
+    ``fits`` says of each candidate whether card, host, disk and time allow it. ``composed`` gives the configuration,
+    ``timed`` the time: both where they are asked for.
     """
 
     ids: tuple[str, ...]
@@ -64,8 +66,13 @@ class Outcome:
     host: Array
     pinned: Array
     disk: Array
-    time: StepTime
+    timed: Callable[[], StepTime]
     fits: Any
+
+    @cached_property
+    def time(self) -> StepTime:
+        """Seconds of one step of the optimiser."""
+        return self.timed()
 
     @cached_property
     def configuration(self) -> Configuration:
@@ -78,13 +85,25 @@ class Evaluator:
 
     A formula gives the same bytes wherever the letters that it reads are the same, and optimisations share most
     terms; so each is computed once for each value of its own letters, and kept.
+
+    Args:
+        like: at as many other lengths of a like run; what does not move with the length is taken over from it.
     """
 
-    def __init__(self, candidates: Candidates, situation: Situation, constants: Calibration, limits: Limits) -> None:
+    def __init__(
+        self,
+        candidates: Candidates,
+        situation: Situation,
+        constants: Calibration,
+        limits: Limits,
+        *,
+        like: Evaluator | None = None,
+    ) -> None:
         self.candidates, self.situation, self.constants, self.limits = candidates, situation, constants, limits
         gpu = situation.gpu
         self.workspace = constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
-        self._kept: dict[tuple[object, ...], Any] = {}
+        self._moving: Kept = {}
+        self._still: Kept = {} if like is None else like._still
 
     def letters(self, configuration: Configuration) -> Letters:
         """All letters at the candidates; the rank is the candidate's own."""
@@ -95,38 +114,56 @@ class Evaluator:
 
     def __call__(self, configuration: Configuration) -> Outcome:
         """Bytes and seconds of one configuration at all candidates."""
-        gpu, kept, given = self.situation.gpu, self._kept, configuration.letters
-        letters = self.letters(configuration)
+        gpu, limits, letters = self.situation.gpu, self.limits, self.letters(configuration)
         if len(self.candidates.total) == 1:  # whole numbers are several times as fast as arrays of one
             letters = Letters(**{name: int(np.ravel(value)[0]) for name, value in vars(letters).items()})
         wide = Letters(**{**vars(letters), "S": letters.S * 1.0, "T": letters.T * 1.0})
-        sizes = []
-        for term in configuration.ledger.terms.values():
-            key = (term.count, term.bits, *(given.get(name) for name in letters_read(term.count, term.bits)))
-            if key not in kept:
-                kept[key] = size_of(term, letters, wide)
-            sizes.append(kept[key])
-        together = np.array(sizes)
+        together = np.array(
+            [
+                self._once(configuration, (term.count, term.bits), partial(size_of, term, letters, wide))
+                for term in configuration.ledger.terms.values()
+            ]
+        )
         peak, exact, pinned, host, disk = (
             (mask @ together).max(axis=0) for mask in masks(configuration.ledger.terms.values())
         )
-        amounts = {}
-        for work in configuration.ledger.work.values():
-            key = (work.amount, *(given.get(name) for name in letters_of(work.amount)))
-            if key not in kept:
-                amount = work.amount(wide)
-                kept[key] = amount if np.ndim(amount) else np.full(self.candidates.total.shape, amount)
-            amounts[work.name] = kept[key]
         process = self.constants.host_process_bytes(gpu.kind)
         high = peak + self.constants.reserve_bytes(peak, gpu.kind)
         # With the CPU alone there is one memory: what the card would hold lies in the host too.
         host = host + process + (high if gpu.kind == "cpu" else 0)
-        time = step_time(configuration, amounts, gpu, self.constants).times(self.limits.accumulation)
-        limits = self.limits
         fits = (high <= limits.gpu_bytes) & (host <= limits.host_bytes) & (disk <= limits.disk_bytes)
-        if time.estimate is not None:
-            fits = fits & (time.estimate <= self.limits.step_seconds)
-        return Outcome(configuration.ids, lambda: configuration, exact, peak, high, host, pinned, disk, time, fits)
+        found = Outcome(
+            configuration.ids,
+            lambda: configuration,
+            exact,
+            peak,
+            high,
+            host,
+            pinned,
+            disk,
+            lambda: self._time(configuration, wide),
+            fits,
+        )
+        if limits.step_seconds < float("inf") and found.time.estimate is not None:
+            fits &= found.time.estimate <= limits.step_seconds
+        return found
+
+    def _time(self, configuration: Configuration, wide: Letters) -> StepTime:
+        shape = self.candidates.total.shape
+        amounts = {
+            work.name: self._once(configuration, (work.amount,), lambda work=work: amount_of(work, wide, shape))  # type: ignore[misc]
+            for work in configuration.ledger.work.values()
+        }
+        time = step_time(configuration, amounts, self.situation.gpu, self.constants)
+        return time.times(self.limits.accumulation)
+
+    def _once(self, configuration: Configuration, formulas: tuple[Formula, ...], compute: Callable[[], Any]) -> Any:
+        """What formulas come to, computed once for each value of the letters that they read."""
+        reads, moves = _reads_and_moves(formulas)
+        kept, key = self._moving if moves else self._still, (formulas, *map(configuration.letters.get, reads))
+        if key not in kept:
+            kept[key] = compute()
+        return kept[key]
 
 
 def size_of(term: Term, letters: Letters, wide: Letters) -> Array:
@@ -140,6 +177,19 @@ def size_of(term: Term, letters: Letters, wide: Letters) -> Array:
     size[...] = term.bytes(letters)
     size[np.greater_equal(term.bytes(wide), ENDLESS, out=np.empty(size.shape, dtype=bool))] = ENDLESS
     return size
+
+
+def amount_of(work: Work, wide: Letters, shape: tuple[int, ...]) -> Any:
+    """An amount of work at every candidate."""
+    amount = work.amount(wide)
+    return amount if np.ndim(amount) else np.full(shape, amount)
+
+
+@cache
+def _reads_and_moves(formulas: tuple[Formula, ...]) -> tuple[tuple[str, ...], bool]:
+    """The letters of a configuration that formulas read, and whether they move with the length of the sequence."""
+    moves = any(not {"S", "T"}.isdisjoint(letters_of(formula)) for formula in formulas)
+    return letters_read(*formulas), moves
 
 
 @cache

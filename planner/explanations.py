@@ -84,7 +84,7 @@ def reasons_for_rejections(
             reasons[name] = unmet
         elif optimization.last_resort and name not in found.space.names:
             reasons[name] = (
-                f"a last resort: tried where {optimization.last_resort} lacks nothing but memory of the card",
+                f"a last resort: tried where {optimization.last_resort} lacks no more than this saves of the card",
             )
         elif optimization.asked:
             reasons[name] = (f"on only where it is asked for, by --with {name}: {optimization.effect}",)

@@ -98,17 +98,19 @@ class _Lengths:
         self.situation = replace(on_card.space.situation, gpu=on_card.scale.gpu)
         self.constants, self.limits = on_card.scale.constants, limits
         self.run = (rank, target, batch)
+        self.before: Evaluator | None = None
 
     def taken(self, total: int) -> float:
         """The largest share of a limit that is taken; what fits takes no more than 1, and what does not takes more."""
         at = runs(np.array([total]), *self.run)
-        found, limits = Evaluator(at, self.situation, self.constants, self.limits)(self.configuration), self.limits
+        self.before = Evaluator(at, self.situation, self.constants, self.limits, like=self.before)
+        found, limits = self.before(self.configuration), self.limits
         shares = [
             int(found.high[0]) / max(1, limits.gpu_bytes),
             int(found.host[0]) / max(1, limits.host_bytes),
             int(found.disk[0]) / max(1, limits.disk_bytes),
         ]
-        if found.time.estimate is not None:
+        if limits.step_seconds < float("inf") and found.time.estimate is not None:
             shares.append(float(found.time.estimate[0]) / limits.step_seconds)
         return min(max(shares), 1.0) if found.fits[0] else max(*shares, np.nextafter(1.0, 2.0))
 

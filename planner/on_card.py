@@ -14,7 +14,7 @@ from planner.evaluate import Array, Candidates, Limits
 from planner.hardware import HardwareProfile
 from planner.rates import KINDS
 from planner.rows import Values
-from planner.space import Space
+from planner.space import Rows, Space
 from planner.timecost import rates_for
 from planner.weighing import INEXACT, KNOB_ORDER, ORDER, WIDTH, Clock, Key, Scale, Weights, share
 
@@ -73,9 +73,9 @@ class SpaceOnCard:
             before += int(wanted.sum())
         return found
 
-    def sums(self, candidates: Candidates, index: int) -> Values:
+    def sums(self, candidates: Candidates, index: int, without: Rows = ()) -> Values:
         """The columns of every row (``planner.weighing``) at one of some candidates: row × column."""
-        table, cells = self.space.table, self.space.at(candidates, self._workspace)[index]
+        table, cells = self.space.table, self.space.at(candidates, self._workspace, without)[index]
         sums = np.zeros((sum(int(wanted.sum()) for _, wanted in self._clocks.values()), WIDTH))
         before = 0
         for clock, wanted in self._clocks.values():
@@ -85,16 +85,16 @@ class SpaceOnCard:
             before += len(own)
         return sums
 
-    def at(self, candidates: Candidates, index: int) -> Level:
-        """All there is at one of some candidates."""
-        key = (candidates.key, index)
+    def at(self, candidates: Candidates, index: int, without: Rows = ()) -> Level:
+        """All there is at one of some candidates; some rows may be taken to be nothing."""
+        key = (candidates.key, index, without)
         if key not in self._levels:
-            self._levels[key] = Level(self, self.sums(candidates, index))
+            self._levels[key] = Level(self, self.sums(candidates, index, without))
         return self._levels[key]
 
-    def has_room(self, candidates: Candidates, index: int, limits: Limits) -> bool:
+    def has_room(self, candidates: Candidates, index: int, limits: Limits, without: Rows = ()) -> bool:
         """Whether bytes alone, which cards of a kind have in common, may allow anything at one of some candidates."""
-        least = self.space.least_bytes(candidates, index, self._workspace)
+        least = self.space.least_bytes(candidates, index, self._workspace, without)
         return bool(self.scale.has_room(least, limits).any())
 
     def fits(self, candidates: Candidates, index: int, limits: Limits, wish: Wish | None) -> bool:

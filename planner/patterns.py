@@ -45,9 +45,11 @@ class Patterns:
         self._inexact: list[float] = []
         self._numbers: dict[object, int] = {}  # each entry once: patterns and pieces are told apart by numbers
         self._added: list[Added] = []
-        self._cells, self._cell = 0, dict[tuple[int, ...], int]()
+        self._cells, self._number = 0, dict[tuple[int, ...], int]()
         self._columns: dict[tuple[int, ...], int] = {}
         self._entries: list[tuple[int, int, int, int]] = []  # cell, number of its columns, row of formulas, sign
+        self._starts_of_pieces: list[int] = []  # the first cell of each
+        self._pieces: dict[int, list[int]] = {}  # the pieces of an option, by its first pattern
         self._whole: list[tuple[int, int, int]] = []  # first pattern, first cell, how many: patterns of one piece
         self._joined: list[_Joined] = []
 
@@ -85,7 +87,11 @@ class Patterns:
             for number in entries:
                 pieces.setdefault(self._added[number].shape, []).append(number)
             alike = (1,) * len(shape)
-            placed = [(own or alike, self._placed(tuple(of_one))) for own, of_one in pieces.items()]
+            numbers = [self._placed(tuple(of_one)) for of_one in pieces.values()]
+            placed = [
+                (own or alike, self._starts_of_pieces[number]) for own, number in zip(pieces, numbers, strict=True)
+            ]
+            self._pieces[self.count] = numbers
             if len(placed) == 1 and placed[0][0] == shape:
                 self._whole.append((self.count, placed[0][1], prod(shape)))
             elif placed:
@@ -95,9 +101,10 @@ class Patterns:
         return self._first[key]
 
     def _placed(self, piece: tuple[int, ...]) -> int:
-        """The first cell of a piece."""
-        if piece not in self._cell:
-            self._cell[piece] = self._cells
+        """The number of a piece."""
+        if piece not in self._number:
+            self._number[piece] = len(self._starts_of_pieces)
+            self._starts_of_pieces.append(self._cells)
             added = [self._added[number] for number in piece]
             self._entries += [
                 (self._cells + number, self._columns.setdefault(each.columns, len(self._columns)), row, each.sign)
@@ -105,7 +112,7 @@ class Patterns:
                 for number, row in enumerate(each.rows)
             ]
             self._cells += len(added[0].rows)
-        return self._cell[piece]
+        return self._number[piece]
 
     def close(self) -> None:
         """All are there."""
@@ -119,6 +126,12 @@ class Patterns:
         order = np.lexsort((sign[each], row[each], target))
         self._row, self._sign = row[each][order], sign[each][order].astype(np.float64)
         self._target, self._starts = np.unique(target[order], return_index=True)
+        # One piece of nothing after all others, for options that add nothing.
+        nothing = len(self._starts_of_pieces)
+        summed = [numbers or [nothing] for numbers in self._pieces.values()]
+        self._summed = np.array([number for numbers in summed for number in numbers], dtype=np.int64)
+        self._sums = np.cumsum([0, *map(len, summed)])[:-1]
+        self._option = {first: place for place, first in enumerate(self._pieces)}
 
     @property
     def inexact(self) -> Values:
@@ -131,6 +144,19 @@ class Patterns:
         added = np.ascontiguousarray(values.T)[:, self._row] * self._sign
         found[:, self._target] = np.add.reduceat(added, self._starts, axis=1)
         return found.reshape(-1, self._cells, self.width)
+
+    def options(self, firsts: Sequence[int]) -> Array:
+        """Where options stand in ``least``, by the first of their patterns."""
+        return np.array([self._option[first] for first in firsts], dtype=np.int64)
+
+    def least(self, cells: Values) -> Values:
+        """What no pattern of an option is below: option × column, from cell × column.
+
+        Approximate: each piece takes its own least, which another value of a dial may have than the next one's.
+        """
+        of_pieces = np.minimum.reduceat(cells, self._starts_of_pieces)
+        of_pieces = np.vstack([of_pieces, np.zeros(cells.shape[1])])
+        return np.asarray(np.add.reduceat(of_pieces[self._summed], self._sums))
 
     def spread(self, cells: Values, found: Values, rows: Array) -> None:
         """Add up pieces: from cell × column to row × column, which are all zero before.

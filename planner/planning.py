@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from planner import __version__
 from planner.calibration import calibration
+from planner.collector import uncollected
 from planner.errors import PlanError, raise_all
 from planner.evaluate import Limits
 from planner.explanations import reasons_for_choices, reasons_for_rejections
@@ -94,7 +95,8 @@ def make_plan(request: Request) -> Plan:
     Raises:
         PlanError: the request names something unknown, contradicts itself, or the card lacks a fact that is needed.
     """
-    return _write(solved(request))
+    with uncollected():
+        return _write(solved(request))
 
 
 def solved(request: Request, *, below: bool = True) -> Solved:

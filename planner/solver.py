@@ -49,7 +49,7 @@ def space_of(
 
 @dataclass(frozen=True)
 class Resort:
-    """A last resort: where nothing but memory of the card is lacking, sets with ``name`` are searched too.
+    """A last resort: where a set lacks no more than what ``name`` can save, sets with it are searched too.
 
     Attributes:
         relieves: the optimisation that it makes room for.
@@ -163,20 +163,20 @@ class Search:
         found = found or longest(self.on_card, self.limits, rank=want.rank, target=target, batch=batch)
         beyond = runs(np.array([(found or 0) + FINEST]), want.rank, target, batch)
         for resort in self.resorts:
-            if self.lacks_card_alone(resort, beyond, 0):
+            if self.may_help(resort, beyond, 0):
                 more = longest(
                     resort.on_card(), self.limits, rank=want.rank, target=target, batch=batch, least=found or COARSEST
                 )
                 found = max(found or 0, more or 0) or None
         return found
 
-    def lacks_card_alone(self, resort: Resort, candidates: Candidates, index: int) -> bool:
-        """Whether what a last resort makes room for fits but for memory of the card."""
-        roomy = replace(self.limits, gpu_bytes=ENDLESS_LIMITS.gpu_bytes)
-        if not self.on_card.has_room(candidates, index, roomy):
+    def may_help(self, resort: Resort, candidates: Candidates, index: int) -> bool:
+        """Whether what a last resort makes room for would fit if all that this can save were nothing."""
+        without = self.space.saved_by(resort.name)
+        if not self.on_card.has_room(candidates, index, self.limits, without):
             return False
-        level = self.on_card.at(candidates, index).having((resort.relieves, True))
-        return level.cheapest(roomy, (share(self.limits),), first=True) is not None
+        level = self.on_card.at(candidates, index, without).having((resort.relieves, True))
+        return level.cheapest(self.limits, (share(self.limits),), first=True) is not None
 
     def least(self, *of: Measure, limits: Limits = ENDLESS_LIMITS, wish: Wish | None = None) -> Weights | None:
         """What takes least of something at the chosen length within limits; None where nothing is within them.
@@ -246,7 +246,7 @@ def search(
 
     Args:
         on_card: what there is to choose from, where that is known already.
-        resorts: what else is looked at where only the card's memory keeps a longer one of the lengths from fitting.
+        resorts: what else is looked at where nothing but what it saves keeps a longer one of the lengths from fitting.
 
     Raises:
         PlanError: no valid set holds what is required and lacks what is excluded.
@@ -263,7 +263,7 @@ def search(
     )
     following = index + int(best.fits[index])
     for resort in resorts:
-        if following < len(wanted) and found.lacks_card_alone(resort, candidates, following):
+        if following < len(wanted) and found.may_help(resort, candidates, following):
             other = search(
                 situation, limits, constants, wanted, objective=objective, batch=batch, on_card=resort.on_card()
             )

@@ -11,11 +11,13 @@ from planner.branches import Branch
 from planner.compose import Configuration, compose
 from planner.evaluate import Candidates
 from planner.groups import Dial
+from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
 from planner.rows import Values
 from planner.sets import PinnedKnobs
 from planner.table import Table
 
+Rows = tuple[int, ...]
 KEPT = 8  # sets of candidates that are kept: the wanted lengths, and where the search for the longest begins
 
 
@@ -25,7 +27,8 @@ class Space:
     def __init__(self, branches: Sequence[Branch], situation: Situation, knobs: PinnedKnobs | None = None) -> None:
         self.branches, self.situation, self.knobs = tuple(branches), situation, knobs or {}
         self.table = Table(self.branches, situation.model)
-        self._kept: dict[tuple[object, ...], tuple[Values, dict[int, Values]]] = {}
+        self._kept: dict[tuple[object, ...], _Kept] = {}
+        self._saved: dict[str, Rows] = {}
 
     @classmethod
     def of(cls, configurations: Iterable[Configuration], situation: Situation) -> Space:
@@ -72,25 +75,54 @@ class Space:
             for places in self.table.combinations(number):
                 yield self.configuration(number, places)
 
-    def at(self, candidates: Candidates, workspace: int) -> Values:
-        """What pieces of patterns add to bytes and work (``Table.at``); kept, since cards of a kind share it.
+    def at(self, candidates: Candidates, workspace: int, without: Rows = ()) -> Values:
+        """What pieces of patterns add to bytes and work (``Table.cells``); kept, since cards of a kind share it.
 
         Args:
             workspace: bytes of the cuBLAS workspace on this kind of card.
+            without: rows that are taken to be nothing.
         """
-        return self._at(candidates, workspace)[0]
+        return self._at(candidates, workspace).cells(without)
 
-    def least_bytes(self, candidates: Candidates, index: int, workspace: int) -> Values:
+    def least_bytes(self, candidates: Candidates, index: int, workspace: int, without: Rows = ()) -> Values:
         """Bytes that no combination of a branch is below at one of some candidates: branch × column of bytes."""
-        cells, found = self._at(candidates, workspace)
-        if index not in found:
-            found[index] = self.table.least_bytes(cells[index])
-        return found[index]
+        return self._at(candidates, workspace).least_bytes(index, without)
 
-    def _at(self, candidates: Candidates, workspace: int) -> tuple[Values, dict[int, Values]]:
+    def saved_by(self, name: str) -> Rows:
+        """The rows of bytes that an optimisation claims, or of which it claims a letter: it saves no more."""
+        if name not in self._saved:
+            claims = all_optimizations()[name].claims
+            names = {claim.removesuffix(".count") for claim in claims if claim.endswith(".count")}
+            letters = {claim.removeprefix("letter ") for claim in claims if claim.startswith("letter ")}
+            self._saved[name] = self.table.rows_of_bytes(names, letters)
+        return self._saved[name]
+
+    def _at(self, candidates: Candidates, workspace: int) -> _Kept:
         key = (candidates.key, workspace)
-        found = self._kept.pop(key) if key in self._kept else (self.table.at(candidates, workspace), {})
+        found = self._kept.pop(key, None) or _Kept(self.table, self.table.rows.at(candidates, workspace))
         self._kept[key] = found
         if len(self._kept) > KEPT:  # the one that has not been asked for longest
             self._kept.pop(next(iter(self._kept)))
         return found
+
+
+class _Kept:
+    """What is known of a table at some candidates: the value of each row, row × candidate, and what comes of it."""
+
+    def __init__(self, table: Table, values: Values) -> None:
+        self._table, self._values = table, values
+        self._cells: dict[Rows, Values] = {}
+        self._least: dict[tuple[int, Rows], Values] = {}
+
+    def cells(self, without: Rows) -> Values:
+        """``Table.cells``."""
+        if without not in self._cells:
+            self._cells[without] = self._table.cells(self._values, without)
+        return self._cells[without]
+
+    def least_bytes(self, index: int, without: Rows) -> Values:
+        """``Table.least_bytes`` at one of the candidates."""
+        key = (index, without)
+        if key not in self._least:
+            self._least[key] = self._table.least_bytes(self.cells(without)[index])
+        return self._least[key]

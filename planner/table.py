@@ -9,7 +9,7 @@ time is a function of sums of work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import islice, product
@@ -19,8 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.branches import Branch
-from planner.evaluate import Candidates
-from planner.groups import Dial, Option, Row
+from planner.groups import Dial, Option, Row, read_by
 from planner.ledger import WHILE_TRAINING, Device, Phase, Term, Work
 from planner.model_shape import ModelShape
 from planner.optimizations import all_optimizations
@@ -132,13 +131,14 @@ class Table:
             self.groups.append([list(islice(placed, len(group))) for group in groups])
         self.options = [places for branch in self.groups for group in branch for places in group]
         self._firsts = np.array([places.first for places in self.options])
-        self._group_firsts = np.array([group[0].first for branch in self.groups for group in branch])
+        self._group_options = np.cumsum([0, *(len(group) for branch in self.groups for group in branch)])[:-1]
         self._branch_firsts = np.cumsum([0, *(len(branch) for branch in self.groups)])[:-1]
         many = [len(places.range) for places in self.options]
         self.inexact, self.patterns = self.added.inexact, self.added.count
         self.kinds = np.repeat([self._kinds(places) for places in self.options], many, axis=0)
         self.pattern = np.arange(self.many) + np.repeat(np.array(self._first_patterns) - self._firsts, many)
         self.added.close()
+        self._patterns_of_options = self.added.options(self._first_patterns)
 
     def _placed(
         self, branch: int, option: Option, come: Sequence[_Come], ids: Sequence[str], gone: Mapping[int, int]
@@ -194,18 +194,35 @@ class Table:
         found = {self._look(row).kind for row in places.option.come}
         return [kind in found for kind in KINDS]
 
-    def at(self, candidates: Candidates, workspace: int) -> Values:
+    def cells(self, values: Values, without: Sequence[int] = ()) -> Values:
         """What each piece of patterns adds: candidate × cell × column, to be spread (`planner.patterns`).
 
         Bytes are whole numbers in float64, which holds them to the digit below 2^53.
+
+        Args:
+            values: every row at every candidate (`Rows.at`).
+            without: rows that are taken to be nothing.
         """
-        return self.added.cells(self.rows.at(candidates, workspace))
+        if without:
+            values = values.copy()
+            values[list(without)] = 0.0
+        return self.added.cells(values)
+
+    def rows_of_bytes(self, names: Set[str], letters: Set[str]) -> tuple[int, ...]:
+        """The rows of terms with some names, or that read some letters; rows of the same formula are among them."""
+        terms = {
+            id(row): row
+            for places in self.options
+            for row in places.option.come
+            if isinstance(row, Term) and (row.name in names or not letters.isdisjoint(read_by(row)))
+        }
+        formulas = {self.rows.of_term(term) for term in terms.values()}
+        return tuple(sorted({number for formula in formulas for number in formula.numbers.values()}))
 
     def least_bytes(self, cells: Values) -> Values:
         """Bytes that no combination of a branch is below: branch × column of bytes, from cell × column."""
-        found = np.zeros((self.patterns, BYTES.stop))
-        self.added.spread(cells[:, BYTES], found, np.arange(self.patterns))
-        of_groups = np.minimum.reduceat(found[self.pattern], self._group_firsts)
+        least = self.added.least(cells[:, BYTES])[self._patterns_of_options]
+        of_groups = np.minimum.reduceat(least, self._group_options)
         return np.asarray(np.add.reduceat(of_groups, self._branch_firsts))
 
     def option_at(self, place: int) -> Places:

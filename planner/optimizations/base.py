@@ -210,8 +210,9 @@ class Optimization(ABC):
             unless switched off.
         asked: on only where the user asks for it: what it brings is neither memory nor time, or it changes the result
             by more than anyone should meet unasked.
-        last_resort: the optimisation that it makes room for; it is tried only where sets with that one lack nothing
-            but memory of the card. So it costs no search where nobody needs it.
+        last_resort: the optimisation that it makes room for; it is tried only where sets with that one lack no more
+            than it can save: bytes of terms that it claims, or of which it claims a letter. So it costs no search
+            where nobody needs it.
         effect: what it does to the result where it is not exact, in a few words.
     """
 
