@@ -28,6 +28,7 @@ from planner.space import Space
 from planner.weighing import CARD_MEMORY, INEXACT_COUNT, SECONDS, TIME, Key, Measure, Weights, beyond, share
 
 Objective = Literal["context", "speed", "memory"]
+LongestBy = dict[str, int | None]  # the longest sequence, by what else is searched for it
 ENDLESS_LIMITS = Limits(2**62, 2**62, float("inf"), disk_bytes=2**62)
 
 
@@ -143,31 +144,42 @@ class Search:
         """The longest sequence with as many trained tokens as wanted."""
         want = self.wanted[self.index]
         # Where all tokens are trained, so many are; that is a shorter bracket.
-        return self.longest_for(want, want.target, least=max(want.total, self.longest_all_trained or 0))
+        return _longest_of(self._longest(want, want.target, self._all_trained))
 
-    @cached_property
+    @property
     def longest_all_trained(self) -> int | None:
         """The longest sequence with every token trained."""
-        return self.longest_for(self.wanted[self.index], None)
+        return _longest_of(self._all_trained)
 
-    def longest_for(self, want: Wanted, target: int | None, least: int | None = None) -> int | None:
+    @cached_property
+    def _all_trained(self) -> LongestBy:
+        return self._longest(self.wanted[self.index], None)
+
+    def longest_for(self, want: Wanted, target: int | None) -> int | None:
         """The longest sequence at a rank; ``want`` is where the search begins.
 
         Args:
             target: trained tokens, or None where every token is trained.
-            least: a length beyond, where that is likely to fit.
         """
-        batch, least = self.candidates.batch, least or want.total
+        return _longest_of(self._longest(want, target))
+
+    def _longest(self, want: Wanted, target: int | None, least: LongestBy | None = None) -> LongestBy:
+        """The longest sequence without a last resort, by no name, and with each by its own.
+
+        Args:
+            least: lengths that are known to fit.
+        """
+        batch, least = self.candidates.batch, least or {}
+        find = partial(longest, limits=self.limits, rank=want.rank, target=target, batch=batch)
         # What is wanted and fits is a shorter bracket; only where that finds nothing all lengths are looked at.
-        found = longest(self.on_card, self.limits, rank=want.rank, target=target, batch=batch, least=least)
-        found = found or longest(self.on_card, self.limits, rank=want.rank, target=target, batch=batch)
-        beyond = runs(np.array([(found or 0) + FINEST]), want.rank, target, batch)
+        begin = max(want.total, least.get("") or 0)
+        first = find(self.on_card, least=begin) or find(self.on_card)
+        found = {"": first}
+        beyond = runs(np.array([(first or 0) + FINEST]), want.rank, target, batch)
         for resort in self.resorts:
             if self.may_help(resort, beyond, 0):
-                more = longest(
-                    resort.on_card(), self.limits, rank=want.rank, target=target, batch=batch, least=found or COARSEST
-                )
-                found = max(found or 0, more or 0) or None
+                begin = max(first or COARSEST, least.get(resort.name) or 0)
+                found[resort.name] = find(resort.on_card(), least=begin)
         return found
 
     def may_help(self, resort: Resort, candidates: Candidates, index: int) -> bool:
@@ -270,6 +282,10 @@ def search(
             if other.index >= following and other.best.fits[other.index]:
                 return replace(other, first=found)
     return found
+
+
+def _longest_of(found: LongestBy) -> int | None:
+    return max((length or 0 for length in found.values()), default=0) or None
 
 
 def candidates_of(wanted: Sequence[Wanted], batch: int) -> Candidates:
