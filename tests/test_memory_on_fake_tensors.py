@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 
@@ -97,8 +98,13 @@ def assert_as_planned(plan: Plan) -> Counted:
     return found
 
 
+@cache
+def situation(card: str, model: str) -> Situation:
+    return Situation(load_profile(card), load_model(model), TERABYTE)
+
+
 def able(card: str, model: str, ids: set[str]) -> bool:
-    return not problems(ids, Situation(load_profile(card), load_model(model), TERABYTE))
+    return not problems(ids, situation(card, model))
 
 
 def with_attention(ids: set[str], card: str, model: str) -> set[str]:

@@ -12,7 +12,6 @@ from test_trainer_parity import _batch, _gradients, folders
 from torch import Tensor
 from trainer_tiny import CONFIGS
 
-from reports.demo import model_file
 from trainer.data import Batch, Row, collate
 from trainer.loading import find_source, load_tokenizer
 from trainer.step import nothing
@@ -112,20 +111,20 @@ def error(found: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
     return float((apart / sum(float(each.square().sum()) for each in reference.values())) ** 0.5)
 
 
-def text() -> Batch:
+def text(model: Path) -> Batch:
     """The first tokens of a source of the standard library."""
     import argparse
 
     assert argparse.__file__
-    tokenizer = load_tokenizer(find_source(str(model_file())))
+    tokenizer = load_tokenizer(find_source(str(model)))
     ids = tokenizer(Path(argparse.__file__).read_text(encoding="utf-8")[:4000])["input_ids"][:193]
     return collate([Row(torch.tensor(ids), len(ids) - 1)])
 
 
-def real(form: str | None) -> tuple[float, dict[str, Tensor], list[Tensor]]:
+def real(model: Path, form: str | None) -> tuple[float, dict[str, Tensor], list[Tensor]]:
     """Loss, gradients and the inputs of all layers of SmolLM2-135M."""
     codec = None if form is None else InFloat32(CODECS[form])
-    made, adapted = make_streamed_loss(model_file(), text(), chunk=64, group=3, rows=64, codec=codec)
+    made, adapted = make_streamed_loss(model, text(model), chunk=64, group=3, rows=64, codec=codec)
     inputs: list[Tensor] = []
     if form is None:
         made.after_layer = lambda layer: inputs.append(
@@ -133,18 +132,18 @@ def real(form: str | None) -> tuple[float, dict[str, Tensor], list[Tensor]]:
                 layer, made.layers.checkpoints.fetch(made.layers.transfers, layer, 0, len(made.layers.row))
             ).clone()
         )
-    batch = text()
+    batch = text(model)
     loss = made(batch, torch.tensor(float(batch.trained)).double(), nothing)
     loss.backward()
     return float(loss.detach()), _gradients(adapted), inputs
 
 
 @pytest.mark.slow
-def test_errors_of_hidden_states_and_gradients_on_real_weights() -> None:
-    exact_loss, exact, inputs = real(None)
+def test_errors_of_hidden_states_and_gradients_on_real_weights(real_model: Path) -> None:
+    exact_loss, exact, inputs = real(real_model, None)
     assert len(inputs) == 30
     for form in CODECS:
-        loss, gradients, _ = real(form)
+        loss, gradients, _ = real(real_model, form)
         assert loss == exact_loss
         codec = InFloat32(CODECS[form])
         off = [float((codec.decode(codec.encode(x), x.dtype) - x).norm() / x.norm()) for x in inputs]

@@ -114,7 +114,7 @@ def test_the_card_takes_no_more_for_a_longer_sequence_but_for_attention(tmp_path
 
     Beside some numbers for each chunk by which it is seen to be finite.
     """
-    short, long = (planned(model, tmp_path / str(total), total) for total in (8192, 32_768))
+    short, long = (planned(model, tmp_path / str(total), total, chunk=2048) for total in (8192, 32_768))
     few, many = counted(short).phases, counted(long).phases
     for phase in ("forward", "loss", "backward"):
         assert 0 <= many[phase] - few[phase] - 40 * (32_768 - 8192) <= 1024, phase
@@ -132,7 +132,8 @@ def test_blocks_of_the_row(tmp_path: Path, model: str, staging: str, heads: int)
     """Six blocks: within a hundredth of what is planned, windows within a tenth; and above it by no more than 16 bytes
     a token, which numbers of the row are.
     """
-    plan = planned(model, tmp_path, 24_576, ("sequence_blocks",), staging=staging, heads=heads, blocks=4096)
+    more = ("sequence_blocks",)
+    plan = planned(model, tmp_path, 24_576, more, staging=staging, heads=heads, blocks=4096, chunk=4096)
     found, said = counted(plan).phases, predicted(plan)
     close = 10 * CLOSE if model == "gemma-3-1b" else CLOSE  # a window's copies are told by a bound
     for phase in ("attention", "attention_backward"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from trainer_tiny import make_plan, save_model, write_sources
 
 from planner.plan import Plan
-from reports.demo import model_file, write_standard_library
+from reports.demo import write_standard_library
 from trainer.run import execute
 
 LORA: dict[str, Any] = {"lora": {"rank": 4, "alpha": 8}, "chunked_loss": {"rows": 16}}
@@ -70,17 +71,17 @@ def test_coded_layer_inputs_leave_the_first_loss_and_still_learn(place: Path, tm
 
 
 @pytest.mark.slow
-def test_twenty_steps_of_a_real_model(tmp_path: Path) -> None:
+def test_twenty_steps_of_a_real_model(tmp_path: Path, real_model: Path) -> None:
     """SmolLM2-135M on sources of the standard library, 64 tokens at a time."""
-    data = tmp_path / "library.jsonl"
-    write_standard_library(data)
+    library, data = tmp_path / "whole.jsonl", tmp_path / "library.jsonl"
+    write_standard_library(library)
+    with library.open(encoding="utf-8") as lines:
+        data.write_text("".join(islice(lines, 50)), encoding="utf-8")
     given = {"total_tokens": 64, "batch": 1, "accumulation": 1, "steps": 20, "lr": 1e-4, "validation": 0.02}
-    facts = {"id": "smollm2-135m", "source": str(model_file()), "architecture": "LlamaForCausalLM"}
+    facts = {"id": "smollm2-135m", "source": str(real_model), "architecture": "LlamaForCausalLM", "layers": 30}
     runs = []
     for name, choices in (("resident", RESIDENT), ("streamed", STREAMED)):
-        if name == "streamed":
-            choices = choices | {"streamed": choices["streamed"] | {"chunk": 24}}
-        plan = _plan(model_file(), data, tmp_path / name, choices, **given)
-        plan = plan.model_copy(update={"model": plan.model.model_copy(update=facts | {"layers": 30})})
+        plan = _plan(real_model, data, tmp_path / name, choices, **given)
+        plan = plan.model_copy(update={"model": plan.model.model_copy(update=facts)})
         runs.append(_losses(plan))
     assert runs[1] == pytest.approx(runs[0], rel=1e-4)
