@@ -211,7 +211,8 @@ def test_whoever_claims_the_same_is_refused_with_both_named(name: str, rival: An
         assert f"{claim} is already claimed by {name}" in found["rival"]
         told = [str(error) for error in check_sets([name, "rival"], [], {}, situation)]
         assert any(name in line and "rival" in line and claim in line for line in told), told
-        assert not [ids for ids in valid_sets(situation, [name, "rival"], [])]
+        if claim == min(known.claims):  # every set is looked at, which takes seconds
+            assert not [ids for ids in valid_sets(situation, [name, "rival"], [])]
         REGISTRY.pop("rival")
     for term in sorted(known.makes):
         rival(frozenset(), frozenset({term}))

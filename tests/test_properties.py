@@ -188,8 +188,10 @@ def formulas() -> dict[Key, Callable[[Letters], Number]]:
             situation = Situation(machine, model, 2**35, merge=True, disk_bytes=2**45)
             for off, passes in product(("", *(name for name in NAMES if name != "lora")), (False, True)):
                 ids = repaired(set(NAMES) - {off}, situation, passes=passes)
+                ledgers.append(compose(ids, {}, situation).ledger)
                 for owner, knob in ((name, knob) for name in ids for knob in all_optimizations()[name].knobs):
-                    for choice in knob.choices(replace(situation, chosen=frozenset(ids))):
+                    # With a letter it gives that its value and does no more.
+                    for choice in () if knob.letter else knob.choices(replace(situation, chosen=frozenset(ids))):
                         ledgers.append(compose(ids, {owner: {knob.name: choice}}, situation).ledger)
     found: dict[Key, Callable[[Letters], Number]] = {}
     for ledger in ledgers:

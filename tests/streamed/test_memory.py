@@ -145,7 +145,7 @@ def test_blocks_of_the_row(tmp_path: Path, model: str, staging: str, heads: int)
 @pytest.mark.parametrize(("rows", "blocks"), [(2, 4096), (3, 4096), (2, 8192), (2, 16_384)])
 def test_blocks_of_several_rows(tmp_path: Path, rows: int, blocks: int) -> None:
     """Each row has blocks of its own; one that is shorter than a block is one. Up to 16 bytes a token, as above."""
-    plan = planned("phi-2", tmp_path, 8192, ("sequence_blocks",), batch=rows, blocks=blocks)
+    plan = planned("phi-2", tmp_path, 8192, ("sequence_blocks",), batch=rows, blocks=blocks, chunk=4096)
     found, said = counted(plan).phases, predicted(plan)
     for phase in ("attention", "attention_backward"):
         assert found[phase] <= said[phase] + 16 * rows * plan.total_tokens, phase
@@ -158,7 +158,8 @@ def test_few_blocks_take_no_more_than_is_planned(
     tmp_path: Path, model: str, staging: str, heads: int, blocks: int
 ) -> None:
     """One, two, and three of which the last is short; up to 16 bytes a token, which numbers of the row are."""
-    plan = planned(model, tmp_path, 16_384, ("sequence_blocks",), staging=staging, heads=heads, blocks=blocks)
+    more = ("sequence_blocks",)
+    plan = planned(model, tmp_path, 16_384, more, staging=staging, heads=heads, blocks=blocks, chunk=4096)
     found, said = counted(plan).phases, predicted(plan)
     for phase in ("attention", "attention_backward"):
         assert found[phase] <= said[phase] + 16 * plan.total_tokens, phase
