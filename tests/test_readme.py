@@ -25,7 +25,7 @@ NOT_RUN = {
     "make test": "this test is part of it",
     "make demo": "trains for many minutes; its record is compared instead",
     "plan --gpu local": "needs a card",
-    "plan matrix": "takes minutes; tests/test_matrix.py makes small ones, tests/test_tables_recorded.py some of its rows",
+    "plan matrix": "takes minutes; tests/test_tables_recorded.py makes some of its rows",
     "plan merge RUN": "needs the folder of a run; tests/test_trainer_merging.py makes one",
     "plan measure": "measures for a minute; tests/test_measure.py does it with next to no effort",
     "plan --gpu local --execute --data ./repo": "needs a card, and trains",
