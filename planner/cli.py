@@ -33,6 +33,7 @@ from planner.cli_request import (
     read_request,
 )
 from planner.cli_tables import matrix, pareto, tiers
+from planner.cli_validate import validate
 from planner.errors import PlanError, raise_all
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ cli.add_command(schema)
 cli.add_command(tiers)
 cli.add_command(matrix)
 cli.add_command(pareto)
+cli.add_command(validate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

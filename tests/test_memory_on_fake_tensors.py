@@ -1,7 +1,7 @@
 """The formulas against the trainer's own step at real widths: every family, every switch, random sets of them.
 
 A step runs on fake tensors, so a model of any width and a sequence of any length cost seconds and no memory
-(``tests/fake_step.py``). When a library changes what it saves, this is what notices.
+(``trainer/fake_step.py``). When a library changes what it saves, this is what notices.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
-from fake_step import Counted, counted, predicted
 
 from planner.compose import problems
 from planner.hardware import load_profile
@@ -22,6 +21,7 @@ from planner.optimizations import all_optimizations
 from planner.optimizations.base import Situation
 from planner.plan import Plan
 from planner.planning import Request, make_plan
+from trainer.fake_step import Counted, counted, predicted
 
 # One model of each family; the first five are run at full depth as well.
 MODELS = (

@@ -15,7 +15,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from fake_step import nothing_real
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from planner.plan import Plan
 from trainer import session
 from trainer.data import synthetic_batch
+from trainer.fake_step import nothing_real
 from trainer.streamed.layer import Layers
 
 PRODUCTS = frozenset({"mm", "addmm", "addmm_", "bmm", "_grouped_mm"})

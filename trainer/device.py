@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 
 from planner.errors import PlanError
 from planner.plan import Plan
+
+_REHEARSING = ContextVar("rehearsing", default=False)
+
+
+@contextmanager
+def rehearsing() -> Iterator[None]:
+    """Meanwhile any card with enough memory stands in for the one that a plan names, held to the plan's budget."""
+    before = _REHEARSING.set(True)
+    try:
+        yield
+    finally:
+        _REHEARSING.reset(before)
 
 
 def take_device(plan: Plan) -> torch.device:
@@ -21,12 +37,18 @@ def take_device(plan: Plan) -> torch.device:
         why = "the plan needs it, and PyTorch sees no GPU here."
         raise PlanError(asked, why, "`plan --gpu local` plans for the card that is there, `plan --gpu cpu` for none.")
     here = torch.cuda.get_device_properties(0)
-    if " ".join(here.name.lower().split()) != " ".join(plan.gpu.name.lower().split()):
+    other = " ".join(here.name.lower().split()) != " ".join(plan.gpu.name.lower().split())
+    if other and not _REHEARSING.get():
         raise PlanError(asked, f"this machine has a {here.name}.", "`plan --gpu local` plans for that.")
     needed = plan.memory.gpu.peak_bytes.high + plan.gpu.context_bytes
     if here.total_memory < needed:
         why = f"the plan needs {needed:,} bytes of it, and this card shows {here.total_memory:,}."
         raise PlanError(asked, why, "`plan --gpu local` plans for what it shows.")
+    if other and plan.memory.gpu.budget_bytes > here.total_memory:
+        why = (
+            f"it has {plan.memory.gpu.budget_bytes:,} bytes to give, and this {here.name} shows {here.total_memory:,}."
+        )
+        raise PlanError(f"rehearsing for {plan.gpu.name}", why, "A card with more memory can stand in for it.")
     # Beyond the budget the run fails at once; it never spills into memory that is not the card's own. Held to a
     # smaller budget the allocator gives pages back that it holds unused before it asks for more.
     torch.cuda.set_per_process_memory_fraction(min(1.0, plan.memory.gpu.budget_bytes / here.total_memory), 0)

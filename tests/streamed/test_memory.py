@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_step import counted, predicted
 from test_memory_on_fake_tensors import CLOSE, TERABYTE, shortened
 
 from planner.optimizations import all_optimizations
 from planner.plan import Plan
 from planner.planning import Request, make_plan
+from trainer.fake_step import counted, predicted
 
 BASE = ("lora", "nf4_weights", "mixed_precision", "chunked_loss", "streamed")
 PASSES = ("attention", "loss", "backward", "attention_backward", "evaluate_loss")

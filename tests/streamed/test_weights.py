@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from fake_step import counted, predicted
 from streamed_step import CPU, make_streamed
 from test_memory_on_fake_tensors import CLOSE, planned, shortened
 from test_trainer_parity import _adapted, _assert_same, _batch, _stock, folders
@@ -20,6 +19,7 @@ from planner.streamed_weights import copies_backward, copies_forward
 from planner.symbols import Letters
 from trainer import session
 from trainer.data import synthetic_batch
+from trainer.fake_step import counted, predicted
 from trainer.four_bit import FourBit
 from trainer.loading import find_source, load_config, load_model
 from trainer.measure import exact_terms

@@ -1,5 +1,7 @@
 """The trainer's own step on fake tensors: real widths and lengths, every byte counted, nothing computed.
 
+It is what `plan validate` does where there is no card, and what the formulas are tested against.
+
 The model is built by `trainer.session`, as in training, on a CPU that holds no data. What a card has and a CPU lacks
 stands aside: any exact kernel is the CPU's flash kernel, or with a window the flash kernel's operator, which save the
 same tensors, and pinned buffers are counted as the host's. Kernel workspaces and the allocator's rounding are not seen.
@@ -50,15 +52,28 @@ class _OnCard(TensorBytes):
 
 @dataclass(frozen=True)
 class Counted:
-    """Peak bytes by phase, the bytes that stay from step to step, and those of weights that are in the host."""
+    """What a step takes.
+
+    Attributes:
+        phases: peak bytes on the card, by phase.
+        resident: bytes that stay there from step to step.
+        weights: bytes of weights that are in the host; ``pinned``: of pinned buffers, those weights among them.
+        layers: how many layers were run.
+    """
 
     phases: dict[str, int]
     resident: int
     weights: int
+    pinned: int
+    layers: int
 
 
-def counted(plan: Plan) -> Counted:
-    """Forward, loss, backward and evaluation of a plan's largest batch."""
+def counted(plan: Plan, layers: int | None = None) -> Counted:
+    """Forward, loss, backward and evaluation of a plan's largest batch.
+
+    Args:
+        layers: of a streamed model only so many, from the first; each takes the same. All where it is None.
+    """
     with nothing_real() as on_card:
         built = session.build(plan)
         vocab = built.base.config.vocab_size
@@ -66,7 +81,7 @@ def counted(plan: Plan) -> Counted:
         _make_state(built)
         elsewhere = [array for arena in built.arenas for array in arena.held]
         stays = [*resident_tensors(built), *on_card, batch.inputs, batch.targets]
-        with _OnCard(stays, elsewhere) as live:
+        with _OnCard(stays, elsewhere) as live, built.first_layers(layers or plan.model.layers):
             resident = live.live
             live.mark(Phase.FORWARD)
             loss = built.loss(batch, torch.tensor(float(batch.trained)), live.mark)
@@ -78,7 +93,9 @@ def counted(plan: Plan) -> Counted:
                 del loss
             live.mark("between")
     in_host = built.weights.host.bytes if built.weights.host is not None else 0
-    return Counted({str(name): size for name, size in live.peaks.items()}, resident, in_host)
+    pinned = sum(arena.bytes for arena in built.arenas if arena.away)
+    ran = min(layers or plan.model.layers, plan.model.layers) if built.streamed is not None else plan.model.layers
+    return Counted({str(name): size for name, size in live.peaks.items()}, resident, in_host, pinned, ran)
 
 
 _fill_qmap = Optimizer8bit.fill_qmap
@@ -103,10 +120,14 @@ def _make_state(built: session.BuiltRun) -> None:
             optimizer.init_state(group, parameter, group_index, index)
 
 
+UNSEEN = ("runtime/workspace", "attention/workspace")
+"""Terms that no tensor of the step holds: what the matrix library and attention kernels take for themselves."""
+
+
 def predicted(plan: Plan) -> dict[str, int]:
-    """The plan's bytes by phase, without what the matrix library and attention kernels take for themselves."""
+    """The plan's bytes by phase, without what is not seen here."""
     return {
-        phase: sum(size for name, size in terms.items() if name not in ("runtime/workspace", "attention/workspace"))
+        phase: sum(size for name, size in terms.items() if name not in UNSEEN)
         for phase, terms in plan.memory.gpu.phases.items()
     }
 

@@ -1,0 +1,221 @@
+"""`plan validate`: what is run, what is counted, where it is written, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from cli_fixture import Capture, answered, mistakes
+from trainer_tiny import save_model
+
+from planner import validating
+from planner.cli import main
+from planner.errors import PlanError
+from planner.measurements import Failure, Record, read_record
+from planner.planning import Request, make_plan
+from planner.validating import Job, card_here, how_for, job_of, run_apart, validate
+from planner.validation_report import Spread, document, sentences
+from reports.render.records import FOLDER as RECORDS
+from reports.render.records import on_cards, records
+from trainer.device import rehearsing, take_device
+from trainer.fake_step import counted
+
+SMALL = Request("rtx2060s", "random:llama-3.2-1b", total_tokens=1024)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    save_model("llama", folder)
+    return folder
+
+
+def test_a_plan_is_run_on_the_cpu_and_its_record_tells_of_it(tiny: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = ("--gpu", "cpu", "--model", str(tiny), "--context", "64", "--set", "lora.rank=4")
+    out = tmp_path / "records"
+    found = answered(capsys, "validate", *words, "--out", str(out), "--json")
+    (run,) = found["runs"]
+    assert (run["how"], run["total_tokens"], run["within_bound"], found["failed"]) == ("run", 64, True, [])
+    record = read_record(out / f"{run['name']}.json")
+    assert record.content["evaluation"]["after"]["rows"] == 1 and len(record.content["losses"]) == 2
+    frozen = record.content["plan"] | {"train": record.content["plan"]["train"] | {"data": None, "out": "run"}}
+    assert frozen["memory"]["gpu"]["budget_bytes"] == record.predicted["high_bytes"]  # held to its bound
+    assert (out / "plans" / f"{run['name']}.yaml").is_file()
+    assert found["summary"]["allocated"]["count"] == 1 and "reserved" not in found["summary"]
+    # What is done already is found again and not run, unless it is asked for.
+    before = (out / f"{run['name']}.json").stat().st_mtime_ns
+    assert main(["validate", *words, "--out", str(out)]) == 0
+    assert "run before" in capsys.readouterr().out
+    assert (out / f"{run['name']}.json").stat().st_mtime_ns == before
+    assert main(["validate", "--report", str(out)]) == 0
+    assert "More than the bound: none." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("executor", ["resident", "streamed"])
+def test_where_there_is_no_card_bytes_are_counted(tmp_path: Path, capsys: Capture, executor: str) -> None:
+    on = "--with" if executor == "streamed" else "--without"
+    words = ("--rehearse", "rtx2060s", "--model", "llama-3.2-1b", "--context", "1K", on, "streamed", "--count")
+    found = answered(capsys, "validate", *words, "--out", str(tmp_path), "--json")
+    (run,) = found["runs"]
+    assert (run["how"], run["executor"]) == ("counted", executor)
+    assert run["layers_run"] == (2 if executor == "streamed" else 16)
+    assert run["measured"]["allocated_bytes"] == pytest.approx(run["predicted"]["expected_bytes"], rel=0.01)
+    record = read_record(tmp_path / f"{run['name']}.json")
+    host = record.content["measured"]["host"]["pinned_bytes"], record.content["predicted"]["host"]["pinned_bytes"]
+    assert host[0] == host[1] and ("pinned" in found["summary"]) == (executor == "streamed")
+    assert "host" not in found["summary"] and "time" not in found["summary"]
+
+
+def test_a_plan_file_is_put_to_the_test_as_it_stands_but_for_its_length_of_training(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    plan = make_plan(replace(SMALL, model="llama-3.2-1b", train={"steps": 900}))
+    file.write_text(plan.to_yaml(), encoding="utf-8")
+    assert main(["validate", str(file), "--out", str(tmp_path / "out"), "--count"]) == 0
+    record = read_record(tmp_path / "out" / "mine.json")
+    assert record.content["plan"]["train"]["steps"] == 2
+    assert record.content["model"]["source"] == "random:llama-3.2-1b"  # nothing is downloaded
+    assert record.content["plan"]["memory"] == plan.document()["memory"]
+
+
+def test_counting_some_layers_of_a_streamed_model_finds_what_all_of_them_take() -> None:
+    plan = make_plan(replace(SMALL, required=("streamed",)))
+    some, whole = counted(plan, 2), counted(plan)
+    assert (some.layers, whole.layers) == (2, 16)
+    assert max(some.phases.values()) == pytest.approx(max(whole.phases.values()), rel=1e-4)
+    assert some.pinned == whole.pinned
+
+
+def test_a_run_that_fails_leaves_all_that_it_said_and_no_record(tiny: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = ["validate", "--gpu", "cpu", "--model", str(tiny), "--context", "64", "--out", str(tmp_path / "out")]
+    plan = make_plan(Request("cpu", str(tiny), total_tokens=64, train={"steps": 2}))
+    lost = plan.model_copy(update={"model": plan.model.model_copy(update={"source": str(tmp_path / "gone")})})
+    name = job_of(plan).name
+    made = run_apart(Job(name, lost), _written(lost, tmp_path), tmp_path, "run", None)
+    assert isinstance(made, Failure) and "gone" in made.told
+    assert "gone" in (tmp_path / f"{name}.failed.txt").read_text() and not (tmp_path / f"{name}.json").exists()
+    assert main(["validate", "--report", str(tmp_path)]) == 1
+    assert f"No record: {name}" in capsys.readouterr().out.replace("\n", " ")
+    late = run_apart(Job(name, plan), _written(plan, tmp_path), tmp_path, "run", None, limit_seconds=0.01)
+    assert isinstance(late, Failure) and "stopped after" in late.told
+    # A run that works takes the mark of the failure away.
+    assert main([*words[:-1], str(tmp_path)]) == 0
+    assert not (tmp_path / f"{name}.failed.txt").exists()
+
+
+def _written(plan: Any, folder: Path) -> Path:
+    file = folder / "plan.yaml"
+    file.write_text(plan.to_yaml(), encoding="utf-8")
+    return file
+
+
+def test_all_predictions_are_written_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[str]] = []
+
+    def nothing_runs(job: Job, *_: Any) -> Failure:
+        seen.append({path.stem for path in (tmp_path / "plans").iterdir()})
+        return Failure(job.name, "not run")
+
+    monkeypatch.setattr(validating, "run_apart", nothing_runs)
+    jobs = [Job(name, make_plan(SMALL)) for name in ("one", "other")]
+    told = list(validate(jobs, tmp_path, lambda plan: "run"))
+    assert [job.name for job, _, _ in told] == ["one", "other"] and seen == [{"one", "other"}] * 2
+
+
+def test_what_is_done_with_a_plan_depends_on_the_card_that_is_here() -> None:
+    plan, on_cpu = make_plan(SMALL), make_plan(Request("cpu", "smollm2-135m", total_tokens=64))
+    assert how_for(on_cpu, "Any", rehearse=False, count=False) == "run"
+    assert how_for(plan, "", rehearse=False, count=False) == "count"
+    assert how_for(plan, "nvidia  geforce RTX 2060 super", rehearse=False, count=False) == "run"
+    assert how_for(plan, "NVIDIA H200", rehearse=True, count=False) == "rehearse"
+    assert how_for(plan, "NVIDIA H200", rehearse=True, count=True) == "count"
+    with pytest.raises(PlanError, match=r"this machine has a NVIDIA H200.*--rehearse rtx2060s"):
+        how_for(plan, "NVIDIA H200", rehearse=False, count=False)
+    assert card_here() == (torch.cuda.get_device_name(0) if torch.cuda.is_available() else "")
+
+
+def test_another_card_stands_in_only_while_a_plan_is_rehearsed_and_is_held_to_its_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan, held = make_plan(SMALL), []
+    card = SimpleNamespace(name="NVIDIA H200", total_memory=10 * plan.memory.gpu.budget_bytes)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: held.append(share))
+    with pytest.raises(PlanError, match="this machine has a NVIDIA H200"):
+        take_device(plan)
+    with rehearsing():
+        assert take_device(plan) == torch.device("cuda", 0)
+        assert held == [0.1]
+        card.total_memory = plan.memory.gpu.budget_bytes - 1
+        with pytest.raises(PlanError, match="A card with more memory"):
+            take_device(plan)
+    with pytest.raises(PlanError, match="this machine has a NVIDIA H200"):
+        take_device(plan)
+
+
+def test_a_rehearsal_takes_the_workspace_of_the_planned_card() -> None:
+    turing, hopper = make_plan(SMALL), make_plan(replace(SMALL, gpu="h200-sxm"))
+    # cuBLAS reads pairs of KiB and counts.
+    for plan, size in ((turing, 2 * 4096 + 8 * 16), (hopper, 32_768)):
+        (config,) = validating._like(plan).values()
+        numbers = list(map(int, config.removeprefix(":").split(":")))
+        assert sum(kib * count for kib, count in zip(numbers[::2], numbers[1::2], strict=True)) == size
+        # Where autograd computes in a thread of its own, that has one too.
+        assert max(terms.get("runtime/workspace", 0) for terms in plan.memory.gpu.phases.values()) in (
+            size << 10,
+            size << 11,
+        )
+
+
+def test_what_is_said_of_records_is_what_they_hold() -> None:
+    spread = Spread.of([(90.0, 100.0), (101.0, 100.0), (100.0, 100.0), (130.0, 100.0)])
+    assert spread is not None and (spread.count, spread.under) == (4, 1)
+    assert (spread.median, spread.percentile_95, spread.largest) == pytest.approx((0.055, 0.3, 0.3))
+    assert Spread.of([]) is None
+    found = on_cards(records())
+    said = document(found, [])["summary"]
+    assert said["reserved"]["under"] == sum(record.over > 0 for record in found) == 1
+    assert said["host"]["under"] == sum(record.host_over > 0 for record in found)
+    assert said["allocated"]["under"] == sum(record.error < 0 for record in found)
+    assert said["driver"]["count"] == sum(record.measured["driver_bytes"] is not None for record in found)
+    (over,) = (record.name for record in found if record.over > 0)
+    assert f"More than the bound: {over}." in sentences(found, [])
+    assert main(["validate", "--report", str(RECORDS)]) == 1
+
+
+def test_a_file_that_is_no_record_is_named(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "odd.json").write_text(json.dumps({"model": {}}), encoding="utf-8")
+    assert "odd.json: is no record of a run" in mistakes(capsys, "validate", "--report", str(tmp_path))[0]
+    with pytest.raises(PlanError, match="is no record"):
+        read_record(tmp_path / "missing.json")
+    assert Record("a", {"total_tokens": 7}).tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("", "names neither a plan nor a card"),
+        ("--gpu rtx2060s --rehearse rtx3090", "each names the card to plan for"),
+        ("--rehearse rtx2060x", "Did you mean rtx2060 or rtx2060s"),
+        ("--report nowhere", "is no folder"),
+        ("--report . --rehearse rtx2060s", "runs nothing"),
+        ("nofile.yaml", "cannot be read"),
+        ("nofile.yaml --model phi-2", "a plan file is complete already"),
+        ("--rehearse rtx2060s --context 8X", "a count takes K"),
+        ("--rehearse rtx2060s --model phi-9", "Did you mean phi-4 or phi-2"),
+        ("--gpu cpu --layers none", "is no number of layers"),
+        (
+            "--gpu rtx2060s --model llama-3.1-70b --context 512K --count",
+            "there is nothing to run. llama-3.1-70b on NVIDIA GeForce RTX 2060 SUPER does not fit",
+        ),
+    ],
+)
+def test_a_mistake_is_explained(words: str, told: str, tmp_path: Path, capsys: Capture) -> None:
+    out = [] if "--report" in words else ["--out", str(tmp_path / "out")]
+    assert any(told in line for line in mistakes(capsys, "validate", *words.split(), *out))
+    assert not (tmp_path / "out").exists()

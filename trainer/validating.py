@@ -1,0 +1,148 @@
+"""One plan run, or counted, to see whether its prediction holds; `plan validate` starts this anew for each plan.
+
+    python -m trainer.validating run PLAN RECORD [--layers N] [--rehearse]
+    python -m trainer.validating count PLAN RECORD [--layers N]
+    python -m trainer.validating card
+
+``run`` trains a plan on made-up text, held to its own bound: a run that ends shows that the bound suffices. ``count``
+runs nothing: one step goes through tensors that hold no data, and their bytes are counted (``trainer.fake_step``).
+``card`` prints the name of the card that is here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from planner.errors import PlanError
+from planner.plan import Memory, Plan
+from planner.plan_file import load_plan
+
+
+def synthetic_text(folder: Path, tokens: int) -> Path:
+    """Two documents of random lower-case letters; random weights are fed bytes, a token each."""
+    letters, source = "abcdefghijklmnopqrstuvwxyz \n", random.Random(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("first.txt", "second.txt"):
+        (folder / name).write_text("".join(source.choices(letters, k=4 * tokens)), encoding="utf-8")
+    return folder
+
+
+def held_to_bound(memory: Memory) -> Memory:
+    """The same with the bound for a budget: the run fails where the bound does not suffice."""
+    gpu = memory.gpu.model_copy(update={"budget_bytes": memory.gpu.peak_bytes.high})
+    return memory.model_copy(update={"gpu": gpu})
+
+
+def run(plan: Plan, layers: int | None, *, rehearse: bool) -> dict[str, Any]:
+    """The record of a run.
+
+    Args:
+        layers: of a streamed model so many, from the first; None runs all.
+        rehearse: on whatever card is here, with the planned one's budget and workspace.
+
+    Raises:
+        PlanError: it cannot be run here, or took more than its bound.
+    """
+    from trainer.device import rehearsing
+    from trainer.run import execute
+
+    with tempfile.TemporaryDirectory() as scratch:
+        data, out = synthetic_text(Path(scratch) / "data", plan.total_tokens), Path(scratch) / "run"
+        train = plan.train.model_copy(update={"data": str(data), "out": str(out)})
+        held = plan.model_copy(update={"train": train, "memory": held_to_bound(plan.memory)})
+        if rehearse:
+            with rehearsing():
+                code = execute(held, layers_run=layers)
+        else:
+            code = execute(held, layers_run=layers)
+        if code:
+            raise SystemExit(code)
+        record: dict[str, Any] = json.loads((out / "measurement.json").read_text(encoding="utf-8"))
+    record["plan"]["train"] |= {"data": "synthetic", "out": "scratch"}  # the folder of this run is gone by now
+    return record | {"how": "rehearsed" if rehearse else "run"}
+
+
+def count(plan: Plan, layers: int | None) -> dict[str, Any]:
+    """A record of bytes that were counted; of time, host memory that is not pinned, and kernels it says nothing."""
+    from trainer.fake_step import UNSEEN, counted, predicted
+    from trainer.record import environment, predicted_groups, revision
+
+    found, held = counted(plan, layers), plan.memory.gpu.peak_bytes
+    # What no tensor holds is in neither of both peaks, and loading, saving and the optimiser's step are not counted.
+    said = {name: size for name, size in predicted(plan).items() if name in found.phases}
+    expected, peak = max(said.values()), max(found.phases.values())
+    return {
+        "plan": plan.document(),
+        "how": "counted",
+        "executor": plan.executor,
+        "set": None,
+        "card": plan.gpu.id,
+        "limit_bytes": plan.memory.gpu.budget_bytes,
+        "model": {"id": plan.model.id, "source": plan.model.source},
+        "layers": plan.model.layers,
+        "layers_run": found.layers,
+        "total_tokens": plan.total_tokens,
+        "tokens_held": plan.train.batch * plan.total_tokens,
+        "without": list(UNSEEN),
+        "predicted": {
+            "gpu": {"low_bytes": expected, "expected_bytes": expected, "high_bytes": held.high},
+            "host": {"peak_bytes": plan.memory.host.peak_bytes, "pinned_bytes": plan.memory.host.pinned_bytes},
+            "phases": said,
+            "terms": predicted_groups(plan),
+            "step_seconds": None,
+        },
+        "measured": {
+            "gpu": {"allocated_bytes": peak, "reserved_bytes": None, "driver_bytes": None},
+            "host": {"anonymous_bytes": None, "pinned_bytes": found.pinned},
+            "phases": {name: {"allocated_bytes": size} for name, size in found.phases.items() if name in said},
+            "terms": {},
+        },
+        "step_seconds": {"median": None, "each": [], "probe": None, "phases": {}},
+        "environment": environment(torch.device("cpu")),
+        "revision": revision(),
+    }
+
+
+def card() -> str:
+    """The name of the card that is here; empty where there is none."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+
+
+def main() -> int:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.validating")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("card")
+    for name in ("run", "count"):
+        verb = verbs.add_parser(name)
+        verb.add_argument("plan", type=Path)
+        verb.add_argument("record", type=Path)
+        verb.add_argument("--layers", type=int)
+        verb.add_argument("--rehearse", action="store_true")
+    given = parser.parse_args()
+    if given.verb == "card":
+        print(card())
+        return 0
+    try:
+        plan = load_plan(given.plan)
+        record = run(plan, given.layers, rehearse=given.rehearse) if given.verb == "run" else count(plan, given.layers)
+    except PlanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    half = given.record.with_suffix(".tmp")
+    half.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(half, given.record)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
