@@ -10,10 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from planner.cli_output import write_whole
 from planner.errors import PlanError
@@ -92,27 +92,52 @@ def validate(
     """Put plans to the test, one after the other; gives each with its record, or why there is none, and the seconds.
 
     All predictions are written down before the first run. What has a record in the folder is not run again, so what
-    was interrupted goes on; then there are no seconds.
+    was interrupted goes on; then there are no seconds. What was only counted, and can be run, is run.
 
     Raises:
-        PlanError: the folder cannot be written to.
+        PlanError: the folder cannot be written to, or has the record of another plan by the same name.
     """
     plans = folder / "plans"
     try:
         plans.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PlanError(f"--out {folder}", f"cannot be made: {error.strerror or error}.") from error
-    done = {job.name for job in jobs if (folder / f"{job.name}.json").is_file() and not again}
+    done = {} if again else {job.name: found for job in jobs if (found := _done_before(job, folder, how(job.plan)))}
     for job in jobs:
         if job.name not in done:
             write_whole(plans / f"{job.name}.yaml", job.plan.to_yaml())
     for job in jobs:
         if job.name in done:
-            yield job, read_record(folder / f"{job.name}.json"), None
+            yield job, done[job.name], None
             continue
         began = time.monotonic()
-        found = run_apart(job, plans / f"{job.name}.yaml", folder, how(job.plan), layers, limit_seconds)
-        yield job, found, time.monotonic() - began
+        made = run_apart(job, plans / f"{job.name}.yaml", folder, how(job.plan), layers, limit_seconds)
+        yield job, made, time.monotonic() - began
+
+
+def _done_before(job: Job, folder: Path, how: How) -> Record | None:
+    """The record that a job has already; None where it has none, or where more can be done than was.
+
+    Raises:
+        PlanError: it is that of another plan.
+    """
+    place = folder / f"{job.name}.json"
+    if not place.is_file():
+        return None
+    record = read_record(place)
+    if _told(record.content["plan"]) != _told(job.plan.document()):
+        why = "is the record of a plan with other settings or other figures."
+        raise PlanError(str(place), why, "--again makes it anew; --out FOLDER puts the new one elsewhere.")
+    return None if how != "count" and record.content.get("how") == "counted" else record
+
+
+def _told(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a plan's figures, and what it says of the card; data, folders and what a run is held to left out."""
+    train = {name: value for name, value in plan["train"].items() if name not in ("data", "out")}
+    choices = {choice["id"]: choice["knobs"] for choice in plan["choices"]}
+    kept = {name: plan[name] for name in ("gpu", "model", "total_tokens", "target")}
+    rope = {name: value for name, value in plan["rope"].items() if name != "reason"}
+    return kept | {"choices": choices, "rope": rope, "train": train, "peak": plan["memory"]["gpu"]["peak_bytes"]}
 
 
 def run_apart(

@@ -142,7 +142,7 @@ def figures(record: Record) -> tuple[str, str, str, str]:
     return (
         format_bytes(record.predicted["expected_bytes"]),
         format_bytes(record.allocated),
-        f"{100 * record.error:+.2f} %".replace("-", "−"),
+        _signed(record.error),
         over if within(record) else f"−{over}",
     )
 
@@ -172,6 +172,11 @@ def sentences(records: Sequence[Record], failures: Sequence[Failure]) -> list[st
 
 def _in_part(record: Record) -> bool:
     return bool(record.content["layers_run"] != record.content["layers"])
+
+
+def _signed(error: float) -> str:
+    told = f"{100 * error:+.2f} %"
+    return "0.00 %" if told[1:] == "0.00 %" else told.replace("-", "−")
 
 
 def _share(error: float) -> str:

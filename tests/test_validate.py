@@ -52,6 +52,11 @@ def test_a_plan_is_run_on_the_cpu_and_its_record_tells_of_it(tiny: Path, tmp_pat
     assert main(["validate", *words, "--out", str(out)]) == 0
     assert "run before" in capsys.readouterr().out
     assert (out / f"{run['name']}.json").stat().st_mtime_ns == before
+    # A record of other settings by the same name is no answer.
+    assert (
+        "of a plan with other settings"
+        in mistakes(capsys, "validate", *words[:-1], "lora.rank=8", "--out", str(out))[0]
+    )
     assert main(["validate", "--report", str(out)]) == 0
     assert "More than the bound: none." in capsys.readouterr().out
 

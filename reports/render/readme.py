@@ -31,7 +31,12 @@ def output(*command: str) -> str:
     environment |= {"NO_COLOR": "1", "COLUMNS": "80", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT)}
     environment.pop("FORCE_COLOR", None)
     done = subprocess.run(
-        [sys.executable, "-m", "planner", *command], env=environment, capture_output=True, encoding="utf-8", check=True
+        [sys.executable, "-m", "planner", *command],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
     )
     assert not done.stderr, done.stderr
     return done.stdout
@@ -96,6 +101,12 @@ def cards() -> str:
     return table(("card", *heads), rows)
 
 
+def validated() -> str:
+    """What the committed records of counted plans say."""
+    command = ("validate", "--report", "reports/validation/counted")
+    return fenced(f"$ plan {' '.join(command)}\n{output(*command)}", "console")
+
+
 @cache
 def collected() -> int:
     """How many tests pytest finds."""
@@ -149,6 +160,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "plan-rest": plan_rest,
     "usage": usage,
     "tiers": tiers,
+    "validated": validated,
     "cards": cards,
     "tests": tests,
     "demo": demo,
