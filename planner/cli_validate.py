@@ -19,10 +19,12 @@ from planner.units import format_seconds
 
 if TYPE_CHECKING:
     from planner.measurements import Failure, Record
+    from planner.plan import Plan
     from planner.validating import Job
 
 HOLDS, DOES_NOT_HOLD = 0, 1
 FOLDER = "validation"
+OWN = ("rehearse", "model", "context", "count", "layers", "out", "again")
 ASKED = ("gpu", "tier", "host_ram", "disk", "max_step_time", "with_", "without", "set_")
 # Few steps, an evaluation and a save: every phase is met, and what comes after takes no more.
 SHORT = {"steps": 2, "validation": 0.5, "evaluation_rows": 1}
@@ -54,14 +56,14 @@ def validate(files: Sequence[str], report: str | None, json_: bool, **options: A
     plan validate --rehearse rtx2060s --context 16K
     plan validate --report validation
 
-    --rehearse holds the card that is here to the budget, number type, kernels and workspace of another. Memory is
-    then that of the planned card; seconds are not.
+    --rehearse gives the card that is here the number type, kernels and workspace of another, and no more memory than
+    the bound of that one's plan. Memory is then that of the planned card; seconds and the context are not.
 
-    --json prints one object: runs, failed (name and why), and summary, which has for allocated, reserved, driver,
-    pinned, host and time the count of runs, under (how many took more than was said), and median, percentile_95 and
-    largest error, as shares of what was measured.
+    --json prints one object: runs, failed (name and why; what does not fit is among them), and summary, which has for
+    allocated, reserved, driver, pinned, host and time the count of runs, under (how many took more than was said), and
+    median, percentile_95 and largest error, as shares of what was measured.
 
-    Exit codes: 0 all within their bounds, 1 not all, 2 bad input.
+    Exit codes: 0 all within their bounds of card and host, 1 not all, 2 bad input.
     """
     from planner.measurements import read_failures, read_records
 
@@ -78,11 +80,11 @@ def validate(files: Sequence[str], report: str | None, json_: bool, **options: A
         print_object(document(records, failures))
     else:
         _print(records, failures, rows=report is not None)
-    return HOLDS if not failures and all(record.over <= 0 for record in records) else DOES_NOT_HOLD
+    return HOLDS if not failures and all(record.within for record in records) else DOES_NOT_HOLD
 
 
 def _folder(report: str, files: Sequence[str], options: dict[str, Any]) -> Path:
-    others = [*given(options), *(["--rehearse"] if options["rehearse"] else []), *files]
+    others = [*given(options), *(f"--{name}" for name in OWN if options[name]), *files]
     if others:
         raise PlanError(f"--report with {others[0]}", "runs nothing.", "Drop one of them.")
     if not Path(report).is_dir():
@@ -93,26 +95,19 @@ def _folder(report: str, files: Sequence[str], options: dict[str, Any]) -> Path:
 def _put_to_the_test(
     files: Sequence[str], options: dict[str, Any], *, tell: bool
 ) -> tuple[list[Record], list[Failure]]:
-    from planner.measurements import Record
-    from planner.validating import card_here, how_for
+    from planner.measurements import Failure, Record
+    from planner.validating import card_here
     from planner.validating import validate as validated
 
     layers = _layers(options["layers"])
-    jobs = _from_files(files, options) if files else _from_options(options)
-    here = "" if options["count"] else card_here()
-    rehearse, count = options["rehearse"] is not None, bool(options["count"])
-    hows = {how_for(job.plan, here, rehearse=rehearse, count=count) for job in jobs}
-    if "count" in hows and not count:
+    plans, refused = (_from_files(files, options), {}) if files else _from_options(options)
+    jobs = _jobs(plans, card_here(), options)
+    if not options["count"] and any(job.how == "count" for job in jobs):
         click.echo("No card here: bytes are counted, on tensors that hold no data.", err=True)
     records: list[Record] = []
-    failures: list[Failure] = []
-    found = validated(
-        jobs,
-        Path(options["out"] or FOLDER),
-        lambda plan: how_for(plan, here, rehearse=rehearse, count=count),
-        layers=layers or (2 if hows == {"count"} else None),
-        again=options["again"],
-    )
+    failures = [Failure(name, f"left out: {summary}") for name, summary in refused.items()]
+    folder = Path(options["out"] or FOLDER)
+    found = validated(jobs, folder, layers=layers, again=options["again"])
     for number, job in enumerate(jobs, 1):
         with _waiting(f"{number} of {len(jobs)}: {job.plan.model.id}, {job.plan.total_tokens:,} tokens"):
             _, told, seconds = next(found)
@@ -121,7 +116,7 @@ def _put_to_the_test(
         else:
             failures.append(told)
         if tell:
-            _tell_one(told, seconds)
+            _tell_one(told, seconds, folder)
     return records, failures
 
 
@@ -133,37 +128,54 @@ def _layers(text: str | None) -> int | None:
     return int(text)
 
 
-def _from_files(files: Sequence[str], options: dict[str, Any]) -> list[Job]:
-    from planner.plan_file import load_plan
-    from planner.validating import job_of
+def _jobs(plans: Sequence[tuple[str | None, Plan]], here: str, options: dict[str, Any]) -> list[Job]:
+    """What is done with each plan, every mistake at once."""
+    from planner.validating import how_for, job_of
 
-    complete = "a plan file is complete already."
-    typed = [*given(options), *(f"--{name}" for name in ("model", "context") if options[name])]
-    errors = [PlanError(f"{files[0]} with {name}", complete, f"Drop {name}.") for name in dict.fromkeys(typed)]
+    errors: list[PlanError] = []
     jobs: dict[str, Job] = {}
-    for file in files:
+    for name, plan in plans:
         try:
-            plan = load_plan(Path(file))
+            how = how_for(plan, here, rehearse=options["rehearse"] is not None, count=bool(options["count"]))
+            job = job_of(plan, how, name)
         except PlanError as error:
-            errors += all_of(error)
+            errors += [each for each in all_of(error) if str(each) not in map(str, errors)]
             continue
-        if (card := options["rehearse"]) not in (None, plan.gpu.id):
-            errors.append(PlanError(f"--rehearse {card} with {file}", f"that plan is for {plan.gpu.id}."))
-        if plan.verdict == "does-not-fit":
-            errors.append(PlanError(file, f"says of itself that it does not fit: {plan.summary}"))
-        name = Path(file).stem
-        if name in jobs:
-            errors.append(PlanError(file, f"would have the same name as another: {name}.", "Rename one of them."))
-        short = plan.train.model_copy(update=SHORT)
-        jobs[name] = job_of(plan.model_copy(update={"train": short}), name)
+        if job.name in jobs:
+            why = f"would have the record of another: {job.name}."
+            errors.append(PlanError(name or plan.model.source, why, "Run one of them with another --out."))
+        jobs[job.name] = job
     raise_all(errors)
     return list(jobs.values())
 
 
-def _from_options(options: dict[str, Any]) -> list[Job]:
-    """A plan for every model at every length, all mistakes at once; one that does not fit is left out with a word."""
-    from planner.validating import job_of
+def _from_files(files: Sequence[str], options: dict[str, Any]) -> list[tuple[str | None, Plan]]:
+    from planner.plan_file import load_plan
+    from planner.planning import read_gpu
 
+    complete = "a plan file is complete already."
+    typed = [*given(options), *(f"--{name}" for name in ("model", "context") if options[name])]
+    errors = [PlanError(f"{files[0]} with {name}", complete, f"Drop {name}.") for name in dict.fromkeys(typed)]
+    plans: list[tuple[str | None, Plan]] = []
+    card = options["rehearse"]
+    for file in files:
+        try:
+            plan = load_plan(Path(file))
+            if card is not None and read_gpu(card).id != plan.gpu.id:
+                raise PlanError(f"--rehearse {card} with {file}", f"that plan is for {plan.gpu.id}.")
+            if plan.verdict == "does-not-fit":
+                raise PlanError(file, f"says of itself that it does not fit: {plan.summary}")
+        except PlanError as error:
+            errors += [each for each in all_of(error) if str(each) not in map(str, errors)]
+            continue
+        short = plan.train.model_copy(update=SHORT)
+        plans.append((Path(file).stem, plan.model_copy(update={"train": short})))
+    raise_all(errors)
+    return plans
+
+
+def _from_options(options: dict[str, Any]) -> tuple[list[tuple[str | None, Plan]], dict[str, str]]:
+    """A plan for every model at every length, all mistakes at once; and what does not fit, with the reason."""
     asked, card = options["gpu"], options["rehearse"]
     if asked is not None and card is not None:
         raise PlanError(f"--gpu {asked} with --rehearse {card}", "each names the card to plan for.", "Drop one.")
@@ -171,8 +183,8 @@ def _from_options(options: dict[str, Any]) -> list[Job]:
         nearest = "--gpu local plans for the card that is here, --rehearse rtx2060s for another."
         raise PlanError("plan validate", "names neither a plan nor a card.", nearest)
     errors: list[PlanError] = []
-    refused: list[str] = []
-    jobs: dict[str, Job] = {}
+    refused: dict[str, str] = {}
+    plans: list[tuple[str | None, Plan]] = []
     for model in dict.fromkeys(options["model"] or (DEFAULT_MODEL,)):
         for context in dict.fromkeys(options["context"] or (None,)):
             one = {**options, "gpu": asked or card, "model": model, "context": context}
@@ -184,16 +196,13 @@ def _from_options(options: dict[str, Any]) -> list[Job]:
                 errors += [each for each in all_of(error) if str(each) not in map(str, errors)]
                 continue
             if plan.verdict == "does-not-fit":
-                refused.append(plan.summary)
-                continue
-            job = job_of(plan)
-            jobs[job.name] = job
+                refused[f"{plan.gpu.id}-{plan.model.id}-{plan.total_tokens}"] = plan.summary
+            else:
+                plans.append((None, plan))
+    if not plans and not errors:
+        errors += [PlanError("plan validate", f"there is nothing to run. {summary}") for summary in refused.values()]
     raise_all(errors)
-    if not jobs:
-        raise_all([PlanError("plan validate", f"there is nothing to run. {summary}") for summary in refused])
-    for summary in refused:
-        click.echo(f"Left out: {summary}", err=True)
-    return list(jobs.values())
+    return plans, refused
 
 
 @contextmanager
@@ -208,16 +217,16 @@ def _waiting(what: str) -> Iterator[None]:
         yield
 
 
-def _tell_one(told: Record | Failure, seconds: float | None) -> None:
+def _tell_one(told: Record | Failure, seconds: float | None, folder: Path) -> None:
     from planner.measurements import Record
-    from planner.validation_report import figures, how_of
+    from planner.validation_report import figures
 
     if isinstance(told, Record):
-        took = f"{how_of(told)} before" if seconds is None else f"{how_of(told)} in {format_seconds(seconds)}"
+        took = f"{told.how} before" if seconds is None else f"{told.how} in {format_seconds(seconds)}"
         expected, measured, error, left = figures(told)
         click.echo(f"{told.name}: {took}. Expected {expected}, took {measured} ({error}); left of the bound: {left}.")
     else:
-        click.echo(f"{told.name}: no record. {told.told}")
+        click.echo(f"{told.name}: no record. {told.told} All it said: {folder / told.name}.failed.txt")
 
 
 def _print(records: Sequence[Record], failures: Sequence[Failure], *, rows: bool) -> None:

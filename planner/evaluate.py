@@ -38,6 +38,10 @@ class Candidates:
         """What two sets of equal candidates have in common."""
         return (self.total.tobytes(), self.target.tobytes(), self.rank.tobytes(), self.batch)
 
+    def like(self, other: Candidates) -> bool:
+        """Whether two sets of as many candidates differ in their lengths alone."""
+        return (self.rank.tobytes(), self.batch) == (other.rank.tobytes(), other.batch)
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -102,6 +106,7 @@ class Evaluator:
         self.candidates, self.situation, self.constants, self.limits = candidates, situation, constants, limits
         gpu = situation.gpu
         self.workspace = constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
+        assert like is None or like.candidates.like(candidates), "what does not move with the length is another"
         self._moving: Kept = {}
         self._still: Kept = {} if like is None else like._still
 
@@ -132,21 +137,10 @@ class Evaluator:
         # With the CPU alone there is one memory: what the card would hold lies in the host too.
         host = host + process + (high if gpu.kind == "cpu" else 0)
         fits = (high <= limits.gpu_bytes) & (host <= limits.host_bytes) & (disk <= limits.disk_bytes)
-        found = Outcome(
-            configuration.ids,
-            lambda: configuration,
-            exact,
-            peak,
-            high,
-            host,
-            pinned,
-            disk,
-            lambda: self._time(configuration, wide),
-            fits,
-        )
-        if limits.step_seconds < float("inf") and found.time.estimate is not None:
-            fits &= found.time.estimate <= limits.step_seconds
-        return found
+        timed = cache(partial(self._time, configuration, wide))
+        if limits.step_seconds < float("inf") and timed().estimate is not None:
+            fits = fits & (timed().estimate <= limits.step_seconds)
+        return Outcome(configuration.ids, lambda: configuration, exact, peak, high, host, pinned, disk, timed, fits)
 
     def _time(self, configuration: Configuration, wide: Letters) -> StepTime:
         shape = self.candidates.total.shape

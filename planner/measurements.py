@@ -46,9 +46,19 @@ class Record:
         return size
 
     @property
+    def how(self) -> str:
+        """``run``, ``rehearsed`` on another card, or ``counted``; before this was told, all were run."""
+        return str(self.content.get("how", "run"))
+
+    @property
+    def expected(self) -> int:
+        """The plan's expected peak; where bytes were counted, as much of it as can be seen so."""
+        return int(self.content.get("counted", {}).get("expected_bytes", self.predicted["expected_bytes"]))
+
+    @property
     def error(self) -> float:
         """By what share of the measured peak the prediction was off; negative where it was too small."""
-        return self.predicted["expected_bytes"] / self.allocated - 1
+        return self.expected / self.allocated - 1
 
     @property
     def held_to_bound(self) -> bool:
@@ -63,8 +73,11 @@ class Record:
 
     @property
     def over(self) -> int:
-        """Bytes by which the run went over the plan's bound; negative where it stayed below."""
-        return self.reserved - self.predicted["high_bytes"]
+        """Bytes by which the run went over the plan's bound; negative where it stayed below.
+
+        What counting does not see is taken to be what the plan says of it.
+        """
+        return self.reserved + self.predicted["expected_bytes"] - self.expected - self.predicted["high_bytes"]
 
     @property
     def context(self) -> int | None:
@@ -74,14 +87,19 @@ class Record:
 
     @property
     def host_measured(self) -> int:
-        """Host memory, pinned and anonymous together."""
+        """Host memory, pinned and anonymous together; where bytes were counted, pinned alone."""
         host = self.content["measured"]["host"]
-        return int(host["anonymous_bytes"]) + int(host["pinned_bytes"])
+        return int(host["anonymous_bytes"] or 0) + int(host["pinned_bytes"])
 
     @property
     def host_over(self) -> int:
         """Bytes by which host memory went over what the plan had for it; negative where it stayed below."""
         return self.host_measured - int(self.content["predicted"]["host"]["peak_bytes"])
+
+    @property
+    def within(self) -> bool:
+        """Whether card and host held as much as was planned at most."""
+        return self.over <= 0 and self.host_over <= 0
 
     @property
     def step(self) -> tuple[float | None, float | None]:
@@ -119,29 +137,74 @@ def read_records(folder: Path) -> tuple[Record, ...]:
     return tuple(sorted(found, key=lambda one: (one.content["model"]["id"], one.tokens, one.name)))
 
 
+NEEDED = (
+    "model.id",
+    "card",
+    "executor",
+    "total_tokens",
+    "limit_bytes",
+    "layers",
+    "layers_run",
+    "plan.gpu",
+    "plan.model",
+    "plan.memory.gpu.peak_bytes",
+    "plan.memory.host.peak_bytes",
+    "predicted.gpu.expected_bytes",
+    "predicted.gpu.high_bytes",
+    "predicted.host.peak_bytes",
+    "predicted.host.pinned_bytes",
+    "predicted.step_seconds",
+    "measured.gpu.allocated_bytes",
+    "measured.gpu.reserved_bytes",
+    "measured.gpu.driver_bytes",
+    "measured.host.anonymous_bytes",
+    "measured.host.pinned_bytes",
+    "step_seconds.median",
+    "environment.packages",
+    "environment.gpu",
+)
+"""What every record has, though it may be null."""
+
+
 def read_record(path: Path) -> Record:
     """One record.
 
     Raises:
         PlanError: the file is no record of a run.
     """
+    nearest = "`plan validate` writes such records, and so does a run, as measurement.json."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        for part in ("model", "plan", "predicted", "measured", "environment"):
-            content[part].keys()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        told = f"is no record of a run ({type(error).__name__}: {error})."
-        raise PlanError(str(path), told, "`plan validate` writes such records.") from error
+    except (OSError, ValueError) as error:
+        raise PlanError(str(path), f"cannot be read: {error}.", nearest) from error
+    if lacking := [name for name in NEEDED if not _has(content, name.split("."))]:
+        raise PlanError(str(path), f"is no record of a run: it has no {lacking[0]}.", nearest)
+    if not isinstance(content["measured"]["gpu"]["allocated_bytes"], int):
+        raise PlanError(str(path), "is the record of a run that ended before anything was measured.", nearest)
     return Record(path.stem, content)
+
+
+def _has(content: object, names: Sequence[str]) -> bool:
+    for name in names:
+        if not isinstance(content, dict) or name not in content:
+            return False
+        content = content[name]
+    return True
 
 
 def read_failures(folder: Path) -> tuple[Failure, ...]:
     """Every run that gave no record."""
-    texts = {path: path.read_text(encoding="utf-8").strip() for path in sorted(folder.glob("*.failed.txt"))}
     return tuple(
-        Failure(path.name.removesuffix(".failed.txt"), text.splitlines()[-1] if text else "it said nothing")
-        for path, text in texts.items()
+        Failure(path.name.removesuffix(".failed.txt"), told(path.read_text(encoding="utf-8", errors="replace")))
+        for path in sorted(folder.glob("*.failed.txt"))
     )
+
+
+def told(output: str) -> str:
+    """Of all that a run without a record said, what it said last: its mistakes, or one line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return " ".join(errors) or (lines[-1] if lines else "it said nothing")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def usable(situation: Situation, required: Sequence[str], excluded: Sequence[str
 
 
 def last_resorts(situation: Situation, required: Sequence[str], excluded: Sequence[str]) -> list[str]:
-    """What may be tried where memory of the card is all that is lacking."""
+    """What may be tried where nothing is lacking but what it can save."""
     known = all_optimizations()
     resorts = [name for name in known if known[name].last_resort and name not in (*required, *excluded)]
     return [name for name in resorts if not known[name].reasons(situation)]

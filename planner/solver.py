@@ -68,7 +68,10 @@ def resorts_of(
     excluded: Sequence[str],
     on_card: Callable[[tuple[str, ...]], SpaceOnCard],
 ) -> tuple[Resort, ...]:
-    """The last resorts that may be taken here; ``on_card`` gives the sets that hold what is required."""
+    """The last resorts that may be taken here; ``on_card`` gives the sets that hold what is required.
+
+    They save memory of the card alone: where it is not lacking, they are not looked at (``Search.may_help``).
+    """
     known = all_optimizations()
     return tuple(
         Resort(name, known[name].last_resort, cache(partial(on_card, (*required, name))))

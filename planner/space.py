@@ -92,7 +92,7 @@ class Space:
         """The rows of bytes that an optimisation claims, or of which it claims a letter: it saves no more."""
         if name not in self._saved:
             claims = all_optimizations()[name].claims
-            names = {claim.removesuffix(".count") for claim in claims if claim.endswith(".count")}
+            names = {claim.rpartition(".")[0] for claim in claims if "." in claim}
             letters = {claim.removeprefix("letter ") for claim in claims if claim.startswith("letter ")}
             self._saved[name] = self.table.rows_of_bytes(names, letters)
         return self._saved[name]

@@ -43,7 +43,7 @@ class Spread:
 
 
 def _allocated(record: Record) -> tuple[float, float] | None:
-    return record.predicted["expected_bytes"], record.allocated
+    return record.expected, record.allocated
 
 
 def _bound(record: Record) -> tuple[float, float] | None:
@@ -52,6 +52,8 @@ def _bound(record: Record) -> tuple[float, float] | None:
 
 
 def _driver(record: Record) -> tuple[float, float] | None:
+    if record.how == "rehearsed":
+        return None  # the context is that of the card that stands in
     driver = record.measured["driver_bytes"]
     context = record.content["plan"]["gpu"]["context_bytes"]
     return (record.predicted["high_bytes"] + context, driver) if driver else None
@@ -69,6 +71,8 @@ def _host(record: Record) -> tuple[float, float] | None:
 
 
 def _time(record: Record) -> tuple[float, float] | None:
+    if record.how == "rehearsed":
+        return None  # another card's seconds
     measured, estimated = record.step
     return (estimated, measured) if measured and estimated else None
 
@@ -79,9 +83,11 @@ COMPARED: tuple[tuple[str, str, Callable[[Record], tuple[float, float] | None]],
     ("reserved", "bound against what the allocator took", _bound),
     ("driver", "bound and context against what the driver counted", _driver),
     ("pinned", "pinned host memory", _pinned),
-    ("host", "host memory, as a bound", _host),
+    ("host", "bound of host memory against what was taken", _host),
     ("time", "estimated against measured seconds of a step", _time),
 )
+BOUNDS = ("reserved", "driver", "host")
+"""What is to be above: how far it is, is room that was left."""
 
 
 def spreads(records: Sequence[Record]) -> dict[str, Spread]:
@@ -98,14 +104,14 @@ def document(records: Sequence[Record], failures: Sequence[Failure]) -> dict[str
         "runs": [
             {
                 "name": record.name,
-                "how": how_of(record),
+                "how": record.how,
                 "model": record.content["model"]["id"],
                 "card": record.content["card"],
                 "total_tokens": record.tokens,
                 "executor": record.content["executor"],
                 "layers": record.content["layers"],
                 "layers_run": record.content["layers_run"],
-                "within_bound": within(record),
+                "within_bound": record.within,
                 "predicted": record.predicted,
                 "measured": record.measured,
             }
@@ -116,23 +122,13 @@ def document(records: Sequence[Record], failures: Sequence[Failure]) -> dict[str
     }
 
 
-def how_of(record: Record) -> str:
-    """Whether it was run, rehearsed on another card, or counted; records from before this was told were run."""
-    return str(record.content.get("how", "run"))
-
-
-def within(record: Record) -> bool:
-    """Whether the run stayed within the plan's bound."""
-    return record.over <= 0
-
-
 HEADS = ("model", "card", "tokens", "how", "took", "error", "bound left")
 
 
 def row(record: Record) -> tuple[str, ...]:
     """A run under ``HEADS``."""
     _, took, error, left = figures(record)
-    place = (record.content["model"]["id"], record.content["card"], f"{record.tokens:,}", how_of(record))
+    place = (record.content["model"]["id"], record.content["card"], f"{record.tokens:,}", record.how)
     return (*place, took, error, left)
 
 
@@ -140,34 +136,41 @@ def figures(record: Record) -> tuple[str, str, str, str]:
     """Expected peak, what tensors took, how far off that was, and what of the bound is left, less than 0 if none."""
     over = format_bytes(abs(record.over))
     return (
-        format_bytes(record.predicted["expected_bytes"]),
+        format_bytes(record.expected),
         format_bytes(record.allocated),
         _signed(record.error),
-        over if within(record) else f"−{over}",
+        over if record.over <= 0 else f"−{over}",
     )
 
 
 def sentences(records: Sequence[Record], failures: Sequence[Failure]) -> list[str]:
     """What is said of all of them together."""
-    told = dict((name, what) for name, what, _ in COMPARED)
-    lines = [
-        f"{told[name]}: {each.count} {'run' if each.count == 1 else 'runs'}, off by {_share(each.median)} in the "
-        f"middle, {_share(each.percentile_95)} at the 95th percentile, {_share(each.largest)} at most; too low in "
-        f"{each.under}."
-        for name, each in spreads(records).items()
-    ]
-    over = [record.name for record in records if not within(record)]
-    lines.append(f"More than the bound: {', '.join(over) if over else 'none'}.")
+    lines = []
+    for name, each in spreads(records).items():
+        what = next(told for known, told, _ in COMPARED if known == name)
+        lines.append(
+            f"{what}: {each.count} {'run' if each.count == 1 else 'runs'}, {'apart' if name in BOUNDS else 'off'} by "
+            f"{_share(each.median)} in the middle, {_share(each.percentile_95)} at the 95th percentile, "
+            f"{_share(each.largest)} at most; too low in {each.under}."
+        )
+    for what, over in (("the card", _names(records, "over")), ("the host", _names(records, "host_over"))):
+        lines.append(f"More than the bound of {what}: {', '.join(over) if over else 'none'}.")
+    stopped = [record for record in records if "stopped" in record.content]
+    lines += [f"Stopped: {record.name}: {record.content['stopped']}" for record in stopped]
     lines += [f"No record: {failure.name}: {failure.told}" for failure in failures]
     if parts := sorted({(r.content["layers_run"], r.content["layers"]) for r in records if _in_part(r)}):
         ran = ", ".join(f"{some} of {layers}" for some, layers in parts)
-        lines.append(f"Of layers that run one by one, all alike, the first alone were run: {ran}.")
-    if any(how_of(record) == "counted" for record in records):
+        lines.append(f"Of layers that run one by one, each with the same buffers, the first alone were run: {ran}.")
+    if any(record.how == "counted" for record in records):
         lines.append(
             "counted: bytes of one step's tensors, which held no data; what kernels and the allocator take besides is "
             "in the bound alone, and loading and time are not seen."
         )
     return lines
+
+
+def _names(records: Sequence[Record], what: str) -> list[str]:
+    return [record.name for record in records if getattr(record, what) > 0]
 
 
 def _in_part(record: Record) -> bool:

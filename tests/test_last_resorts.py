@@ -1,7 +1,8 @@
-"""A last resort is looked at where sets without it lack nothing but the card's memory, and is taken where it helps."""
+"""A last resort is looked at where sets without it lack no more than it can save, and is taken where it helps."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner import streamed_blocks, streamed_memory
+from planner.baseline import baseline
 from planner.optimizations import all_optimizations
+from planner.optimizations.base import Needs
 from planner.planning import Request, make_plan, solved_for
+from planner.solver import Search
 from planner.symbols import Letters
 from planner.units import GIB
 
@@ -26,6 +30,41 @@ CASES = {
 def test_there_is_one_and_it_stands_on_another_optimisation() -> None:
     assert RESORTS == ["sequence_blocks"]
     assert all(all_optimizations()[name].last_resort in all_optimizations() for name in RESORTS)
+
+
+def test_it_saves_bytes_and_no_work() -> None:
+    """`Search.may_help` takes the terms that it claims for nothing, and everything else for what it is without it."""
+    works = set(baseline().work).union(*(each.adds for each in all_optimizations().values()))
+    for name in RESORTS:
+        assert not {claim.rpartition(".")[0] for claim in all_optimizations()[name].claims} & works
+        assert not all_optimizations()[name].makes & _needed(name)
+
+
+def _needed(name: str) -> set[str]:
+    """What others than an optimisation need by name."""
+    others = (each for other, each in all_optimizations().items() if other != name)
+    return {need.term for each in others for need in each.requires if isinstance(need, Needs)}
+
+
+def asked(seed: int) -> Request:
+    """By chance: a card, a model, memory of the host, patience, and tiers or a length."""
+    chance = random.Random(seed)
+    return Request(
+        gpu=chance.choice(("rtx2060s", "rtx3060-12gb", "rtx4060ti-16gb", "rtx4090", "gtx1080ti")),
+        model=chance.choice(("phi-2", "llama-3.2-1b", "llama-3.1-8b", "gemma-3-1b", "smollm2-135m", "mistral-7b-v0.1")),
+        host_bytes=chance.choice((16, 32, 64, 256, 1024)) * GIB,
+        max_step_seconds=chance.choice((600.0, 86_400.0, 1e7)),
+        total_tokens=chance.choice((None, None, 65_536, 524_288, 3_000_000)),
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_not_looked_at_would_have_changed_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(asked(seed))
+    monkeypatch.setattr(Search, "may_help", lambda *_: True)
+    always = make_plan(asked(seed))
+    assert (plan.verdict, plan.longest, plan.memory) == (always.verdict, always.longest, always.memory)
+    assert [(each.id, each.knobs) for each in plan.choices] == [(each.id, each.knobs) for each in always.choices]
 
 
 @pytest.mark.parametrize("request_", CASES.values(), ids=CASES)

@@ -213,6 +213,24 @@ def test_no_formula_is_missed() -> None:
         assert all(seen[claim.rpartition(".")[0]] >= 2 for claim in changed), "with it and without"
 
 
+@pytest.mark.parametrize("passes", [False, True])
+def test_a_knob_with_a_letter_gives_that_its_value_and_changes_no_formula(passes: bool) -> None:
+    """On this rest `planner.branches`, and which formulas are gone through here."""
+    situation = Situation(load_profile("h200-sxm"), load_model("phi-2"), 2**35, merge=True, disk_bytes=2**45)
+    looked_at = set()
+    for off in ("", *(name for name in NAMES if name != "lora")):
+        ids = repaired(set(NAMES) - {off}, situation, passes=passes)
+        plain = compose(ids, {}, situation)
+        for owner, knob in ((name, knob) for name in ids for knob in all_optimizations()[name].knobs if knob.letter):
+            looked_at.add(f"{owner}.{knob.name}")
+            for choice in knob.choices(replace(situation, chosen=frozenset(ids))):
+                other = compose(ids, {owner: {knob.name: choice}}, situation)
+                assert (other.ledger.terms, other.ledger.work) == (plain.ledger.terms, plain.ledger.work), looked_at
+                own = {knob.letter, *(("M_s", "M_b") if knob.letter == "R" else ())}  # sizes of adapters, which R sets
+                assert {name for name, value in other.letters.items() if plain.letters[name] != value} <= own
+    assert len(looked_at) >= 3
+
+
 def check_three_evaluations(values: Mapping[str, int]) -> None:
     """Ints, numpy arrays and sympy give the same whole number of bytes, not below zero."""
     # The search gives arrays for the run alone; any other letter may be one as well.

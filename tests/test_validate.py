@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,9 @@ from trainer_tiny import save_model
 from planner import validating
 from planner.cli import main
 from planner.errors import PlanError
-from planner.measurements import Failure, Record, read_record
+from planner.measurements import Failure, Record, read_failures, read_record
 from planner.planning import Request, make_plan
-from planner.validating import Job, card_here, how_for, job_of, run_apart, validate
+from planner.validating import Job, card_here, done_before, how_for, job_of, run_apart, validate
 from planner.validation_report import Spread, document, sentences
 from reports.render.records import FOLDER as RECORDS
 from reports.render.records import on_cards, records
@@ -58,7 +59,24 @@ def test_a_plan_is_run_on_the_cpu_and_its_record_tells_of_it(tiny: Path, tmp_pat
         in mistakes(capsys, "validate", *words[:-1], "lora.rank=8", "--out", str(out))[0]
     )
     assert main(["validate", "--report", str(out)]) == 0
-    assert "More than the bound: none." in capsys.readouterr().out
+    assert "More than the bound of the card: none." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("four_bit", ["--with", "--without"])
+def test_a_model_in_a_folder_is_counted_by_its_shape(
+    tiny: Path, tmp_path: Path, capsys: Capture, four_bit: str
+) -> None:
+    words = ("--rehearse", "rtx2060s", "--model", str(tiny), "--context", "256", four_bit, "nf4_weights", "--count")
+    found = answered(capsys, "validate", *words, "--out", str(tmp_path), "--json")
+    assert found["summary"]["allocated"]["largest"] < 0.01 and not found["failed"]
+
+
+def test_a_count_takes_no_disk(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("--rehearse", "rtx2060s", "--model", "llama-3.2-1b", "--context", "4K", "--with", "checkpoint_disk")
+    # More than any machine of ours has.
+    found = answered(capsys, "validate", *words, "--disk", "9000TiB", "--count", "--json")
+    assert found["summary"]["allocated"]["largest"] < 0.01 and not found["failed"]
 
 
 @pytest.mark.parametrize("executor", ["resident", "streamed"])
@@ -69,8 +87,12 @@ def test_where_there_is_no_card_bytes_are_counted(tmp_path: Path, capsys: Captur
     (run,) = found["runs"]
     assert (run["how"], run["executor"]) == ("counted", executor)
     assert run["layers_run"] == (2 if executor == "streamed" else 16)
-    assert run["measured"]["allocated_bytes"] == pytest.approx(run["predicted"]["expected_bytes"], rel=0.01)
     record = read_record(tmp_path / f"{run['name']}.json")
+    assert record.allocated == pytest.approx(record.expected, rel=0.01)
+    peak = record.content["plan"]["memory"]["gpu"]["peak_bytes"]
+    assert record.predicted == {f"{name}_bytes": size for name, size in peak.items()}
+    # Of the bound the workspaces, which are not seen, are taken off.
+    assert record.over == record.allocated + peak["expected"] - record.expected - peak["high"] < 0
     host = record.content["measured"]["host"]["pinned_bytes"], record.content["predicted"]["host"]["pinned_bytes"]
     assert host[0] == host[1] and ("pinned" in found["summary"]) == (executor == "streamed")
     assert "host" not in found["summary"] and "time" not in found["summary"]
@@ -99,13 +121,13 @@ def test_a_run_that_fails_leaves_all_that_it_said_and_no_record(tiny: Path, tmp_
     words = ["validate", "--gpu", "cpu", "--model", str(tiny), "--context", "64", "--out", str(tmp_path / "out")]
     plan = make_plan(Request("cpu", str(tiny), total_tokens=64, train={"steps": 2}))
     lost = plan.model_copy(update={"model": plan.model.model_copy(update={"source": str(tmp_path / "gone")})})
-    name = job_of(plan).name
-    made = run_apart(Job(name, lost), _written(lost, tmp_path), tmp_path, "run", None)
+    name = job_of(plan, "run").name
+    made = run_apart(Job(name, lost, "run"), _written(lost, tmp_path), tmp_path, None)
     assert isinstance(made, Failure) and "gone" in made.told
     assert "gone" in (tmp_path / f"{name}.failed.txt").read_text() and not (tmp_path / f"{name}.json").exists()
     assert main(["validate", "--report", str(tmp_path)]) == 1
     assert f"No record: {name}" in capsys.readouterr().out.replace("\n", " ")
-    late = run_apart(Job(name, plan), _written(plan, tmp_path), tmp_path, "run", None, limit_seconds=0.01)
+    late = run_apart(Job(name, plan, "run"), _written(plan, tmp_path), tmp_path, None, limit_seconds=0.01)
     assert isinstance(late, Failure) and "stopped after" in late.told
     # A run that works takes the mark of the failure away.
     assert main([*words[:-1], str(tmp_path)]) == 0
@@ -118,6 +140,37 @@ def _written(plan: Any, folder: Path) -> Path:
     return file
 
 
+def test_what_was_done_before_answers_the_same_question_alone(tmp_path: Path) -> None:
+    plan = make_plan(replace(SMALL, required=("streamed",)))
+    job = job_of(plan, "count", "one")
+    assert done_before(job, tmp_path, None) is None
+    made = run_apart(job, _written(job.plan, tmp_path), tmp_path, job.layers)
+    assert isinstance(made, Record) and done_before(job, tmp_path, None) == made
+    assert done_before(replace(job, how="rehearse"), tmp_path, None) is None  # more than counting can be done
+    with pytest.raises(PlanError, match="is of 2 layers, and 4 are asked for"):
+        done_before(job, tmp_path, 4)
+    other = job_of(make_plan(replace(SMALL, required=("streamed",), total_tokens=2048)), "count", "one")
+    with pytest.raises(PlanError, match="other settings"):
+        done_before(other, tmp_path, None)
+    old = made.content["environment"] | {"packages": made.content["environment"]["packages"] | {"torch": "1.0"}}
+    (tmp_path / "one.json").write_text(json.dumps(made.content | {"environment": old}), encoding="utf-8")
+    with pytest.raises(PlanError, match=r"was made with torch 1\.0"):
+        done_before(job, tmp_path, None)
+    # What is run again and fails has no record any more.
+    lost = job.plan.model_copy(update={"model": job.plan.model.model_copy(update={"source": "random:nowhere"})})
+    assert isinstance(run_apart(Job("one", lost, "count"), _written(lost, tmp_path), tmp_path, 2), Failure)
+    assert not (tmp_path / "one.json").exists()
+
+
+def test_a_child_that_is_killed_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.CompletedProcess([], -9, "Training: 1 document\n", "")
+    monkeypatch.setattr(validating, "_child", lambda *_, **__: ended)
+    made = run_apart(Job("one", make_plan(SMALL), "run"), tmp_path / "plan.yaml", tmp_path, None)
+    assert made == Failure("one", "no record was made: it was ended by signal 9.")
+    assert "Training: 1 document" in (tmp_path / "one.failed.txt").read_text(encoding="utf-8")
+    assert read_failures(tmp_path) == (made,)
+
+
 def test_all_predictions_are_written_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[str]] = []
 
@@ -126,8 +179,8 @@ def test_all_predictions_are_written_before_the_first_run(tmp_path: Path, monkey
         return Failure(job.name, "not run")
 
     monkeypatch.setattr(validating, "run_apart", nothing_runs)
-    jobs = [Job(name, make_plan(SMALL)) for name in ("one", "other")]
-    told = list(validate(jobs, tmp_path, lambda plan: "run"))
+    jobs = [Job(name, make_plan(SMALL), "run") for name in ("one", "other")]
+    told = list(validate(jobs, tmp_path))
     assert [job.name for job, _, _ in told] == ["one", "other"] and seen == [{"one", "other"}] * 2
 
 
@@ -138,6 +191,9 @@ def test_what_is_done_with_a_plan_depends_on_the_card_that_is_here() -> None:
     assert how_for(plan, "nvidia  geforce RTX 2060 super", rehearse=False, count=False) == "run"
     assert how_for(plan, "NVIDIA H200", rehearse=True, count=False) == "rehearse"
     assert how_for(plan, "NVIDIA H200", rehearse=True, count=True) == "count"
+    for asked in ({"rehearse": True, "count": False}, {"rehearse": False, "count": True}):
+        with pytest.raises(PlanError, match="the plan is for the CPU"):
+            how_for(on_cpu, "NVIDIA H200", **asked)
     with pytest.raises(PlanError, match=r"this machine has a NVIDIA H200.*--rehearse rtx2060s"):
         how_for(plan, "NVIDIA H200", rehearse=False, count=False)
     assert card_here() == (torch.cuda.get_device_name(0) if torch.cuda.is_available() else "")
@@ -156,8 +212,8 @@ def test_another_card_stands_in_only_while_a_plan_is_rehearsed_and_is_held_to_it
     with rehearsing():
         assert take_device(plan) == torch.device("cuda", 0)
         assert held == [0.1]
-        card.total_memory = plan.memory.gpu.budget_bytes - 1
-        with pytest.raises(PlanError, match="A card with more memory"):
+        card.total_memory = plan.memory.gpu.peak_bytes.high
+        with pytest.raises(PlanError, match="Only a card with more memory"):
             take_device(plan)
     with pytest.raises(PlanError, match="this machine has a NVIDIA H200"):
         take_device(plan)
@@ -187,16 +243,20 @@ def test_what_is_said_of_records_is_what_they_hold() -> None:
     assert said["reserved"]["under"] == sum(record.over > 0 for record in found) == 1
     assert said["host"]["under"] == sum(record.host_over > 0 for record in found)
     assert said["allocated"]["under"] == sum(record.error < 0 for record in found)
+    stood_in = [Record(each.name, each.content | {"how": "rehearsed"}) for each in found]
+    assert not {"driver", "time"} & document(stood_in, [])["summary"].keys()  # those are of the card that stands in
     assert said["driver"]["count"] == sum(record.measured["driver_bytes"] is not None for record in found)
     (over,) = (record.name for record in found if record.over > 0)
-    assert f"More than the bound: {over}." in sentences(found, [])
+    assert f"More than the bound of the card: {over}." in sentences(found, [])
     assert main(["validate", "--report", str(RECORDS)]) == 1
 
 
 def test_a_file_that_is_no_record_is_named(tmp_path: Path, capsys: Capture) -> None:
-    (tmp_path / "odd.json").write_text(json.dumps({"model": {}}), encoding="utf-8")
-    assert "odd.json: is no record of a run" in mistakes(capsys, "validate", "--report", str(tmp_path))[0]
-    with pytest.raises(PlanError, match="is no record"):
+    (tmp_path / "odd.failed.txt").write_bytes(b"\xff\xfe")
+    for odd in ({"model": {}}, [], {"model": {"id": "a"}, "total_tokens": 3, "predicted": {"gpu": {}}}):
+        (tmp_path / "odd.json").write_text(json.dumps(odd), encoding="utf-8")
+        assert "odd.json: is no record of a run" in mistakes(capsys, "validate", "--report", str(tmp_path))[0]
+    with pytest.raises(PlanError, match="cannot be read"):
         read_record(tmp_path / "missing.json")
     assert Record("a", {"total_tokens": 7}).tokens == 7
 
@@ -214,6 +274,9 @@ def test_a_file_that_is_no_record_is_named(tmp_path: Path, capsys: Capture) -> N
         ("--rehearse rtx2060s --context 8X", "a count takes K"),
         ("--rehearse rtx2060s --model phi-9", "Did you mean phi-4 or phi-2"),
         ("--gpu cpu --layers none", "is no number of layers"),
+        ("--gpu cpu --model smollm2-135m --context 64 --count", "the plan is for the CPU"),
+        ("--rehearse cpu --model smollm2-135m --context 64", "the plan is for the CPU"),
+        ("--report . --again", "runs nothing"),
         (
             "--gpu rtx2060s --model llama-3.1-70b --context 512K --count",
             "there is nothing to run. llama-3.1-70b on NVIDIA GeForce RTX 2060 SUPER does not fit",

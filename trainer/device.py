@@ -42,13 +42,9 @@ def take_device(plan: Plan) -> torch.device:
         raise PlanError(asked, f"this machine has a {here.name}.", "`plan --gpu local` plans for that.")
     needed = plan.memory.gpu.peak_bytes.high + plan.gpu.context_bytes
     if here.total_memory < needed:
-        why = f"the plan needs {needed:,} bytes of it, and this card shows {here.total_memory:,}."
-        raise PlanError(asked, why, "`plan --gpu local` plans for what it shows.")
-    if other and plan.memory.gpu.budget_bytes > here.total_memory:
-        why = (
-            f"it has {plan.memory.gpu.budget_bytes:,} bytes to give, and this {here.name} shows {here.total_memory:,}."
-        )
-        raise PlanError(f"rehearsing for {plan.gpu.name}", why, "A card with more memory can stand in for it.")
+        why = f"the plan needs {needed:,} bytes of it, and this {here.name} shows {here.total_memory:,}."
+        here_too = "`plan --gpu local` plans for what it shows."
+        raise PlanError(asked, why, "Only a card with more memory can stand in." if other else here_too)
     # Beyond the budget the run fails at once; it never spills into memory that is not the card's own. Held to a
     # smaller budget the allocator gives pages back that it holds unused before it asks for more.
     torch.cuda.set_per_process_memory_fraction(min(1.0, plan.memory.gpu.budget_bytes / here.total_memory), 0)

@@ -9,9 +9,10 @@ same tensors, and pinned buffers are counted as the host's. Kernel workspaces an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -34,6 +35,7 @@ from trainer.four_bit import FourBit
 from trainer.host_memory import Arena
 from trainer.kernel_ops import Flash
 from trainer.measure import resident_tensors
+from trainer.streamed.disk_file import UnderWay
 from trainer.streamed.kernels import KERNELS
 
 CPU = torch.device("cpu")
@@ -187,6 +189,24 @@ class _Grouped(torch.autograd.Function):
         return gradients[0].new_empty(len(gradients[0]), weight.shape[-2]), None
 
 
+class _NoDisk:
+    """A file on a disk that nothing is written to or read from, and that takes no room."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.size = size
+
+    def write(self, values: Tensor, offset: int, after: Callable[[], None]) -> UnderWay:
+        """Done at once."""
+        return []
+
+    def read(self, values: Tensor, offset: int, after: Callable[[], None]) -> UnderWay:
+        """Done at once."""
+        return []
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 def _softmax_of_card(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     if scores.dim() < 4:  # a router's
         return torch.softmax(scores, dim, dtype)
@@ -215,6 +235,7 @@ def nothing_real() -> Iterator[list[Tensor]]:
         "trainer.attention.KERNEL_OPS": {name: Flash() for name in kernels} | {attention.BLOCKS: Blocks()},
         "trainer.streamed.build.KERNELS": dict.fromkeys(KERNELS, KERNELS["cpu"]),
         "trainer.host_memory.Arena.take": taken,
+        "trainer.streamed.shelf.DiskFile": _NoDisk,
         # Fake tensors cannot be swapped for others in place, and are where they belong from the start.
         "torch.nn.Module.to": lambda module, *_, **__: module,
         "trainer.random_weights.quantised": lambda linear, four_bit, dtype, _: _FourBitLinear(linear, four_bit, dtype),

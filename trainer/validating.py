@@ -6,23 +6,22 @@
 
 ``run`` trains a plan on made-up text, held to its own bound: a run that ends shows that the bound suffices. ``count``
 runs nothing: one step goes through tensors that hold no data, and their bytes are counted (``trainer.fake_step``).
-``card`` prints the name of the card that is here.
+``card`` prints the name of the card that is here. Data and adapter lie beside the record while it runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import sys
-import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from planner.errors import PlanError
+from planner.errors import PlanError, PlanErrors
 from planner.plan import Memory, Plan
 from planner.plan_file import load_plan
 
@@ -42,33 +41,37 @@ def held_to_bound(memory: Memory) -> Memory:
     return memory.model_copy(update={"gpu": gpu})
 
 
-def run(plan: Plan, layers: int | None, *, rehearse: bool) -> dict[str, Any]:
-    """The record of a run.
+def run(plan: Plan, layers: int | None, scratch: Path, *, rehearse: bool) -> dict[str, Any]:
+    """The record of a run; of one that went over its bound in the probe step it says so.
 
     Args:
         layers: of a streamed model so many, from the first; None runs all.
-        rehearse: on whatever card is here, with the planned one's budget and workspace.
+        scratch: a folder for data and adapter.
+        rehearse: on whatever card is here.
 
     Raises:
-        PlanError: it cannot be run here, or took more than its bound.
+        PlanError: it cannot be run here, or ended before there was a record.
     """
     from trainer.device import rehearsing
     from trainer.run import execute
 
-    with tempfile.TemporaryDirectory() as scratch:
-        data, out = synthetic_text(Path(scratch) / "data", plan.total_tokens), Path(scratch) / "run"
-        train = plan.train.model_copy(update={"data": str(data), "out": str(out)})
-        held = plan.model_copy(update={"train": train, "memory": held_to_bound(plan.memory)})
-        if rehearse:
-            with rehearsing():
-                code = execute(held, layers_run=layers)
-        else:
+    data, out = synthetic_text(scratch / "data", plan.total_tokens), scratch / "run"
+    train = plan.train.model_copy(update={"data": str(data), "out": str(out)})
+    held = plan.model_copy(update={"train": train, "memory": held_to_bound(plan.memory)})
+    place, more = out / "measurement.json", {"how": "rehearsed" if rehearse else "run"}
+    try:
+        with rehearsing() if rehearse else nullcontext():
             code = execute(held, layers_run=layers)
-        if code:
-            raise SystemExit(code)
-        record: dict[str, Any] = json.loads((out / "measurement.json").read_text(encoding="utf-8"))
+    except PlanError as error:
+        if not place.exists():
+            raise
+        more["stopped"] = str(error)
+        code = 0
+    if code:
+        raise SystemExit(code)
+    record: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
     record["plan"]["train"] |= {"data": "synthetic", "out": "scratch"}  # the folder of this run is gone by now
-    return record | {"how": "rehearsed" if rehearse else "run"}
+    return record | more
 
 
 def count(plan: Plan, layers: int | None) -> dict[str, Any]:
@@ -76,13 +79,14 @@ def count(plan: Plan, layers: int | None) -> dict[str, Any]:
     from trainer.fake_step import UNSEEN, counted, predicted
     from trainer.record import environment, predicted_groups, revision
 
-    found, held = counted(plan, layers), plan.memory.gpu.peak_bytes
-    # What no tensor holds is in neither of both peaks, and loading, saving and the optimiser's step are not counted.
-    said = {name: size for name, size in predicted(plan).items() if name in found.phases}
-    expected, peak = max(said.values()), max(found.phases.values())
+    found, held, host = counted(plan, layers), plan.memory.gpu.peak_bytes, plan.memory.host
+    # What no tensor holds is in neither of both, and loading, saving and the optimiser's step are not counted.
+    seen = {name: size for name, size in predicted(plan).items() if name in found.phases}
+    taken = {name: found.phases[name] for name in seen}
     return {
         "plan": plan.document(),
         "how": "counted",
+        "counted": {"expected_bytes": max(seen.values()), "phases": seen, "without": list(UNSEEN)},
         "executor": plan.executor,
         "set": None,
         "card": plan.gpu.id,
@@ -92,18 +96,17 @@ def count(plan: Plan, layers: int | None) -> dict[str, Any]:
         "layers_run": found.layers,
         "total_tokens": plan.total_tokens,
         "tokens_held": plan.train.batch * plan.total_tokens,
-        "without": list(UNSEEN),
         "predicted": {
-            "gpu": {"low_bytes": expected, "expected_bytes": expected, "high_bytes": held.high},
-            "host": {"peak_bytes": plan.memory.host.peak_bytes, "pinned_bytes": plan.memory.host.pinned_bytes},
-            "phases": said,
+            "gpu": {"low_bytes": held.low, "expected_bytes": held.expected, "high_bytes": held.high},
+            "host": {"peak_bytes": host.peak_bytes, "pinned_bytes": host.pinned_bytes},
+            "phases": {phase: sum(terms.values()) for phase, terms in plan.memory.gpu.phases.items()},
             "terms": predicted_groups(plan),
-            "step_seconds": None,
+            "step_seconds": plan.time.step_seconds.estimate,
         },
         "measured": {
-            "gpu": {"allocated_bytes": peak, "reserved_bytes": None, "driver_bytes": None},
+            "gpu": {"allocated_bytes": max(taken.values()), "reserved_bytes": None, "driver_bytes": None},
             "host": {"anonymous_bytes": None, "pinned_bytes": found.pinned},
-            "phases": {name: {"allocated_bytes": size} for name, size in found.phases.items() if name in said},
+            "phases": {name: {"allocated_bytes": size} for name, size in taken.items()},
             "terms": {},
         },
         "step_seconds": {"median": None, "each": [], "probe": None, "phases": {}},
@@ -134,13 +137,15 @@ def main() -> int:
         return 0
     try:
         plan = load_plan(given.plan)
-        record = run(plan, given.layers, rehearse=given.rehearse) if given.verb == "run" else count(plan, given.layers)
+        if given.verb == "run":
+            record = run(plan, given.layers, given.record.parent, rehearse=given.rehearse)
+        else:
+            record = count(plan, given.layers)
     except PlanError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for each in error.errors if isinstance(error, PlanErrors) else (error,):
+            print(f"error: {each}", file=sys.stderr)
         return 2
-    half = given.record.with_suffix(".tmp")
-    half.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(half, given.record)
+    given.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

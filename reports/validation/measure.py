@@ -11,7 +11,6 @@ shown to suffice; a record whose ``limit_bytes`` is the card's budget is older t
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -51,11 +50,11 @@ def freeze(case: Case) -> str:
 def run(case: Case, out: Path) -> str:
     """Run one frozen plan in a fresh process; gives what came of it in a line."""
     frozen, began = PLANS / f"{case.name}.yaml", time.monotonic()
-    made = run_apart(Job(case.name, load_plan(frozen)), frozen, out, "run", case.layers, LIMIT_SECONDS)
+    job = Job(case.name, load_plan(frozen), "run")
+    made = run_apart(job, frozen, out, case.layers, LIMIT_SECONDS, about={"set": case.set})
     if isinstance(made, Failure):
         return f"FAILED: {made.told[-400:]}"
-    found = made.content | {"set": case.set}
-    (out / f"{case.name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = made.content
     measured, predicted = found["measured"]["gpu"], found["predicted"]["gpu"]
     allocated = measured["allocated_bytes"]
     share = 100 * (predicted["expected_bytes"] / allocated - 1)

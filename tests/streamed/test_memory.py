@@ -117,7 +117,7 @@ def test_the_card_takes_no_more_for_a_longer_sequence_but_for_attention(tmp_path
     short, long = (planned(model, tmp_path / str(total), total, chunk=2048) for total in (8192, 32_768))
     few, many = counted(short).phases, counted(long).phases
     for phase in ("forward", "loss", "backward"):
-        assert 0 <= many[phase] - few[phase] - 40 * (32_768 - 8192) <= 1024, phase
+        assert 0 <= many[phase] - few[phase] - 40 * (32_768 - 8192) <= 512, phase
     for phase in ("attention", "attention_backward"):
         assert many[phase] > few[phase] + 40 * (32_768 - 8192), phase
 
@@ -127,13 +127,15 @@ BLOCKED = [("phi-2", "host", 4), ("phi-2", "card", 4), ("qwen2.5-0.5b", "host", 
            ("gemma-3-1b", "host", 4)]  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "staging", "heads"), BLOCKED)
-def test_blocks_of_the_row(tmp_path: Path, model: str, staging: str, heads: int) -> None:
+@pytest.mark.parametrize(
+    ("model", "staging", "heads", "chunk"), [*((*each, 4096) for each in BLOCKED), ("phi-2", "host", 8, 1024)]
+)
+def test_blocks_of_the_row(tmp_path: Path, model: str, staging: str, heads: int, chunk: int) -> None:
     """Six blocks: within a hundredth of what is planned, windows within a tenth; and above it by no more than 16 bytes
     a token, which numbers of the row are.
     """
     more = ("sequence_blocks",)
-    plan = planned(model, tmp_path, 24_576, more, staging=staging, heads=heads, blocks=4096, chunk=4096)
+    plan = planned(model, tmp_path, 24_576, more, staging=staging, heads=heads, blocks=4096, chunk=chunk)
     found, said = counted(plan).phases, predicted(plan)
     close = 10 * CLOSE if model == "gemma-3-1b" else CLOSE  # a window's copies are told by a bound
     for phase in ("attention", "attention_backward"):
