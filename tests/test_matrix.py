@@ -291,14 +291,16 @@ def test_the_front_is_that_of_counting_everything(wish: Request) -> None:
 
 
 def test_pareto_tells_and_exits(capsys: Capture) -> None:
-    found = answered(capsys, "pareto", "--gpu", "rtx2060s", "--json")
+    # Of whole layers alone, which are few settings; tests/test_readme.py goes through all of them.
+    words = ("pareto", "--gpu", "rtx2060s", "--without", "streamed")
+    found = answered(capsys, *words, "--json")
     lengths = [point["total_tokens"] for point in found["points"]]
     assert lengths == sorted(lengths, reverse=True) and found["rank"] == 8
-    assert main(["pareto", "--gpu", "rtx2060s"]) == 0
+    assert main(list(words)) == 0
     assert f"{lengths[0]:,}" in capsys.readouterr().out
     assert main(["pareto", "--gpu", "rtx2060s", "--model", "llama-3.1-70b"]) == 1
     capsys.readouterr()
     assert "names no card" in mistakes(capsys, "pareto")[0]
     # A card without rates has no times: length and host memory alone are compared.
-    unrated = pareto(Request("gtx1080ti", "smollm2-135m"))
+    unrated = pareto(Request("gtx1080ti", "smollm2-135m", excluded=("streamed",)))
     assert unrated.points
