@@ -176,7 +176,7 @@ def test_the_summary_counts_what_was_wrong() -> None:
 
 def test_a_run_without_a_record_is_told(tmp_path: Path) -> None:
     (tmp_path / "h200-case.failed.txt").write_text("reading\nerror: ran out of memory\n", encoding="utf-8")
-    assert [(one.name, one.told) for one in records.failures(tmp_path)] == [("h200-case", "error: ran out of memory")]
+    assert [(one.name, one.told) for one in records.failures(tmp_path)] == [("h200-case", "ran out of memory")]
 
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if name.endswith(".svg")])
