@@ -26,6 +26,7 @@ NOT_RUN = {
     "make demo": "trains for many minutes; its record is compared instead",
     "plan --gpu local": "needs a card",
     "plan matrix": "takes minutes; tests/test_tables_recorded.py makes some of its rows",
+    "plan validate": "the command's name in a sentence",
     "plan validate plan.yaml": "trains, or counts for half a minute; tests/test_validate.py does both",
     "plan merge RUN": "needs the folder of a run; tests/test_trainer_merging.py makes one",
     "plan measure": "measures for a minute; tests/test_measure.py does it with next to no effort",
