@@ -45,8 +45,6 @@ Measured by `python -m reports.performance.measure` on {machine["cores"]} cores 
 seconds that the work itself had of all cores together. To compare machines by: ten million additions in a loop of
 Python took {_s(record["yardstick"]["median"])} before and {_s(record["yardstick_after"]["median"])} after.
 Made of revision {record["revision"][:7]}{_beside(record["beside"])}.
-The search did not weigh then what waits between passes on the card as well as in the host: how long planning takes
-since it does is not measured.
 
 * `plan --gpu {CARD}` as a whole process, its modules compiled, as they are after the first start:
   median {_s(record["start_up"]["median"])}, least {_s(record["start_up"]["least"])}, processor
