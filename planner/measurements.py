@@ -208,34 +208,33 @@ def told(output: str) -> str:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Errors of the predicted against the allocated peak, in absolute value, and counts.
+class Spread:
+    """How far predictions were off, as shares of what was measured.
 
     Attributes:
-        percentile_95: the least error that 95 of 100 runs do not exceed (nearest rank).
-        under: runs that took more than was predicted.
-        over_bound: runs that reserved more than the plan's bound.
+        count: of how many runs; ``under``: in how many of them more was measured than predicted.
+        median, percentile_95, largest: of the errors without their sign; the 95th by nearest rank.
     """
 
-    runs: int
+    count: int
+    under: int
     median: float
     percentile_95: float
     largest: float
-    under: int
-    over_bound: int
 
-
-def summary(found: Sequence[Record]) -> Summary:
-    """What can be said of at least one record."""
-    errors = sorted(abs(record.error) for record in found)
-    return Summary(
-        runs=len(errors),
-        median=statistics.median(errors),
-        percentile_95=errors[math.ceil(0.95 * len(errors)) - 1],
-        largest=errors[-1],
-        under=sum(record.error < 0 for record in found),
-        over_bound=sum(record.over > 0 for record in found),
-    )
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[float, float]]) -> Spread | None:
+        """Of pairs of what was predicted and what was measured; None of no pair."""
+        if not pairs:
+            return None
+        errors = sorted(abs(predicted / measured - 1) for predicted, measured in pairs)
+        return cls(
+            count=len(errors),
+            under=sum(predicted < measured for predicted, measured in pairs),
+            median=statistics.median(errors),
+            percentile_95=errors[math.ceil(0.95 * len(errors)) - 1],
+            largest=errors[-1],
+        )
 
 
 def step_ratios(found: Sequence[Record]) -> list[float]:

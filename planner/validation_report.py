@@ -2,44 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from planner.measurements import Failure, Record
+from planner.measurements import Failure, Record, Spread
 from planner.units import format_bytes
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How far predictions were off, as shares of what was measured.
-
-    Attributes:
-        count: of how many runs; ``under``: in how many of them more was measured than predicted.
-        median, percentile_95, largest: of the errors without their sign; the 95th by nearest rank.
-    """
-
-    count: int
-    under: int
-    median: float
-    percentile_95: float
-    largest: float
-
-    @classmethod
-    def of(cls, pairs: Sequence[tuple[float, float]]) -> Spread | None:
-        """Of pairs of what was predicted and what was measured; None of no pair."""
-        if not pairs:
-            return None
-        errors = sorted(abs(predicted / measured - 1) for predicted, measured in pairs)
-        return cls(
-            count=len(errors),
-            under=sum(predicted < measured for predicted, measured in pairs),
-            median=statistics.median(errors),
-            percentile_95=errors[math.ceil(0.95 * len(errors)) - 1],
-            largest=errors[-1],
-        )
 
 
 def _allocated(record: Record) -> tuple[float, float] | None:

@@ -20,7 +20,7 @@ def own_configuration(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def real_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M as a folder: reading its GGUF file takes half a minute, so it is read once."""
+    """SmolLM2-135M as a folder: reading its GGUF file takes long, so it is read once."""
     import torch
 
     from reports.demo import model_file

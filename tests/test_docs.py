@@ -24,7 +24,7 @@ from planner.planning import make_plan
 from reports.render import decisions, optimizations, records
 from reports.render.documents import BLOCK, PAGES, WHOLE, leftovers, outdated
 from reports.render.optimizations import _planned
-from reports.render.records import Record, summary
+from reports.render.records import Record, over_bound, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 BY_HAND = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions.md", "docs/validation.md")
@@ -168,7 +168,7 @@ def test_the_summary_counts_what_was_wrong() -> None:
     right = [made_up(f"right {n}", 1001, 1000, 1050, 1100) for n in range(18)]
     wrong = [made_up("under", 990, 1000, 1050, 1100), made_up("over", 1020, 1000, 1101, 1100)]
     found = summary([*right, *wrong])
-    assert (found.runs, found.under, found.over_bound) == (20, 1, 1)
+    assert (found.count, found.under, over_bound([*right, *wrong])) == (20, 1, 1)
     assert found.median == pytest.approx(0.001)
     assert found.percentile_95 == pytest.approx(0.01), "the nineteenth of twenty"
     assert found.largest == pytest.approx(0.02)

@@ -27,7 +27,7 @@ NOT_RUN = {
     "plan --gpu local": "needs a card",
     "plan matrix": "takes minutes; tests/test_tables_recorded.py makes some of its rows",
     "plan validate": "the command's name in a sentence",
-    "plan validate plan.yaml": "trains, or counts for half a minute; tests/test_validate.py does both",
+    "plan validate plan.yaml": "trains, or counts; tests/test_validate.py does both",
     "plan merge RUN": "needs the folder of a run; tests/test_trainer_merging.py makes one",
     "plan measure": "measures for a minute; tests/test_measure.py does it with next to no effort",
     "plan --gpu local --execute --data ./repo": "needs a card, and trains",

@@ -17,10 +17,10 @@ from trainer_tiny import save_model
 from planner import validating
 from planner.cli import main
 from planner.errors import PlanError
-from planner.measurements import Failure, Record, read_failures, read_record
+from planner.measurements import Failure, Record, Spread, read_failures, read_record
 from planner.planning import Request, make_plan
 from planner.validating import Job, card_here, done_before, how_for, job_of, run_apart, validate
-from planner.validation_report import Spread, document, sentences
+from planner.validation_report import document, sentences
 from reports.render.records import FOLDER as RECORDS
 from reports.render.records import on_cards, records
 from trainer.device import rehearsing, take_device

@@ -15,7 +15,7 @@ from planner.planning import Request, make_plan
 from planner.units import GIB, format_bytes, format_seconds
 from reports.render.demo import demo
 from reports.render.markdown import fenced, gib, percent, table
-from reports.render.records import failures, on_cards, records, step_ratios, summary
+from reports.render.records import failures, on_cards, over_bound, records, step_ratios, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLIT = "GPU memory by phase"  # the report is shown as far as this, and the rest folded away
@@ -141,11 +141,11 @@ def measured() -> str:
         for record in found
     )
     told = (
-        f"{all_of.runs} runs on {' and '.join(sorted({record.content['card'] for record in found}))}, "
+        f"{all_of.count} runs on {' and '.join(sorted({record.content['card'] for record in found}))}, "
         f"{len(failed)} more that gave no record. Error of the predicted peak, without its sign: median "
         f"{percent(all_of.median)[1:]}, 95th percentile {percent(all_of.percentile_95)[1:]}, largest "
         f"{percent(all_of.largest)[1:]}; under the measured peak in {all_of.under} runs. More than the bound was "
-        f"reserved in {all_of.over_bound}; {sum(record.held_to_bound for record in found)} runs had no more memory "
+        f"reserved in {over_bound(found)}; {sum(record.held_to_bound for record in found)} runs had no more memory "
         "than their plan's bound, the older ones the whole card. Steps took "
         f"{ratios[0]:.2f} to {ratios[-1]:.2f} times as long as estimated before the run. By today's formulas the "
         f"largest error of the peak is {percent(max(abs(record.error_today) for record in found))[1:]}.\n\n"

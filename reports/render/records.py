@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from planner import measurements
-from planner.measurements import Failure, read_failures, read_records, step_ratios, summary
+from planner.measurements import Failure, Spread, read_failures, read_records, step_ratios
 
-__all__ = ["Failure", "Record", "failures", "on_cards", "records", "step_ratios", "summary"]
+__all__ = ["Failure", "Record", "failures", "on_cards", "over_bound", "records", "step_ratios", "summary"]
 
 FOLDER = Path(__file__).resolve().parents[1] / "validation"
 DEMO = FOLDER / "demo-cpu.json"
@@ -57,3 +57,15 @@ def failures(folder: Path = FOLDER) -> tuple[Failure, ...]:
 def on_cards(found: Sequence[Record]) -> tuple[Record, ...]:
     """Those of runs on a graphics card."""
     return tuple(record for record in found if record.content["environment"]["gpu"])
+
+
+def summary(found: Sequence[measurements.Record]) -> Spread:
+    """How far the predicted peaks of at least one record were off."""
+    spread = Spread.of([(record.expected, record.allocated) for record in found])
+    assert spread is not None, "there is no record"
+    return spread
+
+
+def over_bound(found: Sequence[measurements.Record]) -> int:
+    """How many runs reserved more than the plan's bound."""
+    return sum(record.over > 0 for record in found)

@@ -17,6 +17,7 @@ from reports.render.records import (
     card_named,
     failures,
     on_cards,
+    over_bound,
     records,
     step_ratios,
     summary,
@@ -99,10 +100,10 @@ def summary_text(found: Sequence[Record]) -> str:
     all_of, ratios = summary(found), step_ratios(found)
     middle = ratios[len(ratios) // 2]
     return (
-        f"* {all_of.runs} runs. Error of the allocated peak, without its sign: median {percent(all_of.median)[1:]}, "
+        f"* {all_of.count} runs. Error of the allocated peak, without its sign: median {percent(all_of.median)[1:]}, "
         f"95th percentile {percent(all_of.percentile_95)[1:]}, largest {percent(all_of.largest)[1:]}.\n"
-        f"* The prediction was under the measured peak in {all_of.under} of {all_of.runs} runs.\n"
-        f"* More than the bound was reserved in {all_of.over_bound} of {all_of.runs} runs.\n"
+        f"* The prediction was under the measured peak in {all_of.under} of {all_of.count} runs.\n"
+        f"* More than the bound was reserved in {over_bound(found)} of {all_of.count} runs.\n"
         f"* A step took {ratios[0]:.2f} to {ratios[-1]:.2f} times as long as estimated when it was planned, in the "
         f"middle {middle:.2f} times.\n{context_text(found)}"
     )
