@@ -35,11 +35,16 @@ _RANK: tuple[str, ...] = ("counted", "rehearsed", "run")  # which record tells m
 
 @dataclass(frozen=True)
 class Job:
-    """One plan to put to the test, and how; its record will have the name."""
+    """One plan to put to the test, and how; its record will have the name.
+
+    Attributes:
+        limit_bytes: what it is held to instead of its bound, to see whether it goes without more.
+    """
 
     name: str
     plan: Plan
     how: How
+    limit_bytes: int | None = None
 
     @property
     def layers(self) -> int | None:
@@ -202,6 +207,7 @@ def run_apart(
         words = ["count" if job.how == "count" else "run", str(plan_file), str(made)]
         words += ["--layers", str(layers)] if layers else []
         words += ["--rehearse"] if job.how == "rehearse" else []
+        words += ["--limit", str(job.limit_bytes)] if job.limit_bytes is not None else []
         try:
             done = _child(*words, environment=_like(job.plan) if job.how == "rehearse" else {}, timeout=limit_seconds)
             output, code = done.stdout + done.stderr, done.returncode

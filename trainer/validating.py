@@ -1,6 +1,6 @@
 """One plan run, or counted, to see whether its prediction holds; `plan validate` starts this anew for each plan.
 
-    python -m trainer.validating run PLAN RECORD [--layers N] [--rehearse]
+    python -m trainer.validating run PLAN RECORD [--layers N] [--rehearse] [--limit BYTES]
     python -m trainer.validating count PLAN RECORD [--layers N]
     python -m trainer.validating card
 
@@ -35,19 +35,20 @@ def synthetic_text(folder: Path, tokens: int) -> Path:
     return folder
 
 
-def held_to_bound(memory: Memory) -> Memory:
-    """The same with the bound for a budget: the run fails where the bound does not suffice."""
-    gpu = memory.gpu.model_copy(update={"budget_bytes": memory.gpu.peak_bytes.high})
+def held_to(limit: int, memory: Memory) -> Memory:
+    """The same with other bytes of the card for a budget: the run fails where they do not suffice."""
+    gpu = memory.gpu.model_copy(update={"budget_bytes": limit})
     return memory.model_copy(update={"gpu": gpu})
 
 
-def run(plan: Plan, layers: int | None, scratch: Path, *, rehearse: bool) -> dict[str, Any]:
+def run(plan: Plan, layers: int | None, scratch: Path, *, rehearse: bool, limit: int | None = None) -> dict[str, Any]:
     """The record of a run; of one that went over its bound in the probe step it says so.
 
     Args:
         layers: of a streamed model so many, from the first; None runs all.
         scratch: a folder for data and adapter.
         rehearse: on whatever card is here.
+        limit: bytes of the card that the allocator gets; None gives it the plan's bound.
 
     Raises:
         PlanError: it cannot be run here, or ended before there was a record.
@@ -57,7 +58,9 @@ def run(plan: Plan, layers: int | None, scratch: Path, *, rehearse: bool) -> dic
 
     data, out = synthetic_text(scratch / "data", plan.total_tokens), scratch / "run"
     train = plan.train.model_copy(update={"data": str(data), "out": str(out)})
-    held = plan.model_copy(update={"train": train, "memory": held_to_bound(plan.memory)})
+    held = plan.model_copy(
+        update={"train": train, "memory": held_to(limit or plan.memory.gpu.peak_bytes.high, plan.memory)}
+    )
     place, more = out / "measurement.json", {"how": "rehearsed" if rehearse else "run"}
     try:
         with rehearsing() if rehearse else nullcontext():
@@ -131,6 +134,7 @@ def main() -> int:
         verb.add_argument("record", type=Path)
         verb.add_argument("--layers", type=int)
         verb.add_argument("--rehearse", action="store_true")
+        verb.add_argument("--limit", type=int)
     given = parser.parse_args()
     if given.verb == "card":
         print(card())
@@ -138,7 +142,7 @@ def main() -> int:
     try:
         plan = load_plan(given.plan)
         if given.verb == "run":
-            record = run(plan, given.layers, given.record.parent, rehearse=given.rehearse)
+            record = run(plan, given.layers, given.record.parent, rehearse=given.rehearse, limit=given.limit)
         else:
             record = count(plan, given.layers)
     except PlanError as error:

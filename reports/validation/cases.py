@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 # Everything that a small card needs; what each case changes follows it.
 SMALL = (
@@ -18,17 +17,20 @@ STEPS = "--set train.steps=4 --set train.evaluation_rows=1 --set train.validatio
 
 @dataclass(frozen=True)
 class Case:
-    """One run: its name, the arguments of `plan`, and whether constants may be fitted to its record.
+    """One run: its name, and the arguments of `plan`.
 
     ``layers``: of a streamed model only so many are run, at full length and with full buffers; None runs all.
     ``pending``: planned, and not run so far on any card; docs/validation.md says so.
+    ``rehearse``: the card at hand stands in for the one that is planned for.
+    ``beyond``: the name of a case; this one is of the same settings for a longer sequence, held to the same budget.
     """
 
     name: str
     arguments: str
-    set: Literal["calibration", "holdout"] = "calibration"
     layers: int | None = None
     pending: bool = False
+    rehearse: bool = False
+    beyond: str | None = None
 
     @property
     def run(self) -> str:
@@ -65,12 +67,11 @@ def _streamed(chip: str) -> Iterator[Case]:
         held: str = "8gib",
         steps: int = 1,
         layers: int | None = None,
-        set: Literal["calibration", "holdout"] = "calibration",
     ) -> Case:
         where = f"--gpu reports/validation/cards/{chip}-{held}.yaml --model random:{model}"
         length = f"--set train.steps={steps} --set train.validation=0"
         run = f"{held}-{model}-{name}"
-        return Case(f"{chip}-{run}", f"{where} {arguments} {length}", set, layers=layers, pending=run in PENDING)
+        return Case(f"{chip}-{run}", f"{where} {arguments} {length}", layers=layers, pending=run in PENDING)
 
     yield case("65536-streamed", "gemma-3-1b", f"--context 65536 {STREAMED}", steps=3)  # windows of 512 tokens
     turing = "--set streamed.kernel=efficient --set mixed_precision.dtype=float16"
@@ -92,7 +93,7 @@ def _streamed(chip: str) -> Iterator[Case]:
     yield case("16384-streamed", "llama-3.1-70b", f"--context 16384 {PLACED} --set lora.rank=16", layers=3, steps=3)
     # Models and lengths that no constant of time was fitted to.
     for model, tokens in (("qwen3-1.7b", 32768), ("llama-3.2-3b", 49152), ("mistral-7b-v0.1", 32768)):
-        yield case(f"{tokens}-streamed", model, f"--context {tokens} {STREAMED}", steps=3, set="holdout")
+        yield case(f"{tokens}-streamed", model, f"--context {tokens} {STREAMED}", steps=3)
     yield case("tier8-turing", "phi-2", f"--tier 8 {PLACED} {turing}", held="2060s", layers=2)
 
 

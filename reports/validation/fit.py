@@ -4,7 +4,7 @@
 
 What is fitted are the logarithms of the shares, and of the seconds of a launch, in ``planner/calibration.yaml``: least
 squares on the logarithms of measured over estimated seconds, of steps and of their phases. Runs count that constants
-may be fitted to (``set: calibration`` in the record). Then each model is left out in turn: constants are fitted to the
+may be fitted to (``reports.validation.sets``). Then each model is left out in turn: constants are fitted to the
 others alone, and held against its runs. Nothing is written to the calibration: a person rounds, and says so there.
 OUT gets the figures as JSON.
 """
@@ -33,6 +33,7 @@ from planner.plan_time import StepClock
 from planner.planning import Request, solved
 from planner.timecost import phase_times, update_bytes, update_launches, update_seconds
 from reports.render.records import Record, card_named, on_cards, records
+from reports.validation.sets import set_of_record
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
 LEFT_OUT: Mapping[str, str] = {
@@ -129,7 +130,7 @@ def run_of(record: Record) -> Run:
     return Run(
         record.name,
         content["model"]["id"],
-        content["set"] == "holdout",
+        set_of_record(content) == "holdout",
         clock.configuration,
         clock.amounts(letters),
         found.situation.gpu,
