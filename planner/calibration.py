@@ -34,6 +34,12 @@ class Calibration:
         """Anonymous host memory of the training process beyond the ledger's terms."""
         return int(self.document["host_process_bytes"][kind]["value"])
 
+    def host_process_expected(self, kind: str, executor: str) -> int:
+        """The same as expected; on the CPU, where nothing was measured, the bound."""
+        if kind == "cpu":
+            return self.host_process_bytes(kind)
+        return int(self.document["host_process_expected"][executor]["value"])
+
     def attention_share(
         self, kernel: str, capability: tuple[int, int] | None, dtype: str, head_size: int
     ) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def check_target(path: Path) -> None:
     """
     from planner.plan_file import load_plan
 
-    if _is_new(path):
+    if is_new(path):
         return
     try:
         load_plan(path)
@@ -80,7 +80,7 @@ def check_profile_target(path: Path) -> None:
     """
     from planner.hardware import load_profile
 
-    if _is_new(path):
+    if is_new(path):
         return
     try:
         measured = load_profile(str(path.absolute())).measured
@@ -91,7 +91,7 @@ def check_profile_target(path: Path) -> None:
         raise PlanError(f"--out {path}", why, "Name another file, or move that one away.")
 
 
-def _is_new(path: Path) -> bool:
+def is_new(path: Path) -> bool:
     """Whether nothing is there yet, in a folder that is.
 
     Raises:

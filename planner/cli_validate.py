@@ -41,7 +41,7 @@ SHORT = {"steps": 2, "validation": 0.5, "evaluation_rows": 1}
 @once("--layers", metavar="N", help="Of models whose layers run one by one the first N alone. [all; counted, 2]")
 @once("--out", metavar="FOLDER", help=f"Where plans and records go, and what is done already is found. [{FOLDER}]")
 @click.option("--again", is_flag=True, help="Run those that have a record, too.")
-@once("--report", metavar="FOLDER", help="Run nothing, and tell what the records in this folder say.")
+@once("--report", metavar="FOLDER", help="Run nothing, and tell what records say; --out FILE.md makes a page of it.")
 @as_json
 def validate(files: Sequence[str], report: str | None, json_: bool, **options: Any) -> int:
     """Put plans to the test: what they take on this machine, beside what they said before.
@@ -55,13 +55,14 @@ def validate(files: Sequence[str], report: str | None, json_: bool, **options: A
     plan validate --gpu local --model llama-3.2-1b --model qwen3-1.7b --context 4K --context 16K
     plan validate --rehearse rtx2060s --context 16K
     plan validate --report validation
+    plan validate --report validation --out validation.md
 
     --rehearse gives the card that is here the number type, kernels and workspace of another, and no more memory than
     the bound of that one's plan. Memory is then that of the planned card; seconds and the context are not.
 
     --json prints one object: runs, failed (name and why; what does not fit is among them), and summary, which has for
-    allocated, reserved, driver, pinned, host and time the count of runs, under (how many took more than was said), and
-    median, percentile_95 and largest error, as shares of what was measured.
+    allocated, reserved, driver, pinned, host_expected, host and time the count of runs, under (how many took more than
+    was said), and median, percentile_95 and largest error, as shares of what was measured.
 
     Exit codes: 0 all within their bounds of card and host, 1 not all, 2 bad input.
     """
@@ -72,6 +73,11 @@ def validate(files: Sequence[str], report: str | None, json_: bool, **options: A
         records, failures = list(read_records(folder)), list(read_failures(folder))
         if not records and not failures:
             raise PlanError(f"--report {report}", "holds no record of a run.", "`plan validate` writes some.")
+        if options["out"] is not None:
+            from planner.validation_page import write_page
+
+            for written in write_page(Path(options["out"]), records, failures):
+                click.echo(f"Written: {written}", err=True)
     else:
         records, failures = _put_to_the_test(files, options, tell=not json_)
     if json_:
@@ -84,9 +90,13 @@ def validate(files: Sequence[str], report: str | None, json_: bool, **options: A
 
 
 def _folder(report: str, files: Sequence[str], options: dict[str, Any]) -> Path:
-    others = [*given(options), *(f"--{name}" for name in OWN if options[name]), *files]
+    others = [*given(options), *(f"--{name}" for name in OWN if options[name] and name != "out"), *files]
     if others:
         raise PlanError(f"--report with {others[0]}", "runs nothing.", "Drop one of them.")
+    if options["out"] is not None:
+        from planner.validation_page import check_page
+
+        check_page(Path(options["out"]))
     if not Path(report).is_dir():
         raise PlanError(f"--report {report}", "is no folder.", f"`plan validate` writes to {FOLDER} unless told.")
     return Path(report)

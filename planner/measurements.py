@@ -15,6 +15,9 @@ from typing import Any
 
 from planner.errors import PlanError
 
+STANDING = ("weights", "adapters", "gradients", "optimizer")
+"""Groups of terms that a run counts by name after a step."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -107,6 +110,33 @@ class Record:
         whole = self.content["layers_run"] == self.content["layers"]
         estimate = self.content["predicted"]["step_seconds"]
         return self.content["step_seconds"]["median"], estimate if whole else None
+
+    @property
+    def alone(self) -> bool:
+        """Whether its seconds are its own: of the planned card, and no other run shared that card meanwhile."""
+        return self.how == "run" and not self.content.get("beside")
+
+    @property
+    def shows_the_peak(self) -> bool:
+        """Whether enough ran for the peak: of layers that run one by one two, as one fetches what the next needs."""
+        return bool(self.content["layers_run"] >= min(2, self.content["layers"]))
+
+    @property
+    def standing(self) -> dict[str, tuple[int, int]]:
+        """By group of terms that stay from step to step, bytes as planned and as counted on the card after a step."""
+        terms = self.content["plan"]["memory"]["gpu"].get("phases", {}).get("optimizer", {})
+        planned = {
+            group: sum(size for name, size in terms.items() if name.partition("/")[0] == group) for group in STANDING
+        }
+        planned["weights"] += terms.get("buffers/weights", 0)  # where weights in host memory lie meanwhile
+        found = self.content["measured"].get("terms", {})
+        return {group: (size, found[group]) for group, size in planned.items() if found.get(group)}
+
+    @property
+    def phases(self) -> dict[str, tuple[int, int]]:
+        """By phase, the peak as planned and as measured."""
+        planned, found = (self.content[side].get("phases", {}) for side in ("predicted", "measured"))
+        return {name: (size, found[name]["allocated_bytes"]) for name, size in planned.items() if name in found}
 
     @property
     def machine(self) -> str:

@@ -85,10 +85,14 @@ class GpuMemory(Strict):
 
 
 class HostMemory(Strict):
-    """Memory of the host: pinned and anonymous together."""
+    """Memory of the host: pinned and anonymous together.
+
+    ``peak_bytes`` is a bound, and ``expected_bytes`` what a run is expected to take; plans from before have none.
+    """
 
     budget_bytes: int = Field(ge=0)
     peak_bytes: int = Field(ge=0)
+    expected_bytes: int | None = Field(default=None, ge=0)
     pinned_bytes: int = Field(ge=0)
     terms: dict[str, int]
 

@@ -48,10 +48,13 @@ def _host_memory(found: Search, limits: Limits) -> HostMemory:
     for terms in found.phases((Device.HOST, Device.PINNED)).values():
         for name, size in terms.items():
             largest[name] = max(size, largest.get(name, 0))
-    largest["runtime/process"] = found.constants.host_process_bytes(found.situation.gpu.kind)
+    kind, executor = found.situation.gpu.kind, str(found.best.configuration.settings["executor"])
+    bound, peak = found.constants.host_process_bytes(kind), int(found.best.host[found.index])
+    largest["runtime/process"] = bound
     return HostMemory(
         budget_bytes=limits.host_bytes,
-        peak_bytes=int(found.best.host[found.index]),
+        peak_bytes=peak,
+        expected_bytes=peak - bound + found.constants.host_process_expected(kind, executor),
         pinned_bytes=int(found.best.pinned[found.index]),
         terms=largest,
     )

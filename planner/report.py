@@ -131,7 +131,9 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "Longest", longest(plan)
     yield from time_facts(plan)
     pinned = f", {format_bytes(host.pinned_bytes)} of it pinned" if host.pinned_bytes else ""
-    yield "Host RAM", f"{format_bytes(host.peak_bytes)} of {_size(host.budget_bytes)}{pinned}"
+    expected = host.expected_bytes if host.expected_bytes != host.peak_bytes else None
+    about = f"; {format_bytes(expected)} expected" if expected is not None else ""
+    yield "Host RAM", f"{format_bytes(host.peak_bytes)} of {_size(host.budget_bytes)}{pinned}{about}"
     disk = plan.memory.disk
     if disk.training_bytes:
         traffic = sum(phase.disk_bytes for phase in plan.time.phases.values())

@@ -11,20 +11,21 @@ from planner.units import format_bytes
 
 
 def _allocated(record: Record) -> tuple[float, float] | None:
-    return record.expected, record.allocated
+    return (record.expected, record.allocated) if record.shows_the_peak else None
 
 
 def _bound(record: Record) -> tuple[float, float] | None:
     reserved = record.measured["reserved_bytes"]
-    return (record.predicted["high_bytes"], reserved) if reserved else None
+    return (record.predicted["high_bytes"], reserved) if reserved and record.shows_the_peak else None
 
 
 def _driver(record: Record) -> tuple[float, float] | None:
     if record.how == "rehearsed":
         return None  # the context is that of the card that stands in
-    driver = record.measured["driver_bytes"]
+    # Of several processes on one card it is not sure which is whose.
+    driver = record.measured["driver_bytes"] if not record.content.get("beside") else None
     context = record.content["plan"]["gpu"]["context_bytes"]
-    return (record.predicted["high_bytes"] + context, driver) if driver else None
+    return (record.predicted["high_bytes"] + context, driver) if driver and record.shows_the_peak else None
 
 
 def _pinned(record: Record) -> tuple[float, float] | None:
@@ -38,9 +39,16 @@ def _host(record: Record) -> tuple[float, float] | None:
     return record.content["predicted"]["host"]["peak_bytes"], record.host_measured
 
 
+def _host_expected(record: Record) -> tuple[float, float] | None:
+    expected = record.content["predicted"]["host"].get("expected_bytes")
+    if expected is None or not record.content["measured"]["host"]["anonymous_bytes"]:
+        return None
+    return expected, record.host_measured
+
+
 def _time(record: Record) -> tuple[float, float] | None:
-    if record.how == "rehearsed":
-        return None  # another card's seconds
+    if not record.alone:
+        return None  # another card's seconds, or some that were shared
     measured, estimated = record.step
     return (estimated, measured) if measured and estimated else None
 
@@ -51,6 +59,7 @@ COMPARED: tuple[tuple[str, str, Callable[[Record], tuple[float, float] | None]],
     ("reserved", "bound against what the allocator took", _bound),
     ("driver", "bound and context against what the driver counted", _driver),
     ("pinned", "pinned host memory", _pinned),
+    ("host_expected", "expected host memory against what was taken", _host_expected),
     ("host", "bound of host memory against what was taken", _host),
     ("time", "estimated against measured seconds of a step", _time),
 )
@@ -126,6 +135,11 @@ def sentences(records: Sequence[Record], failures: Sequence[Failure]) -> list[st
     stopped = [record for record in records if "stopped" in record.content]
     lines += [f"Stopped: {record.name}: {record.content['stopped']}" for record in stopped]
     lines += [f"No record: {failure.name}: {failure.told}" for failure in failures]
+    if alone := [record.name for record in records if not record.shows_the_peak]:
+        lines.append(
+            f"Of one layer alone, which fetches nothing for a next one, so that only their host memory is compared: "
+            f"{', '.join(alone)}."
+        )
     if parts := sorted({(r.content["layers_run"], r.content["layers"]) for r in records if _in_part(r)}):
         ran = ", ".join(f"{some} of {layers}" for some, layers in parts)
         lines.append(f"Of layers that run one by one, each with the same buffers, the first alone were run: {ran}.")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -36,13 +37,14 @@ class Recorder:
     Attributes:
         phases: by phase, ``allocated_bytes`` and, on a card, ``reserved_bytes``.
         host_anonymous: peak of the process's anonymous memory, pinned buffers taken off.
+        phase: the one that was named last, when all is over, too.
         driver: peak of what the driver says the process holds of the card; None where it does not say.
         clock: hears of the phases, too, and times those of whole steps.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._phase = BETWEEN
+        self._phase = self.phase = BETWEEN
         self._counter: TensorBytes | None = None
         self._stop = threading.Event()
         self._driver = driver_reader(device) if self._cuda else None
@@ -67,7 +69,7 @@ class Recorder:
     def mark(self, phase: str) -> None:
         """A phase begins, and the one before it ends."""
         self._close_phase()
-        self._phase = phase
+        self._phase = self.phase = phase
         self.clock.mark(phase)
         if self._counter is not None:
             self._counter.mark(phase)
@@ -159,8 +161,8 @@ def driver_reader(device: torch.device) -> Any:
         except pynvml.NVMLError:
             return None
         own = [process for process in processes if process.pid == os.getpid()]
-        if not own and len(processes) == 1:
-            own = processes  # inside a container the driver knows the process by another number
+        if not own and len(processes) == 1 and not psutil.pid_exists(processes[0].pid):
+            own = processes  # inside a container the driver knows the process by another number, which nobody has here
         return own[0].usedGpuMemory if own else None
 
     return read

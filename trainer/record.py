@@ -57,9 +57,19 @@ class Run:
     resumed: Sequence[Mapping[str, int | None]] = ()
 
 
+def host_predicted(plan: Plan) -> dict[str, int | None]:
+    """What a plan says of host memory."""
+    host = plan.memory.host
+    return {
+        "expected_bytes": host.expected_bytes,
+        "peak_bytes": host.peak_bytes,
+        "pinned_bytes": host.pinned_bytes,
+    }
+
+
 def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> dict[str, Any]:
     """The whole record; what a machine does not tell is null."""
-    gpu, host = plan.memory.gpu, plan.memory.host
+    gpu = plan.memory.gpu
     return {
         "plan": plan.document(),
         "executor": plan.executor,
@@ -77,7 +87,7 @@ def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> di
                 "expected_bytes": gpu.peak_bytes.expected,
                 "high_bytes": gpu.peak_bytes.high,
             },
-            "host": {"peak_bytes": host.peak_bytes, "pinned_bytes": host.pinned_bytes},
+            "host": host_predicted(plan),
             "phases": {phase: sum(terms.values()) for phase, terms in gpu.phases.items()},
             "terms": predicted_groups(plan),
             "step_seconds": plan.time.step_seconds.estimate,

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from planner.documents import Reading, read_documents
 from planner.errors import PlanError
 from planner.ledger import Phase
 from planner.plan import Plan
-from planner.units import format_bytes
 from trainer.built import BuiltRun
 from trainer.data import Batch, Data, evaluation_batches, prepare
 from trainer.device import take_device
@@ -24,6 +22,7 @@ from trainer.layer_progress import LayerProgress, planned_ratio
 from trainer.loading import find_source
 from trainer.measure import BETWEEN, Recorder
 from trainer.merging import merge
+from trainer.out_of_memory import explained, is_out_of_memory
 from trainer.output import RunFolder
 from trainer.probing import SHORTER, check_bound, give_back_unused, probe
 from trainer.progress import Progress
@@ -63,9 +62,9 @@ def execute(plan: Plan, *, resume: bool = False, layers_run: int | None = None, 
     check_host(plan)
     check_disk(plan)
     reading = read_documents(Path(plan.train.data))  # its mistakes come to light before minutes of loading
-    built = None
+    built, recorder = None, Recorder(device)
     try:
-        with Recorder(device) as recorder:
+        with recorder:
             recorder.mark(Phase.LOAD)
             built = build(plan)
             give_back_unused(device)
@@ -77,10 +76,9 @@ def execute(plan: Plan, *, resume: bool = False, layers_run: int | None = None, 
         console.print("Interrupted; what was saved before is whole.")
         return INTERRUPTED
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+        if not is_out_of_memory(error):
             raise
-        high = format_bytes(plan.memory.gpu.peak_bytes.high)
-        why = f"ran out of memory, though the plan's bound is {high}: {str(error).splitlines()[0]}"
+        why = explained(error, plan, recorder.phase)
         raise PlanError(f"{plan.total_tokens:,} tokens on {plan.gpu.name}", why, SHORTER) from error
     finally:
         if built is not None:

@@ -80,9 +80,9 @@ def run(plan: Plan, layers: int | None, scratch: Path, *, rehearse: bool, limit:
 def count(plan: Plan, layers: int | None) -> dict[str, Any]:
     """A record of bytes that were counted; of time, host memory that is not pinned, and kernels it says nothing."""
     from trainer.fake_step import UNSEEN, counted, predicted
-    from trainer.record import environment, predicted_groups, revision
+    from trainer.record import environment, host_predicted, predicted_groups, revision
 
-    found, held, host = counted(plan, layers), plan.memory.gpu.peak_bytes, plan.memory.host
+    found, held = counted(plan, layers), plan.memory.gpu.peak_bytes
     # What no tensor holds is in neither of both, and loading, saving and the optimiser's step are not counted.
     seen = {name: size for name, size in predicted(plan).items() if name in found.phases}
     taken = {name: found.phases[name] for name in seen}
@@ -101,7 +101,7 @@ def count(plan: Plan, layers: int | None) -> dict[str, Any]:
         "tokens_held": plan.train.batch * plan.total_tokens,
         "predicted": {
             "gpu": {"low_bytes": held.low, "expected_bytes": held.expected, "high_bytes": held.high},
-            "host": {"peak_bytes": host.peak_bytes, "pinned_bytes": host.pinned_bytes},
+            "host": host_predicted(plan),
             "phases": {phase: sum(terms.values()) for phase, terms in plan.memory.gpu.phases.items()},
             "terms": predicted_groups(plan),
             "step_seconds": plan.time.step_seconds.estimate,

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from planner.markdown import table
 from planner.planning import HOST_BYTES, Request
 from planner.units import GIB, format_seconds
 from reports.render import claims_cards, claims_counts, claims_memory, claims_plans, claims_records, claims_terms
@@ -13,7 +14,6 @@ from reports.render.claims_counts import backing
 from reports.render.claims_data import Claim, Document, Found, document, listed
 from reports.render.claims_memory import marked, memory
 from reports.render.claims_tiers import tiers
-from reports.render.markdown import table
 
 COMPUTED: Mapping[str, Callable[..., Found]] = {
     **claims_cards.COMPUTATIONS,

@@ -9,10 +9,10 @@ from typing import Any
 
 from planner.calibration import calibration
 from planner.ledger import Device, Phase
+from planner.markdown import table
 from reports.render.claims_data import Document, Found, MemoryLine, MemoryTable, gigabytes
 from reports.render.claims_plans import NAMES, Run, budget, composed, least_memory, run
 from reports.render.figures import CARD, MODEL
-from reports.render.markdown import table
 
 KEPT_ALIVE = 1_000_000  # bytes below which a term is not named
 

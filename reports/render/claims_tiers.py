@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 
+from planner.markdown import table
 from planner.model import load_model
 from planner.optimizations import all_optimizations
 from planner.tiers import TIERS
@@ -13,7 +14,6 @@ from reports.render.claims_data import Document, TierLine, gigabytes
 from reports.render.claims_plans import NAMES, planned, tier_fits, verdict
 from reports.render.claims_terms import states
 from reports.render.figures import CARD, MODEL
-from reports.render.markdown import table
 
 CARDS = ("rtx2060s", "rtx3090", "rtx4090")
 

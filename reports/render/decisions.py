@@ -8,10 +8,10 @@ from planner.baseline_formulas import layer_inputs, norm_copies_of_layer
 from planner.compose import compose
 from planner.hardware import load_profile
 from planner.ledger import Phase
+from planner.markdown import table
 from planner.model import load_model
 from planner.optimizations.base import Situation
 from reports.render.figures import CARD, MODEL
-from reports.render.markdown import table
 
 TOKENS, RANK, SPACINGS = 4096, 8, (1, 2, 4, 6, 8, 16, 32)
 PLAIN = ("lora", "mixed_precision", "exact_attention", "gradient_checkpointing", "chunked_loss")

@@ -7,8 +7,8 @@ from io import StringIO
 from types import SimpleNamespace
 from typing import Any
 
+from planner.markdown import fenced
 from planner.plan import Plan
-from reports.render.markdown import fenced
 from reports.render.records import DEMO
 
 LEAST_FALL = 5.0  # percent of held-out perplexity

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
+from planner.validation_page import CAPTIONS
 from reports.render import (
     claims,
     decisions,
     figures,
+    grid,
     optimizations,
     performance,
     readme,
@@ -28,6 +31,8 @@ WHOLE: Mapping[str, Block] = {
     "reports/claims.md": claims.page,
     "reports/performance.md": performance.page,
     "reports/tiers.md": tiers.page,
+    "reports/validation.md": grid.text,
+    **{f"reports/validation-{name}.svg": partial(grid.picture, name) for name in CAPTIONS},
     "docs/images/memory-by-context.svg": figures.memory_by_context,
     "docs/images/predicted-measured.svg": figures.predicted_measured,
 }

@@ -14,10 +14,10 @@ from typing import Any
 from planner.cli_check import same_settings
 from planner.hardware import load_profile
 from planner.launches import FOUR_BIT
+from planner.markdown import seconds, table
 from planner.plan_file import load_plan
 from planner.planning import make_plan
 from planner.profile_file import profile_text
-from reports.render.markdown import seconds, table
 from reports.render.records import FOLDER
 from reports.validation.measure import PLANS
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from planner.branches import MOST_LEAVES
+from planner.markdown import table
 from reports.performance.measure import CARD, RECORD
-from reports.render.markdown import table
 
 KINDS: Mapping[str, str] = {
     "none": "those that exist",

@@ -11,11 +11,12 @@ from functools import cache
 from pathlib import Path
 
 from planner.hardware import load_profile
+from planner.markdown import fenced, percent, table
 from planner.planning import Request, make_plan
 from planner.units import GIB, format_bytes, format_seconds
+from reports.render import grid
 from reports.render.demo import demo
-from reports.render.markdown import fenced, gib, percent, table
-from reports.render.records import failures, on_cards, over_bound, records, step_ratios, summary
+from reports.render.records import on_cards, over_bound, records, step_ratios, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLIT = "GPU memory by phase"  # the report is shown as far as this, and the rest folded away
@@ -125,33 +126,29 @@ def tests() -> str:
 
 
 def measured() -> str:
-    """Every run on a card, in short."""
-    found, failed = on_cards(records()), failures()
-    all_of, ratios = summary(found), step_ratios(found)
-    rows = (
-        (
-            record.case,
-            f"{record.tokens:,}",
-            gib(record.allocated),
-            gib(record.predicted["expected_bytes"]),
-            percent(record.error),
-            gib(record.reserved) + (" **over**" if record.over > 0 else ""),
-            gib(record.predicted["high_bytes"]),
-        )
-        for record in found
+    """The grid of runs in a table, and the older runs on cards in a sentence."""
+    grid_records, grid_failures = grid.found()
+    longest = grid.longest_pairs()
+    rows = [
+        (what if place == 0 else "", title, *cells)
+        for what, by_set in grid.by_what_and_set(grid_records).items()
+        for place, (title, cells) in enumerate(by_set.items())
+    ]
+    heads = ("compared", "runs that are", "runs>", "median>", "95th percentile>", "largest>", "too low>")
+    found = on_cards(records())
+    older, ratios = summary(found), step_ratios(found)
+    return (
+        f"A grid of {len(grid_records)} runs on one H200, held to 8, 12 and 24 GiB or standing in for other cards, of "
+        f"{len({record.content['model']['id'] for record in grid_records})} models, 512 to 524,288 tokens; plans were "
+        "frozen before ([all of them](reports/validation.md)):\n\n"
+        f"{table(heads, rows)}\n"
+        f"{len(grid_failures)} more runs failed, each held to its plan's bound. {longest}\n\n"
+        f"Before that, {older.count} runs on H100 and H200 ([validation](docs/validation.md)): error of the predicted "
+        f"peak, without its sign, median {percent(older.median)[1:]}, largest {percent(older.largest)[1:]}; more than "
+        f"the bound was reserved in {over_bound(found)}. Steps took {ratios[0]:.2f} to {ratios[-1]:.2f} times as long "
+        f"as estimated before the run. By today's formulas the largest error of the peak is "
+        f"{percent(max(abs(record.error_today) for record in found))[1:]}.\n"
     )
-    told = (
-        f"{all_of.count} runs on {' and '.join(sorted({record.content['card'] for record in found}))}, "
-        f"{len(failed)} more that gave no record. Error of the predicted peak, without its sign: median "
-        f"{percent(all_of.median)[1:]}, 95th percentile {percent(all_of.percentile_95)[1:]}, largest "
-        f"{percent(all_of.largest)[1:]}; under the measured peak in {all_of.under} runs. More than the bound was "
-        f"reserved in {over_bound(found)}; {sum(record.held_to_bound for record in found)} runs had no more memory "
-        "than their plan's bound, the older ones the whole card. Steps took "
-        f"{ratios[0]:.2f} to {ratios[-1]:.2f} times as long as estimated before the run. By today's formulas the "
-        f"largest error of the peak is {percent(max(abs(record.error_today) for record in found))[1:]}.\n\n"
-    )
-    heads = ("case", "tokens>", "allocated, GiB>", "predicted>", "error>", "reserved>", "bound>")
-    return told + table(heads, rows)
 
 
 BLOCKS: Mapping[str, Callable[[], str]] = {

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from planner.baseline import baseline
 from planner.explain_formulas import written
 from planner.ledger import Basis, Phase, Resource, Term, Work
+from planner.markdown import table
 from planner.symbols import LETTERS, symbolic_letters
-from reports.render.markdown import table
 
 PHASES: Mapping[Phase, str] = {
     Phase.LOAD: "weights and adapters come onto the card",

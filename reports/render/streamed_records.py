@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from reports.render.markdown import seconds, table
+from planner.markdown import seconds, table
 from reports.render.records import FOLDER
 
 FLOORS = (

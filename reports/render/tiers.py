@@ -6,9 +6,9 @@ import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from planner.markdown import table
 from planner.matrix import COLUMNS, MatrixRow
 from planner.matrix_files import cells
-from reports.render.markdown import table
 
 RECORD = Path(__file__).resolve().parents[1] / "tiers.csv"
 HEADS = ("card", "tier>", "tokens>", "longest, all trained>", "rank>", "card high>", "of>", "host>", "a step>")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reports.render.markdown import table
+from planner.markdown import table
 from reports.render.records import FOLDER
 from reports.validation.fit import HELD, NEAR, errors_of, split
 

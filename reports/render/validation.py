@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from planner.hardware import load_profile
+from planner.markdown import gib, percent, seconds, table
 from planner.plan_file import load_plan
 from planner.units import MIB, format_bytes
 from reports.render import own_rates, streamed_records, time_constants
-from reports.render.markdown import gib, percent, seconds, table
 from reports.render.records import (
     DEMO,
     FOLDER,

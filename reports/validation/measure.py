@@ -39,6 +39,7 @@ from reports.validation.grid import BEYOND, GRID
 from reports.validation.sets import set_of
 
 HERE = Path(__file__).parent
+PLANS = HERE / "plans"
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 1200
 
@@ -138,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb.add_argument("--grid", action="store_true", help="the runs of reports.validation.grid")
         verb.add_argument("names", nargs="*", metavar="NAME")
     given = parser.parse_args(arguments)
-    cases, plans = (GRID, HERE / "grid" / "plans") if given.grid else (CASES, HERE / "plans")
+    cases, plans = (GRID, HERE / "grid" / "plans") if given.grid else (CASES, PLANS)
     if unknown := {*given.names} - {case.name for case in cases}:
         parser.error(f"no case is called {min(unknown)}")
     asked = [case for case in cases if not given.names or case.name in given.names]

@@ -76,7 +76,7 @@ def main() -> int:
         each = {"by_shared_constants": estimates(plan, card), "by_own_rates": estimates(plan, str(own))}
         found["runs"][name] = each
         write_record(out, found)
-        tell(f"{name:40} {run(cases[name], folder)}")
+        tell(f"{name:40} {run(cases[name], PLANS / f'{name}.yaml', folder, 0)}")
         record = folder / f"{name}.json"
         if record.exists():
             took = json.loads(record.read_text(encoding="utf-8"))["step_seconds"]

@@ -7,10 +7,13 @@ and the next one is fetched ahead in the backward pass. Host buffers are exactly
 from __future__ import annotations
 
 from planner.baseline_formulas import bits_of_activation
-from planner.ledger import Device, Ledger, Phase, Resource, Term, Work
+from planner.ledger import ALWAYS, Device, Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Evidence, Knobs, OnCard, Optimization, Situation
 from planner.session import Session
 from planner.symbols import Letters, Number
+
+HELD = ALWAYS - {Phase.MERGE}
+"""The buffers are taken with the model and used again by every step; before merging they are given back."""
 
 
 def outgoing(x: Letters) -> Number:
@@ -44,7 +47,7 @@ class CheckpointOffload(Optimization):
     id = "checkpoint_offload"
     title = "checkpoints in host memory"
     numbers = (4,)
-    claims = frozenset({"activations/checkpoints.device"})
+    claims = frozenset({"activations/checkpoints.device", "activations/checkpoints.phases"})
     makes = frozenset({"buffers/checkpoints_out", "buffers/checkpoints_last", "buffers/checkpoints_in"})
     adds = frozenset({"link/out", "link/in", "link_exposed/out", "link_exposed/in"})
     requires = (OnCard("with the CPU alone there is one memory, so there is nowhere to move checkpoints to"),)
@@ -57,7 +60,7 @@ class CheckpointOffload(Optimization):
         """Checkpoints move to pinned host memory; two hidden states pass through the card."""
         source = "trainer/host_store.py"
         return (
-            ledger.claimed("activations/checkpoints", device=Device.PINNED)
+            ledger.claimed("activations/checkpoints", device=Device.PINNED, phases=HELD)
             .with_terms(
                 Term(
                     "buffers/checkpoints_out",

@@ -1,0 +1,183 @@
+"""A page on what records say of predictions, in Markdown, with pictures beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from planner.cli_output import is_new, write_whole
+from planner.errors import PlanError
+from planner.markdown import gib, percent, seconds, table
+from planner.measurements import STANDING, Failure, Record, Spread
+from planner.units import format_bytes
+from planner.validation_pictures import pictures
+from planner.validation_report import BOUNDS, COMPARED, sentences, spreads
+
+SPREAD = ("compared", "runs>", "median>", "95th percentile>", "largest>", "too low>")
+RUNS = (
+    "run",
+    "how",
+    "tokens>",
+    "planned>",
+    "took>",
+    "error>",
+    "reserved>",
+    "bound>",
+    "driver>",
+    "host>",
+    "host bound>",
+    "step, s>",
+    "estimated>",
+)
+CAPTIONS = {
+    "measured": "Planned against measured peaks",
+    "errors": "How far off planned peaks were",
+    "bounds": "What was left of bounds",
+    "phases": "Errors phase by phase",
+}
+
+
+TITLE = "# Predictions against runs"
+
+
+def check_page(target: Path) -> None:
+    """See whether a page and its pictures may be written there; nothing is touched.
+
+    Raises:
+        PlanError: it is no Markdown file in a folder that is there, or something else is by one of these names.
+    """
+    asked, other = f"--out {target}", "Name another file, or move that one away."
+    if target.suffix != ".md":
+        raise PlanError(asked, "is no name of a Markdown page.", f"Try --out {target.with_suffix('.md')}.")
+    if is_new(target):
+        there = [path.name for name in CAPTIONS if (path := _picture(target, name)).exists()]
+        if there:
+            raise PlanError(asked, f"would need the name of a picture that is there: {there[0]}.", other)
+    elif TITLE not in target.read_text(encoding="utf-8", errors="replace"):
+        raise PlanError(asked, "holds something that is no such page, and is not overwritten.", other)
+
+
+def _picture(page: Path, name: str) -> Path:
+    return page.with_name(f"{page.stem}-{name}.svg")
+
+
+def write_page(target: Path, records: Sequence[Record], failures: Sequence[Failure]) -> list[Path]:
+    """Write the page and its pictures beside it; gives what was written."""
+    drawn = {_picture(target, name): content for name, content in pictures(records, failures).items()}
+    for place, content in drawn.items():
+        write_whole(place, content)
+    names = {place.stem.removeprefix(f"{target.stem}-"): place.name for place in drawn}
+    write_whole(target, page(records, failures, names))
+    return [target, *drawn]
+
+
+def page(
+    records: Sequence[Record], failures: Sequence[Failure], drawn: Mapping[str, str], more: Sequence[str] = ()
+) -> str:
+    """The page's text.
+
+    Args:
+        drawn: by picture, its file as seen from the page.
+        more: what is told besides, before the list of all runs.
+    """
+    parts = [
+        TITLE,
+        "Bytes of a peak are predicted as an expected value and as a bound. Each plan was made before its run, and "
+        "the run was held to the bound. An error is predicted over measured, less one; room is how far a bound was "
+        "above what was measured.",
+        *(f"![{CAPTIONS[name]}]({place})" for name, place in drawn.items()),
+        "## All together",
+        *_by_set(records),
+        _bullets(sentences(records, failures)),
+        "## Phase by phase",
+        table(("phase", *SPREAD[1:]), _phase_rows(records)),
+        "## Terms that stay from step to step",
+        table(("term", "runs>", "exact>", "largest difference>"), _term_rows(records)),
+        *more,
+        "## Every run",
+        "Sizes in GiB. Host memory is anonymous and pinned together.",
+        table(RUNS, map(_row, records)),
+        "## Machines and versions",
+        _bullets(_machines(records)),
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def _by_set(records: Sequence[Record]) -> list[str]:
+    """What is compared, once for each set that the records name."""
+    names = sorted({str(record.content.get("set") or "") for record in records})
+    parts = []
+    for name in names:
+        of = [record for record in records if str(record.content.get("set") or "") == name]
+        title = {"holdout": "Held out of every fit", "calibration": "Constants may be fitted to these"}.get(name, "")
+        rows = [
+            _spread(next(told for known, told, _ in COMPARED if known == what), spread, what in BOUNDS)
+            for what, spread in spreads(of).items()
+        ]
+        models = len({record.content["model"]["id"] for record in of})
+        parts += [f"### {title}: {len(of)} runs of {models} models" if title else "", table(SPREAD, rows)]
+    return parts
+
+
+def spread_cells(spread: Spread) -> tuple[str, ...]:
+    """How many runs, median, 95th percentile and largest error, and how many were too low."""
+    shares = (f"{100 * value:.2f} %" for value in (spread.median, spread.percentile_95, spread.largest))
+    return str(spread.count), *shares, str(spread.under)
+
+
+def _spread(what: str, spread: Spread, bound: bool) -> tuple[str, ...]:
+    return f"{what}{' (room)' if bound else ''}", *spread_cells(spread)
+
+
+def _phase_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        if record.shows_the_peak:
+            for name, pair in record.phases.items():
+                found.setdefault(name, []).append(pair)
+    spread = {name: Spread.of(pairs) for name, pairs in found.items()}
+    return [_spread(name.replace("_", " "), each, bound=False) for name, each in spread.items() if each is not None]
+
+
+def _term_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for group in STANDING:
+        pairs = [record.standing[group] for record in records if group in record.standing]
+        if pairs:
+            exact = sum(planned == found for planned, found in pairs)
+            apart = max(abs(planned - found) for planned, found in pairs)
+            rows.append((group, str(len(pairs)), str(exact), format_bytes(apart)))
+    return rows
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    host, step = record.content["measured"]["host"], record.step
+    ran, layers = record.content["layers_run"], record.content["layers"]
+    part = "" if ran == layers else f", {ran} of {layers} layers"
+    return (
+        record.name,
+        f"{record.how}{part}",
+        f"{record.tokens:,}",
+        gib(record.expected),
+        gib(record.allocated),
+        percent(record.error),
+        gib(record.measured["reserved_bytes"]),
+        gib(record.predicted["high_bytes"]),
+        gib(record.measured["driver_bytes"]),
+        gib(record.host_measured if host["anonymous_bytes"] else host["pinned_bytes"]),
+        gib(record.content["predicted"]["host"]["peak_bytes"]),
+        seconds(step[0] if record.alone else None),
+        seconds(step[1] if record.alone else None),
+    )
+
+
+def _machines(records: Sequence[Record]) -> list[str]:
+    count: dict[str, int] = {}
+    for record in records:
+        name = f"{record.machine}; revision {str(record.content.get('revision'))[:7]}"
+        count[name] = count.get(name, 0) + 1
+    return [f"{many} {'run' if many == 1 else 'runs'}: {name}" for name, many in count.items()]

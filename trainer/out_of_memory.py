@@ -1,0 +1,54 @@
+"""What is said of a run that got no more memory: in which phase, what tensors held, and what the plan has for it."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from planner.plan import Plan
+from planner.units import format_bytes
+
+_ASKED = re.compile(r"Tried to allocate ([\d.]+) ([KMG]iB|bytes)")
+_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+MOST_TERMS = 3
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out, on a card or in the host."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def explained(error: RuntimeError, plan: Plan, phase: str) -> str:
+    """Why a plan's run had too little memory, in some sentences; ``phase`` is the one that it was in.
+
+    Where torch tells what it asked for on a card, what tensors held and what lay unused between them is told apart:
+    the one is what formulas predict, the other is in the bound alone.
+    """
+    peak, first = plan.memory.gpu.peak_bytes, str(error).splitlines()[0]
+    bound = f"ran out of memory, though the plan's bound is {format_bytes(peak.high)}"
+    asked = _ASKED.search(first)
+    if asked is None or not torch.cuda.is_available():
+        return f"{bound}: {first}"
+    more = int(float(asked[1]) * _UNITS[asked[2]])
+    held, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    budget = plan.memory.gpu.budget_bytes
+    told = (
+        f"{bound}: {format_bytes(more)} more were asked for in {_named(phase)}, while tensors held "
+        f"{format_bytes(held)} and {format_bytes(max(0, reserved - held))} lay unused between them, of "
+        f"{format_bytes(budget)} allowed."
+    )
+    terms = plan.memory.gpu.phases.get(phase)
+    if not terms:
+        return told
+    planned = sum(terms.values())
+    largest = sorted(terms.items(), key=lambda each: -each[1])[:MOST_TERMS]
+    listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in largest)
+    told += f" The plan has {format_bytes(planned)} for that, the largest of it {listed}."
+    if held + more > planned:
+        return f"{told} So tensors took more than was planned."
+    return f"{told} So tensors took no more than was planned; what lay between them could not be used."
+
+
+def _named(phase: str) -> str:
+    return f"the phase {phase}" if phase != "between" else "no phase of a step"
