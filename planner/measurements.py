@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -230,10 +231,16 @@ def read_failures(folder: Path) -> tuple[Failure, ...]:
     )
 
 
+_CARD = re.compile(r" GPU \d+ has a total capacity of .*", re.DOTALL)
+
+
 def told(output: str) -> str:
-    """Of all that a run without a record said, what it said last: its mistakes, or one line."""
+    """Of all that a run without a record said, what it said last: its mistakes, or one line.
+
+    What torch tells of the whole card, and what it advises, is left out: a record's file has it.
+    """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    errors = [_CARD.sub("", line.removeprefix("error: ")) for line in lines if line.startswith("error: ")]
     return " ".join(errors) or (lines[-1] if lines else "it said nothing")
 
 

@@ -14,9 +14,11 @@ from planner.optimizations import all_optimizations
 from planner.plan import Plan
 from planner.plan_file import load_plan
 from reports.render import grid as grid_page
+from reports.render import peers
 from reports.render.records import on_cards, records
 from reports.validation.fit import run_of
 from reports.validation.grid import BEYOND, EXCLUDED, FAILED, GRID, HELD, LONGEST
+from reports.validation.peers import by_accelerate
 from reports.validation.sets import CALIBRATED_UP_TO, set_of, set_of_record
 
 FOLDER = grid_page.RECORDS
@@ -133,3 +135,26 @@ def test_one_layer_alone_does_not_count_for_the_peak(tmp_path: Path) -> None:
     assert of().shows_the_peak and of(layers_run=2).shows_the_peak and of(layers=1, layers_run=1).shows_the_peak
     assert not of(layers_run=1).shows_the_peak
     assert of().alone and not of(beside=2).alone and not of(how="rehearsed").alone
+
+
+def test_what_other_estimators_say_is_of_the_same_runs() -> None:
+    found = json.loads(peers.FOUND.read_text(encoding="utf-8"))["runs"]
+    whole = {name: record for name, record in MEASURED.items() if record.content["executor"] == "resident"}
+    assert {*found} == {*whole}
+    for name, run in found.items():
+        assert (run["measured"], run["planned"]) == (whole[name].allocated, whole[name].expected)
+        assert all(
+            size is None or size > 0
+            for each in run["peers"].values()
+            if "refused" not in each
+            for size in each.values()
+        )
+    assert peers.section() in grid_page.text()
+
+
+def test_accelerate_says_of_a_model_what_its_own_table_says() -> None:
+    record = MEASURED["h200-12gib-phi-2-2048-bf16"]
+    said = by_accelerate(record)
+    parameters = record.content["plan"]["model"]["parameters"]
+    assert said["nearest"] == pytest.approx(2 * parameters, rel=0.01)  # 16 bits
+    assert said["training"] == pytest.approx(2 * 4 * parameters, rel=0.01)  # two states in float32, the largest it has
