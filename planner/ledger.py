@@ -57,6 +57,17 @@ ALWAYS = frozenset(Phase)
 STEP = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER})
 PASSES = frozenset({Phase.ATTENTION, Phase.ATTENTION_BACKWARD})
 AFTER_LOAD = ALWAYS - {Phase.LOAD}
+
+
+def held(device: Device) -> frozenset[Phase]:
+    """Phases of a buffer that is taken once the weights are there, and kept.
+
+    On the card it is part of what loading ends with. In the host loading needs room of its own before, and no buffer
+    is there yet when that is highest.
+    """
+    return ALWAYS if device is Device.GPU else AFTER_LOAD
+
+
 WHILE_TRAINING = Phase.BACKWARD
 """A phase of every step: what is on the disk in it is there to train with, and not what a run leaves behind."""
 GROUPS = (

@@ -7,7 +7,7 @@ take as much host memory as the layer inputs; computed again, they cost one forw
 from __future__ import annotations
 
 from planner.baseline_formulas import one_byte
-from planner.ledger import AFTER_LOAD, Device, Ledger, Term
+from planner.ledger import Device, Ledger, Term, held
 from planner.optimizations.base import Evidence, Knobs, Needs, Optimization, Situation
 from planner.session import Session
 from planner.symbols import Letters, Number
@@ -55,7 +55,7 @@ class KeptAttention(Optimization):
                     name,
                     count,
                     one_byte,
-                    AFTER_LOAD,
+                    held(device),
                     "attended values and log-sum-exp of the other layers",
                     "trainer/streamed/layer.py",
                     device=device,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from planner import streamed_blocks as blocks
 from planner.baseline_formulas import float32
-from planner.ledger import AFTER_LOAD, Device, Ledger, Phase, Resource, Term, Work
+from planner.ledger import Device, Ledger, Phase, Resource, Term, Work, held
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
 from planner.session import Session
 from planner.symbols import Letters, Number
@@ -82,7 +82,7 @@ class SequenceBlocks(Optimization):
             .claimed("attention/group_backward", count=blocks.group_backward)
             .with_terms(
                 *(
-                    Term(name, count, float32, AFTER_LOAD, _WAITING, SOURCE, device=device)
+                    Term(name, count, float32, held(device), _WAITING, SOURCE, device=device)
                     for name, count, device in places
                 )
             )

@@ -7,12 +7,12 @@ and the next one is fetched ahead in the backward pass. Host buffers are exactly
 from __future__ import annotations
 
 from planner.baseline_formulas import bits_of_activation
-from planner.ledger import ALWAYS, Device, Ledger, Phase, Resource, Term, Work
+from planner.ledger import Device, Ledger, Phase, Resource, Term, Work, held
 from planner.optimizations.base import Evidence, Knobs, OnCard, Optimization, Situation
 from planner.session import Session
 from planner.symbols import Letters, Number
 
-HELD = ALWAYS - {Phase.MERGE}
+HELD = held(Device.PINNED) - {Phase.MERGE}
 """The buffers are taken with the model and used again by every step; before merging they are given back."""
 
 

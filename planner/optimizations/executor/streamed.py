@@ -16,7 +16,7 @@ from planner import streamed_workspace as workspace
 from planner.baseline import per_layer_names
 from planner.baseline_formulas import bits_of_activation, float32, one_byte
 from planner.baseline_work import attention_backward_flops, attention_forward_flops
-from planner.ledger import AFTER_LOAD, PASSES, Device, Formula, Ledger, Phase, Resource, Term, Work
+from planner.ledger import AFTER_LOAD, PASSES, Device, Formula, Ledger, Phase, Resource, Term, Work, held
 from planner.optimizations.attention.exact_attention import EAGER, kernels
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, OnCard, Optimization, Scalar, Situation
 from planner.session import Session
@@ -338,7 +338,7 @@ class Streamed(Optimization):
                     device=Device.PINNED,
                 ),
                 *(
-                    Term(name, count, bits, AFTER_LOAD, what, SOURCE, device=device)
+                    Term(name, count, bits, held(device), what, SOURCE, device=device)
                     for name, count, bits, device, what in _BETWEEN_PASSES
                 ),
             )
