@@ -62,10 +62,12 @@ def _picture(page: Path, name: str) -> Path:
 
 
 def write_page(target: Path, records: Sequence[Record], failures: Sequence[Failure]) -> list[Path]:
-    """Write the page and its pictures beside it; gives what was written."""
+    """Write the page and its pictures beside it, in the place of those of before; gives what was written."""
     drawn = {_picture(target, name): content for name, content in pictures(records, failures).items()}
     for place, content in drawn.items():
         write_whole(place, content)
+    for place in {_picture(target, name) for name in CAPTIONS} - {*drawn}:
+        place.unlink(missing_ok=True)
     names = {place.stem.removeprefix(f"{target.stem}-"): place.name for place in drawn}
     write_whole(target, page(records, failures, names))
     return [target, *drawn]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -287,3 +288,34 @@ def test_a_mistake_is_explained(words: str, told: str, tmp_path: Path, capsys: C
     out = [] if "--report" in words else ["--out", str(tmp_path / "out")]
     assert any(told in line for line in mistakes(capsys, "validate", *words.split(), *out))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_page_is_made_of_records_and_nothing_else_is_overwritten(tmp_path: Path, capsys: Capture) -> None:
+    page = tmp_path / "found.md"
+    assert main(["validate", "--report", str(RECORDS / "grid"), "--out", str(page)]) == 1  # some went over
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "found.md",
+        *(f"found-{name}.svg" for name in ("measured", "errors", "bounds", "phases")),
+    }
+    text = page.read_text(encoding="utf-8")
+    for name in ("measured", "errors", "bounds", "phases"):
+        assert f"](found-{name}.svg)" in text
+        assert ElementTree.parse(tmp_path / f"found-{name}.svg").getroot().tag.endswith("svg")
+    many = len(list((RECORDS / "grid").glob("*.json")))
+    assert text.count("\n| h200-") + text.count("\n| rtx") == many and "## Phase by phase" in text
+    # Once more, of other records: pictures of peaks alone, as nothing was reserved and no run was held out.
+    assert main(["validate", "--report", str(RECORDS / "counted"), "--out", str(page)]) == 0
+    assert not (tmp_path / "found-bounds.svg").exists()
+    assert "found-bounds.svg" not in page.read_text(encoding="utf-8") and "Every run" in page.read_text(
+        encoding="utf-8"
+    )
+    capsys.readouterr()
+    (tmp_path / "mine.md").write_text("# My notes\n", encoding="utf-8")
+    (tmp_path / "new-errors.svg").write_text("mine", encoding="utf-8")
+    for name, why in (("mine.md", "no such page"), ("new.md", "a picture that is there"), ("new.txt", "no name of a")):
+        words = ("validate", "--report", str(RECORDS / "grid"), "--out", str(tmp_path / name))
+        assert any(why in line for line in mistakes(capsys, *words)), name
+    assert (tmp_path / "mine.md").read_text(encoding="utf-8") == "# My notes\n"
+    assert (tmp_path / "new-errors.svg").read_text(encoding="utf-8") == "mine" and not (tmp_path / "new.md").exists()
+    gone = tmp_path / "gone" / "page.md"
+    assert "no folder" in mistakes(capsys, "validate", "--report", str(RECORDS), "--out", str(gone))[0]
