@@ -19,6 +19,12 @@ FOUR_BIT = 7
 Small steps with and without four bits, by turns: 203 microseconds more for each product of a resident step, in which
 another launch took 29.7; 202 of a streamed one, in which it took 41.1 (reports/validation/others/h200-own-rates.json).
 """
+EIGHT_BIT_UPDATE = 5
+"""As many launches take the host as long as the update of one matrix whose moments are in eight bits.
+
+131 and 155 microseconds for each, where a launch took 31 (reports/validation/grid, the runs of 4,096 tokens with
+adamw_8bit): its library goes from matrix to matrix in Python.
+"""
 SLICE = 20
 """Kernels of a slice of the loss, forward and backward; ``BENT``: more where logits are capped."""
 BENT = 8

@@ -67,7 +67,7 @@ class StepClock:
     def update(self) -> float | None:
         """Expected seconds of the optimiser's own work; None where they are unknown."""
         letters = self.letters(1, 1, 1)
-        size, launched = update_bytes(self.configuration.ledger, letters), update_launches(letters)
+        size, launched = (of(self.configuration.ledger, letters) for of in (update_bytes, update_launches))
         return update_seconds(size, launched, self.found.situation.gpu, self.found.constants)
 
 
@@ -127,7 +127,7 @@ def step_section(found: Search, limit_seconds: float, accumulation: int) -> Time
         memory_bytes=size,
         to_host_bytes=0,
         to_device_bytes=0,
-        kernels=update_launches(letters),
+        kernels=update_launches(configuration.ledger, letters),
     )
     one = step_time(configuration, amounts, gpu, found.constants).times(accumulation)
     estimate = None if one.estimate is None or update is None else float(one.estimate) + update

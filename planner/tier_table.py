@@ -139,7 +139,8 @@ def seconds_at(outcome: Outcome, index: int, rank: int, gpu: HardwareProfile, co
     """The estimated seconds of a step, to six digits as in a plan; None where the card's rates are unknown."""
     estimate, configuration = outcome.time.estimate, outcome.configuration
     letters = configuration.at(batch=1, total=1, target=1, workspace=0, rank=rank)
-    update = update_seconds(update_bytes(configuration.ledger, letters), update_launches(letters), gpu, constants)
+    size, launched = (of(configuration.ledger, letters) for of in (update_bytes, update_launches))
+    update = update_seconds(size, launched, gpu, constants)
     return None if estimate is None or update is None else float(f"{float(estimate[index]) + update:.6g}")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from planner.calibration import Calibration
 from planner.compose import Configuration
 from planner.hardware import HardwareProfile
+from planner.launches import EIGHT_BIT_UPDATE
 from planner.ledger import Device, Ledger, Phase, Resource, Work
 from planner.rates import AT_ONCE, LAUNCH, ON_DISK, TO_DEVICE, TO_HOST, UNBOUNDED, Rates, kind_of, rates_of
 from planner.symbols import Letters, greatest
@@ -162,12 +163,13 @@ def update_bytes(ledger: Ledger, letters: Letters) -> int:
     )
 
 
-def update_launches(letters: Letters) -> int:
+def update_launches(ledger: Ledger, letters: Letters) -> int:
     """Kernels of one optimiser step: two for each adapted linear, one for each of its matrices.
 
     Approximate: clipping and the step itself take many matrices at once, and only setting to zero goes one by one.
+    With moments in eight bits each takes as long as several.
     """
-    return 2 * int(letters.I * letters.L)
+    return 2 * int(letters.I * letters.L) * (EIGHT_BIT_UPDATE if "optimizer/scales" in ledger.terms else 1)
 
 
 def update_seconds(size: int, launched: int, gpu: HardwareProfile, constants: Calibration) -> float | None:

@@ -135,7 +135,7 @@ def run_of(record: Record) -> Run:
         clock.amounts(letters),
         found.situation.gpu,
         accumulation,
-        (update_bytes(clock.configuration.ledger, letters), update_launches(letters)),
+        (update_bytes(clock.configuration.ledger, letters), update_launches(clock.configuration.ledger, letters)),
         {
             "step": content["step_seconds"]["median"],
             **{name: seconds for name, seconds in phases.items() if name != SHORT},
