@@ -245,7 +245,8 @@ def _not_offered(owner: str, knob: Knob, value: Scalar, situation: Situation) ->
     if knob.may_be(value, situation) or known_unusable(owner, situation):
         return None
     offered = f"It can be {' or '.join(map(str, choices))}." if choices else ""
-    return PlanError(f"--set {owner}.{knob.name}={value}", f"is not to be had on {situation.gpu.name}.", offered)
+    where = f"for {situation.model.id} on {situation.gpu.name}"
+    return PlanError(f"--set {owner}.{knob.name}={value}", f"is not to be had {where}.", offered)
 
 
 def known_unusable(owner: str, situation: Situation) -> bool:
