@@ -16,9 +16,11 @@ from planner.errors import PlanError
 from planner.model import load_model as plan_shape
 from planner.optimizations import by_id
 from planner.plan import Choice
+from trainer.built import BuiltRun
 from trainer.data import synthetic_batch
 from trainer.device import take_device
-from trainer.four_bit import FourBit
+from trainer.four_bit import FourBit, constants_of
+from trainer.layers import layers_of
 from trainer.loading import find_source, load_config, load_model, load_tokenizer
 from trainer.measure import exact_terms
 from trainer.session import ResidentSession, build
@@ -209,6 +211,41 @@ def test_build_does_what_the_hooks_say(llama: Path) -> None:
     rest = 2 * (320 * 64 + 7 * 64) + 2 * 4 * 8
     assert terms["weights"] == weights // 2 + scales + tables + nested + rest
     built.close()
+
+
+@pytest.mark.parametrize("random", [False, True])
+@pytest.mark.parametrize("double", [False, True])
+def test_four_bit_weights_of_all_layers_are_one_storage(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, random: bool, double: bool
+) -> None:
+    """Values, gradients and bytes are those of weights that lie apart, bit for bit."""
+
+    def built() -> BuiltRun:
+        session = ResidentSession(make_plan(f"random:{llama}" if random else llama))
+        session.adapt(rank=2, alpha=4)
+        session.compute_in("bfloat16", scale_loss=False)
+        session.store_weights("nf4", double_quantization=double)
+        return session.build()
+
+    def gradients(run: BuiltRun) -> list[torch.Tensor]:
+        torch.manual_seed(5)
+        for parameter in run.trained:  # where the second matrix is zero, the first has no gradient
+            torch.nn.init.normal_(parameter, std=0.1)
+        run.loss(synthetic_batch(1, 24, 24, 320, seed=0), torch.tensor(24.0), nothing).backward()
+        return [parameter.grad for parameter in run.trained if parameter.grad is not None]
+
+    def storages(layer: torch.nn.Module) -> set[int]:
+        return {weight.untyped_storage().data_ptr() for weight in layer.parameters() if constants_of(weight)}
+
+    together = built()
+    monkeypatch.setattr("trainer.four_bit.Shelf.put", lambda shelf, linear, made: None)
+    apart = built()
+    one, other = layers_of(together.base), layers_of(apart.base)
+    assert len(storages(one)) == 1 and len(storages(other)) == 3 * 7
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert exact_terms(together) == exact_terms(apart)
+    found, wanted = gradients(together), gradients(apart)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)) and all(g.any() for g in found)
 
 
 def test_adapters_repeat_by_seed(llama: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface
 
 from planner.errors import PlanError
@@ -16,6 +19,7 @@ from trainer.adapters import make_lean, trainable_to_float32
 from trainer.attention import KERNELS, attention_name, register
 from trainer.checkpointing import DeviceStore, checkpoint_layers
 from trainer.counting import TensorBytes
+from trainer.four_bit import FUSED_ROWS, FourBit, multiplied, quantised
 from trainer.step import Evaluation, update
 
 
@@ -150,3 +154,44 @@ def test_update_with_a_loss_scale_skips_an_overflow_and_lowers_the_scale() -> No
 
 def test_perplexity_of_a_lost_model_is_infinite() -> None:
     assert Evaluation(0.0, 1, 1).perplexity == 1.0 and Evaluation(1e4, 1, 1).perplexity == math.inf
+
+
+class _Sizes(TorchDispatchMode):
+    """The bytes of every new tensor, in the order in which they are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[int] = []
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and (place := result.untyped_storage().data_ptr()) not in self._known:
+            self._known.add(place)
+            self.made.append(result.nbytes)
+        return result
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_four_bit_product_is_that_of_bitsandbytes_and_made_before_the_wide_matrix(
+    dtype: torch.dtype, bias: bool
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    plain = torch.nn.Linear(64, 128, bias=bias, dtype=dtype).requires_grad_(False)
+    four_bit = quantised(plain, FourBit(double_quantization=True), dtype, torch.device("cpu"))
+    rows, gradient = torch.randn(FUSED_ROWS + 8, 64, dtype=dtype), torch.randn(FUSED_ROWS + 8, 128, dtype=dtype)
+
+    def both(of: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = rows.clone().requires_grad_()
+        found = of(leaf)
+        found.backward(gradient)
+        assert leaf.grad is not None
+        return found, leaf.grad
+
+    for found, wanted in zip(both(lambda x: multiplied(four_bit, x)), both(four_bit), strict=True):
+        assert torch.equal(found, wanted)
+    with _Sizes() as sizes:
+        multiplied(four_bit, rows.requires_grad_())
+    result, wide = len(rows) * 128 * dtype.itemsize, 64 * 128 * dtype.itemsize
+    assert sizes.made[0] == result and wide in sizes.made and sizes.made.count(result) == 1

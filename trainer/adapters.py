@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from trainer.four_bit import multiplied
+
 
 def adapted_forward(layer: LoraLayer, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Base linear plus scaled adapter; ``x`` is ``[..., inputs]``, the result ``[..., outputs]``."""
     rows = x.reshape(-1, x.shape[-1])  # two dimensions, so that adding in place is no edit of a view
     base = layer.base_layer
     conv1d = isinstance(base, Conv1D)  # it would give a view of what it computes
-    result = torch.addmm(base.bias, rows, base.weight) if conv1d else base(rows, *args, **kwargs)
+    result = torch.addmm(base.bias, rows, base.weight) if conv1d else multiplied(base, rows, *args, **kwargs)
     if not (layer.disable_adapters or layer.merged):
         for name in layer.active_adapters:
             if name in layer.lora_A:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from trainer.layers import is_linear
+from trainer.layers import is_linear, layers_of
 
 Place = tuple[Any, str]
 """An object, and by what name it holds a tensor."""
@@ -22,14 +23,35 @@ class FourBit:
 
     double_quantization: bool
 
-    def config(self, dtype: torch.dtype) -> BitsAndBytesConfig:
-        """The same for ``from_pretrained``; the output head stays as it is, which is its default."""
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=self.double_quantization,
-            bnb_4bit_compute_dtype=dtype,
-        )
+
+class Shelf:
+    """One storage for the four-bit weights of all layers, made before any of them, in which each has its place.
+
+    Each is quantised beside 16-bit weights that go again. Left where they are made, they have gaps between them that
+    are smaller than a page, and an allocator at its limit can give back none of these. The bytes are the same.
+
+    Args:
+        linears: all that will be quantised.
+    """
+
+    def __init__(self, linears: Iterable[nn.Linear | Conv1D], device: torch.device) -> None:
+        # Every weight begins at a multiple of the largest power of two in its size, and nothing lies between two.
+        sizes = [(id(linear), (linear.weight.numel() + 1) // 2) for linear in linears]
+        sizes.sort(key=lambda named: -(named[1] & -named[1]))
+        names, counts = [name for name, _ in sizes], [count for _, count in sizes]
+        places = torch.empty(sum(counts), dtype=torch.uint8, device=device).split_with_sizes(counts)
+        self._places = dict(zip(names, places, strict=True))
+
+    @staticmethod
+    def of(model: PreTrainedModel, device: torch.device) -> Shelf:
+        """For all linears of a model's layers."""
+        return Shelf(filter(is_linear, layers_of(model).modules()), device)
+
+    def put(self, linear: nn.Module, made: nn.Module) -> None:
+        """Move the four-bit weight that was made of a linear to its place."""
+        weight, place = made.weight, self._places.pop(id(linear))
+        assert isinstance(weight, Tensor) and weight.dtype == torch.uint8
+        weight.data = place.copy_(weight.data.flatten()).view(weight.shape)
 
 
 def quantised(linear: nn.Linear | Conv1D, four_bit: FourBit, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -59,11 +81,60 @@ def quantised(linear: nn.Linear | Conv1D, four_bit: FourBit, dtype: torch.dtype,
     return made.to(device)  # quantises on the way
 
 
-def quantise_linears(layer: nn.Module, four_bit: FourBit, dtype: torch.dtype, device: torch.device) -> None:
+def quantise_linears(
+    layer: nn.Module, four_bit: FourBit, dtype: torch.dtype, device: torch.device, shelf: Shelf | None
+) -> None:
     """Quantise every linear of a layer, one after the other, each on the device."""
     for path, module in list(layer.named_modules()):
         if is_linear(module):
-            layer.set_submodule(path, quantised(module, four_bit, dtype, device))
+            made = quantised(module, four_bit, dtype, device)
+            if shelf is not None:
+                shelf.put(module, made)
+            layer.set_submodule(path, made)
+
+
+FUSED_ROWS = 1536
+"""bitsandbytes may multiply up to so many rows by a kernel that makes no wide matrix; beyond it always makes one."""
+
+
+class _Product(torch.autograd.Function):
+    """Rows times a four-bit matrix as bitsandbytes computes it, but what stays is made before what goes again.
+
+    Where outputs are kept layer by layer, one that is made beside the wide matrix leaves a gap of that size in front of
+    it, and what is left of each gap is lost to an allocator at its limit.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, state: Any, bias: Tensor | None) -> Tensor:
+        ctx.weight, ctx.state = weight, state
+        result = rows.new_empty(len(rows), state.shape[0])
+        wide = dequantised(weight, state).t()
+        if bias is None:
+            return torch.mm(rows, wide, out=result)
+        return torch.addmm(bias, rows, wide, out=result)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return gradients[0] @ dequantised(ctx.weight, ctx.state), None, None, None
+
+
+def dequantised(weight: Tensor, state: Any) -> Tensor:
+    """A four-bit weight in the type that it had before."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    wide: Tensor = dequantize_4bit(weight.data, state)
+    return wide
+
+
+def multiplied(linear: nn.Module, rows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """What a frozen linear gives for ``[T, D]``."""
+    state, bias = getattr(linear.weight, "quant_state", None), linear.bias
+    as_it_is = state is not None and state.dtype == rows.dtype and (bias is None or bias.dtype == rows.dtype)
+    if as_it_is and len(rows) > FUSED_ROWS and torch.is_grad_enabled():
+        found: Tensor = _Product.apply(rows, linear.weight, state, bias)
+    else:
+        found = linear(rows, *args, **kwargs)
+    return found
 
 
 def mark_as_four_bit(model: Any) -> None:

@@ -35,7 +35,7 @@ from planner.model_hub import HUB_ID
 from planner.plan_facts import RANDOM
 from trainer.adapters import make_lean, trainable_to_float32
 from trainer.data import Tokenise
-from trainer.four_bit import FourBit, mark_as_four_bit, quantise_linears
+from trainer.four_bit import FourBit, Shelf, mark_as_four_bit, quantise_linears
 from trainer.layers import is_linear, layers_of
 from trainer.random_weights import random_model
 
@@ -191,11 +191,12 @@ def load_model(
             name=source.place,
             put_away=put_away,
         )
+    at_once = four_bit is None and put_away is None  # else layer by layer
     options: dict[str, Any] = {
         **source.options,
         "config": config,
         # As it is in the files it need not be copied: they are mapped, and take no memory of the process.
-        "dtype": dtype if put_away is None or source.gguf else "auto",
+        "dtype": dtype if at_once or source.gguf else "auto",
         "attn_implementation": attention,
         "use_safetensors": True,
         "output_loading_info": True,
@@ -203,9 +204,7 @@ def load_model(
     if source.gguf:
         # Where the package kernels is installed, transformers would keep the file's own blocks otherwise.
         options["quantization_config"] = GgufConfig(dequantize=True)
-    elif four_bit is not None and put_away is None:
-        options["quantization_config"] = four_bit.config(dtype)
-    if source.gguf is None and device.type == "cuda" and put_away is None:
+    if source.gguf is None and device.type == "cuda" and at_once:
         options["device_map"] = {"": device.index or 0}
     logging.disable_progress_bar()
     try:
@@ -226,17 +225,16 @@ def load_model(
             for name in ("quantization_config", "is_quantized", "quantization_method"):
                 if name in vars(holder):
                     delattr(holder, name)
-    elif four_bit is not None and put_away is None:
-        return model  # on the device already, and transformers moves no model that it quantised itself
+    shelf = Shelf.of(model, device) if four_bit is not None and put_away is None else None
     for layer in layers_of(model):
         if four_bit is not None:
-            quantise_linears(layer, four_bit, dtype, device)
+            quantise_linears(layer, four_bit, dtype, device, shelf)
         if put_away is not None:
             _move(layer, device, dtype)
             put_away(layer)
     if four_bit is not None:
         mark_as_four_bit(model)
-    if put_away is None:
+    if at_once:
         return model.to(device)
     _move(model, device, dtype)
     return model

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from trainer.four_bit import FourBit, mark_as_four_bit, quantised
+from trainer.four_bit import FourBit, Shelf, mark_as_four_bit, quantised
 from trainer.layers import is_linear, layers_of
 
 
@@ -38,6 +38,7 @@ def random_model(
     spread = getattr(config, "initializer_range", 0.02)
     layers = set(layers_of(model).modules())
     ends = {list(layer.modules())[-1]: layer for layer in layers_of(model)}
+    shelf = Shelf.of(model, device) if four_bit is not None and put_away is None else None
     made: dict[int, nn.Parameter] = {}  # tied weights are one parameter, and stay one
 
     def parameter(key: str, meta: Tensor) -> nn.Parameter:
@@ -60,7 +61,10 @@ def random_model(
             assert type(module).__name__.endswith("RotaryEmbedding"), f"{path} has buffers of an unknown kind"
             model.set_submodule(path, type(module)(config=config).to(device))
         if four_bit is not None and is_linear(module) and module in layers:
-            model.set_submodule(path, quantised(module, four_bit, dtype, device))
+            of_four_bits = quantised(module, four_bit, dtype, device)
+            if shelf is not None:
+                shelf.put(module, of_four_bits)
+            model.set_submodule(path, of_four_bits)
             for key, value in list(module.named_parameters(recurse=False)):
                 # The list of modules still holds this one, and its 16-bit weight must go.
                 setattr(module, key, None)
