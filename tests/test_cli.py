@@ -197,7 +197,10 @@ def test_every_mistake_is_told_at_once(capsys: Capture, tmp_path: Path) -> None:
         ("--gpu rtx2060s --set lora.rank=4 --set lora.rank=8", "gives lora.rank two values"),
         ("--gpu rtx2060s --set train.lr=1 --set train.lr=2", "gives train.lr two values"),
         ("--gpu rtx2060s --set exact_attention.kernel=flsh", "is no kernel. Did you mean flash?"),
-        ("--gpu rtx2060s --set exact_attention.kernel=flash", "is not to be had for phi-2 on NVIDIA GeForce RTX 2060 SUPER."),
+        (
+            "--gpu rtx2060s --set exact_attention.kernel=flash",
+            "not to be had for phi-2 on NVIDIA GeForce RTX 2060 SUPER.",
+        ),
         ("--gpu rtx2060s --set lora.alpha=-1", "must be from 0 to 65,536"),
         ("--gpu rtx2060s --set train.seed=-3", "must be greater than or equal to 0"),
         ("--gpu rtx2060s --set train.lr=-1", "must be greater than 0"),

@@ -71,14 +71,23 @@ class TensorBytes(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key in self._known:
             return
-        self.live += size
+        name = self._made(size)
 
         def gone(_: Any, key: int = key, size: int = size) -> None:
             self._known.pop(key, None)
-            self.live -= size
+            self._gone(name, size)
 
         self._known[key] = weakref.ref(storage, gone)
         self.peaks[self.phase] = max(self.peaks[self.phase], self.live)
+
+    def _made(self, size: int) -> int:
+        """Hears of so many bytes that are live from now on; what it gives names them."""
+        self.live += size
+        return 0
+
+    def _gone(self, name: int, size: int) -> None:
+        """Hears that bytes are live no more."""
+        self.live -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.add.Tensor and not kwargs and _adds_gradients(sys._getframe(1), *args):

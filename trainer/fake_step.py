@@ -80,7 +80,7 @@ def counted(plan: Plan, layers: int | None = None) -> Counted:
         built = session.build(plan)
         vocab = built.base.config.vocab_size
         batch = synthetic_batch(plan.train.batch, plan.total_tokens, plan.target, vocab, 0, built.most_documents)
-        _make_state(built)
+        make_state(built)
         elsewhere = [array for arena in built.arenas for array in arena.held]
         stays = [*resident_tensors(built), *on_card, batch.inputs, batch.targets]
         with _OnCard(stays, elsewhere) as live, built.first_layers(layers or plan.model.layers):
@@ -109,7 +109,7 @@ def _make_tables(optimizer: Optimizer8bit) -> None:
         _fill_qmap(optimizer)
 
 
-def _make_state(built: session.BuiltRun) -> None:
+def make_state(built: session.BuiltRun) -> None:
     """The optimiser's state as its first step makes it."""
     optimizer: Any = built.optimizer
     if isinstance(optimizer, torch.optim.AdamW):
