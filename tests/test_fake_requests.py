@@ -1,0 +1,63 @@
+"""The requests of a run on tensors that hold no data, and what the allocator's rules make of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from planner.plan import Plan
+from planner.planning import Request, make_plan
+from planner.units import MIB
+from trainer.allocator import EMPTY, OutOfMemory, fits, replayed, smallest_limit
+from trainer.fake_requests import requests
+from trainer.fake_step import counted
+
+CASES: dict[str, dict[str, Any]] = {
+    "whole": {"excluded": ("streamed",), "total_tokens": 4096},
+    "streamed": {"required": ("streamed",), "total_tokens": 8192},
+    "kept": {"excluded": ("streamed", "gradient_checkpointing"), "required": ("nf4_weights",), "total_tokens": 2048},
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def made(request: pytest.FixtureRequest) -> tuple[Plan, list[tuple[int, int]]]:
+    """A plan for the card of the grid's runs, and all that its run asks for."""
+    plan = make_plan(Request("h200-sxm", "random:llama-3.2-1b", **CASES[request.param]))
+    return plan, requests(plan)
+
+
+def test_what_is_asked_for_is_what_is_counted_and_kernels_take(made: tuple[Plan, list[tuple[int, int]]]) -> None:
+    """Allocated: the counted step, workspaces, and what rounds up to 512 bytes; within 1 %."""
+    plan, events = made
+    allocated = replayed(events).most_allocated
+    assert allocated == pytest.approx(plan.memory.gpu.peak_bytes.expected, rel=0.01)
+    assert allocated >= max(counted(plan, 2).phases.values())
+
+
+def test_the_bound_suffices_and_less_than_was_allocated_does_not(made: tuple[Plan, list[tuple[int, int]]]) -> None:
+    plan, events = made
+    free, high = replayed(events), plan.memory.gpu.peak_bytes.high
+    assert fits(events, high) and free.most_allocated <= smallest_limit(events) <= high
+    with pytest.raises(OutOfMemory):
+        replayed(events, free.most_allocated - MIB)
+
+
+def test_every_name_is_taken_once_and_given_back_once_at_most(made: tuple[Plan, list[tuple[int, int]]]) -> None:
+    _, events = made
+    taken = [name for name, size in events if size > 0]
+    given = [name for name, size in events if size < 0]
+    assert len({*taken}) == len(taken) and len({*given}) == len(given) and {*given} <= {*taken}
+    assert EMPTY in events[: len(events) // 2]  # after loading, before the first step
+    live: set[int] = set()
+    for name, size in events:
+        if size > 0:
+            live.add(name)
+        elif size < 0:
+            live.remove(name)  # nothing is given back before it was taken
+    assert live  # weights, adapters and the optimiser's state stay
+
+
+def test_nothing_is_left_of_the_stand_ins() -> None:
+    assert torch.empty(2).untyped_storage().nbytes() == 8 and type(torch.empty(1)) is torch.Tensor
