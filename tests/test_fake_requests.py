@@ -11,7 +11,8 @@ from planner.plan import Plan
 from planner.planning import Request, make_plan
 from planner.units import MIB
 from trainer.allocator import EMPTY, OutOfMemory, fits, replayed, smallest_limit
-from trainer.fake_requests import requests
+from trainer.counting import TensorBytes
+from trainer.fake_requests import Requests, requests
 from trainer.fake_step import counted
 
 CASES: dict[str, dict[str, Any]] = {
@@ -61,3 +62,30 @@ def test_every_name_is_taken_once_and_given_back_once_at_most(made: tuple[Plan, 
 
 def test_nothing_is_left_of_the_stand_ins() -> None:
     assert torch.empty(2).untyped_storage().nbytes() == 8 and type(torch.empty(1)) is torch.Tensor
+
+
+class _Made(TensorBytes):
+    """The bytes of all that was made."""
+
+    made = 0
+
+    def _made(self, size: int) -> int:
+        self.made += size
+        return super()._made(size)
+
+
+def test_gradients_are_added_in_place_as_autograd_adds_them() -> None:
+    """What is noted besides changes nothing in what is counted."""
+
+    def step(mode: TensorBytes) -> None:
+        leaf = torch.ones(4096, requires_grad=True)
+        with mode:
+            half = leaf * 2
+            parts = [half.sin(), half.cos(), half.exp()]
+            torch.stack([part.sum() for part in parts]).sum().backward()
+
+    asked, counting = Requests(0, 0), _Made()
+    step(asked)
+    step(counting)
+    assert sum(size for _, size in asked.events if size > 0) == counting.made
+    assert asked.peak == counting.peak

@@ -26,7 +26,7 @@ def _adds_gradients(caller: Any, first: Any, second: Any) -> bool:
 
     It then adds in place, which it never does under a dispatch mode: what is counted would be a tensor too many.
     """
-    while caller.f_code.co_name in ("_fn", "inner"):  # what torch wraps dispatch modes in
+    while caller.f_code.co_name in ("_fn", "inner", "__torch_dispatch__"):  # what torch and subclasses wrap modes in
         caller = caller.f_back
     return (
         caller.f_code.co_name == "_engine_run_backward"

@@ -4,16 +4,24 @@
 
 Each frozen plan's step goes through tensors that hold no data (``trainer.fake_requests``), and its requests through the
 allocator's rules (``trainer.allocator``). OUT gets, for each: the most that was allocated and reserved with no limit,
-whether the plan's bound would do, and the smallest limit that does. Beside it stands what was measured.
+whether the plan's bound would do, and the smallest limit that does; all of it also as the trainer was when the grid was
+measured, with four-bit weights left where they are made, and outputs made after the wide matrix. Beside it stands what
+was measured, so one can see what a replay is worth.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from torch import Tensor, nn
+
+from planner.plan import Plan
 from planner.plan_file import load_plan
 from planner.units import MIB
 from reports.validation.grid import GRID
@@ -24,20 +32,37 @@ from trainer.record import revision
 FOLDER = Path(__file__).with_name("grid")
 
 
+@contextmanager
+def as_measured() -> Iterator[None]:
+    """Meanwhile the trainer is as it was when the grid was measured."""
+
+    def multiplied(linear: nn.Module, rows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        found: Tensor = linear(rows, *args, **kwargs)
+        return found
+
+    with patch("trainer.random_weights.Shelf.of", lambda *_: None), patch("trainer.adapters.multiplied", multiplied):
+        yield
+
+
+def of_plan(plan: Plan) -> dict[str, Any]:
+    """What its requests take, and whether they stay within its bound."""
+    events, high = requests(plan), plan.memory.gpu.peak_bytes.high
+    free, fit = replayed(events), fits(events, high)
+    return {
+        "allocated": free.most_allocated,
+        "reserved": free.most_reserved,
+        "fits": fit,
+        "smallest_limit": smallest_limit(events),
+        "retries": replayed(events, high).retries if fit else None,
+    }
+
+
 def replay(name: str) -> dict[str, Any]:
     """The figures of one run."""
     plan = load_plan(FOLDER / "plans" / f"{name}.yaml")
-    events, high = requests(plan), plan.memory.gpu.peak_bytes.high
-    free = replayed(events)
-    found: dict[str, Any] = {
-        "high": high,
-        "allocated": free.most_allocated,
-        "reserved": free.most_reserved,
-        "fits": fits(events, high),
-        "smallest_limit": smallest_limit(events),
-    }
-    if found["fits"]:
-        found["retries"] = replayed(events, high).retries
+    with as_measured():
+        before = of_plan(plan)
+    found: dict[str, Any] = {"high": plan.memory.gpu.peak_bytes.high, "before": before, "today": of_plan(plan)}
     record = FOLDER / f"{name}.json"
     if record.is_file():
         content = json.loads(record.read_text(encoding="utf-8"))
@@ -60,9 +85,8 @@ def main() -> int:
     for case in GRID:
         if not given.names or case.name in given.names:
             found = runs[case.name] = replay(case.name)
-            spare = (found["high"] - found["smallest_limit"]) / MIB
-            told = f"allocated {found['allocated'] / MIB:9.1f}, reserved {found['reserved'] / MIB:9.1f} MiB"
-            print(f"{case.name:56} {told}, {spare:+7.1f} MiB to spare", flush=True)
+            before, spare = ((found["high"] - found[when]["smallest_limit"]) / MIB for when in ("before", "today"))
+            print(f"{case.name:56} {before:+7.1f} MiB to spare as measured, {spare:+7.1f} today", flush=True)
             given.out.write_text(json.dumps({"revision": revision(), "runs": runs}, indent=1) + "\n", encoding="utf-8")
     return 0
 
