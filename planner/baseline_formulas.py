@@ -329,8 +329,9 @@ def stock_logits_bits(x: Letters) -> Number:
 def loading_in_host(x: Letters) -> Number:
     """Bytes of host memory while a GGUF file is loaded: all weights, and two float32 copies of the largest tensor.
 
-    transformers dequantises tensor by tensor on the CPU; the embedding is the largest. Safetensors go straight to
-    the card. Approximate: 729 MiB for SmolLM2-135M in float32 and 473 in bfloat16, where 670 and 453 were seen.
+    transformers dequantises tensor by tensor on the CPU; the embedding is the largest. Safetensors are mapped, and go
+    to the card from there. Approximate: 729 MiB for SmolLM2-135M in float32 and 473 in bfloat16, where 670 and 453 were
+    seen.
     """
     weights = linear_weights(x) + embedding(x) + head(x) + norms_and_biases(x)  # no GGUF file has experts here
     return x.W * (weights * x.w // 8) + x.G * 8 * embedding(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-GIB, MIB = 2**30, 2**20
+from planner.units import GIB
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -113,6 +113,11 @@ class Record:
         return self.content["step_seconds"]["median"], estimate if whole else None
 
     @property
+    def retries(self) -> int:
+        """How often the allocator gave memory back at its limit and asked again; 0 where there is none to ask."""
+        return int((self.content["environment"].get("allocator") or {}).get("retries") or 0)
+
+    @property
     def alone(self) -> bool:
         """Whether its seconds are its own: of the planned card, and no other run shared that card meanwhile."""
         return self.how == "run" and not self.content.get("beside")
@@ -131,7 +136,7 @@ class Record:
         }
         planned["weights"] += terms.get("buffers/weights", 0)  # where weights in host memory lie meanwhile
         found = self.content["measured"].get("terms", {})
-        return {group: (size, found[group]) for group, size in planned.items() if found.get(group)}
+        return {group: (size, found[group]) for group, size in planned.items() if group in found}
 
     @property
     def phases(self) -> dict[str, tuple[int, int]]:
@@ -156,6 +161,11 @@ class Failure:
 
     name: str
     told: str
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether it had too little of the card's memory: its bound was too low."""
+        return "out of memory" in self.told
 
 
 def read_records(folder: Path) -> tuple[Record, ...]:

@@ -47,9 +47,10 @@ def check_page(target: Path) -> None:
         PlanError: it is no Markdown file in a folder that is there, or something else is by one of these names.
     """
     asked, other = f"--out {target}", "Name another file, or move that one away."
+    new = is_new(target)  # it says what is wrong with a folder, or with a name that is none
     if target.suffix != ".md":
         raise PlanError(asked, "is no name of a Markdown page.", f"Try --out {target.with_suffix('.md')}.")
-    if is_new(target):
+    if new:
         there = [path.name for name in CAPTIONS if (path := _picture(target, name)).exists()]
         if there:
             raise PlanError(asked, f"would need the name of a picture that is there: {there[0]}.", other)
@@ -74,27 +75,32 @@ def write_page(target: Path, records: Sequence[Record], failures: Sequence[Failu
 
 
 def page(
-    records: Sequence[Record], failures: Sequence[Failure], drawn: Mapping[str, str], more: Sequence[str] = ()
+    records: Sequence[Record],
+    failures: Sequence[Failure],
+    drawn: Mapping[str, str],
+    more: Sequence[str] = (),
+    failed: Mapping[str, int] | None = None,
 ) -> str:
     """The page's text.
 
     Args:
         drawn: by picture, its file as seen from the page.
         more: what is told besides, before the list of all runs.
+        failed: by set, runs that had too little of the card's memory; else all of them are of the set without a name.
     """
+    failed = {"": sum(failure.out_of_memory for failure in failures)} if failed is None else failed
     parts = [
         TITLE,
-        "Bytes of a peak are predicted as an expected value and as a bound. Each plan was made before its run, and "
-        "the run was held to the bound. An error is predicted over measured, less one; room is how far a bound was "
-        "above what was measured.",
+        "Bytes of a peak are predicted as an expected value and as a bound. An error is predicted over measured, less "
+        f"one; room is how far a bound was above what was measured.{_held(records)}",
         *(f"![{CAPTIONS[name]}]({place})" for name, place in drawn.items()),
         "## All together",
-        *_by_set(records),
+        *_by_set(records, failed),
         _bullets(sentences(records, failures)),
-        "## Phase by phase",
-        table(("phase", *SPREAD[1:]), _phase_rows(records)),
-        "## Terms that stay from step to step",
-        table(("term", "runs>", "exact>", "largest difference>"), _term_rows(records)),
+        *_titled("Phase by phase", ("phase", *SPREAD[1:]), _phase_rows(records)),
+        *_titled(
+            "Terms that stay from step to step", ("term", "runs>", "exact>", "largest difference>"), _term_rows(records)
+        ),
         *more,
         "## Every run",
         "Sizes in GiB. Host memory is anonymous and pinned together.",
@@ -105,34 +111,53 @@ def page(
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
+def _titled(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A section with a table; none without rows."""
+    return [f"## {title}", table(heads, rows)] if rows else []
+
+
 def _bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"* {line}" for line in lines)
 
 
-def _by_set(records: Sequence[Record]) -> list[str]:
-    """What is compared, once for each set that the records name."""
+def _by_set(records: Sequence[Record], failed: Mapping[str, int]) -> list[str]:
+    """What is compared, once for each set that the records name; ``failed``: of each, runs that had too little."""
     names = sorted({str(record.content.get("set") or "") for record in records})
     parts = []
     for name in names:
         of = [record for record in records if str(record.content.get("set") or "") == name]
         title = {"holdout": "Held out of every fit", "calibration": "Constants may be fitted to these"}.get(name, "")
         rows = [
-            _spread(next(told for known, told, _ in COMPARED if known == what), spread, what in BOUNDS)
+            _spread(told, spread, bound=what in BOUNDS, failed=failed.get(name, 0) if what == "reserved" else 0)
             for what, spread in spreads(of).items()
+            for told in (next(told for known, told, _ in COMPARED if known == what),)
         ]
         models = len({record.content["model"]["id"] for record in of})
         parts += [f"### {title}: {len(of)} runs of {models} models" if title else "", table(SPREAD, rows)]
     return parts
 
 
-def spread_cells(spread: Spread) -> tuple[str, ...]:
-    """How many runs, median, 95th percentile and largest error, and how many were too low."""
+def spread_cells(spread: Spread, failed: int = 0) -> tuple[str, ...]:
+    """How many runs, median, 95th percentile and largest error, and how many were too low.
+
+    Args:
+        failed: runs that had too little and so are no part of the spread.
+    """
     shares = (f"{100 * value:.2f} %" for value in (spread.median, spread.percentile_95, spread.largest))
-    return str(spread.count), *shares, str(spread.under)
+    return str(spread.count), *shares, f"{spread.under} and {failed} that failed" if failed else str(spread.under)
 
 
-def _spread(what: str, spread: Spread, bound: bool) -> tuple[str, ...]:
-    return f"{what}{' (room)' if bound else ''}", *spread_cells(spread)
+def _spread(what: str, spread: Spread, *, bound: bool, failed: int = 0) -> tuple[str, ...]:
+    return f"{what}{' (room)' if bound else ''}", *spread_cells(spread, failed)
+
+
+def _held(records: Sequence[Record]) -> str:
+    """How many runs were held to their bound, where any was run."""
+    ran = [record for record in records if record.how != "counted"]
+    held = sum(record.content["limit_bytes"] == record.predicted["high_bytes"] for record in ran)
+    if not ran:
+        return ""
+    return f" Of {len(ran)} runs {'all' if held == len(ran) else held} had no more memory than the bound of their plan."
 
 
 def _phase_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:

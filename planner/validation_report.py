@@ -130,7 +130,17 @@ def sentences(records: Sequence[Record], failures: Sequence[Failure]) -> list[st
             f"{_share(each.median)} in the middle, {_share(each.percentile_95)} at the 95th percentile, "
             f"{_share(each.largest)} at most; too low in {each.under}."
         )
-    for what, over in (("the card", _names(records, "over")), ("the host", _names(records, "host_over"))):
+    failed = [failure.name for failure in failures if failure.out_of_memory]
+    if failed:
+        lines.append(f"{_runs(len(failed))} more ran out of memory and left no record: there the bound was too low.")
+    squeezed = sum(record.retries > 0 for record in records)
+    if squeezed:
+        lines.append(
+            f"In {_runs(squeezed)} the allocator came to the limit, gave memory back and asked again: what it reserved "
+            "then is what it was held to, and not all that it would have taken."
+        )
+    over_card = [*_names(records, "over"), *failed]
+    for what, over in (("the card", over_card), ("the host", _names(records, "host_over"))):
         lines.append(f"More than the bound of {what}: {', '.join(over) if over else 'none'}.")
     stopped = [record for record in records if "stopped" in record.content]
     lines += [f"Stopped: {record.name}: {record.content['stopped']}" for record in stopped]
@@ -149,6 +159,10 @@ def sentences(records: Sequence[Record], failures: Sequence[Failure]) -> list[st
             "in the bound alone, and loading and time are not seen."
         )
     return lines
+
+
+def _runs(count: int) -> str:
+    return f"{count} {'run' if count == 1 else 'runs'}"
 
 
 def _names(records: Sequence[Record], what: str) -> list[str]:

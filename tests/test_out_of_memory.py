@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,34 +16,36 @@ from trainer.measure import driver_reader
 from trainer.out_of_memory import explained, is_out_of_memory
 
 PLAN = make_plan(Request("rtx2060s", "random:llama-3.2-1b", total_tokens=1024, excluded=("streamed",)))
-TOLD = "CUDA out of memory. Tried to allocate 126.00 MiB. GPU 0 has a total capacity of 139.80 GiB of which"
+RECORDS = Path(__file__).resolve().parents[1] / "reports" / "validation" / "grid"
 
 
-@pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What the allocator says it holds, as if there were one."""
-    held = SimpleNamespace(allocated=0, reserved=0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: held.allocated)
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: held.reserved)
-    return held
+def _error(held: int, unused: int, asked: int) -> torch.OutOfMemoryError:
+    """As torch words it, in the record of a run that failed."""
+    whole = (RECORDS / "h200-8gib-phi-3.5-mini-1024-small.failed.txt").read_text(encoding="utf-8")
+    text = whole[whole.index("CUDA out of memory") :]
+    for was, now in (("126.00 MiB", asked), ("2.42 GiB is allocated", held), ("221.60 MiB is reserved", unused)):
+        rest = was.partition("B")[2]
+        assert was in text
+        text = text.replace(was, f"{now / MIB:.2f} MiB{rest}" if rest else f"{now / MIB:.2f} MiB")
+    return torch.OutOfMemoryError(text)
 
 
-def test_memory_that_lay_unused_is_told_from_tensors_that_took_more(card: SimpleNamespace) -> None:
+def test_memory_that_lay_unused_is_told_from_tensors_that_took_more() -> None:
     planned = sum(PLAN.memory.gpu.phases["backward"].values())
-    card.allocated, card.reserved = planned - 200 * MIB, planned + 30 * MIB
-    told = explained(torch.OutOfMemoryError(TOLD), PLAN, "backward")
+    told = explained(_error(planned - 200 * MIB, 230 * MIB, 126 * MIB), PLAN, "backward")
     assert "126.00 MiB more were asked for in the phase backward" in told and "230.00 MiB lay unused" in told
-    assert f"The plan has {format_bytes(planned)} for that" in told and told.endswith("could not be used.")
+    assert f"The plan has {format_bytes(planned)} for that" in told
+    assert told.endswith("took no more than was planned; what lay between them could not be used.")
     largest = max(PLAN.memory.gpu.phases["backward"].items(), key=lambda each: each[1])
     assert f"{largest[0]} {format_bytes(largest[1])}" in told and "total capacity" not in told
-    card.allocated = planned - 100 * MIB
-    assert explained(torch.OutOfMemoryError(TOLD), PLAN, "backward").endswith("took more than was planned.")
+    a_little = explained(_error(planned - 100 * MIB, 230 * MIB, 126 * MIB), PLAN, "backward")
+    assert "26.00 MiB more than was planned, and what lay between them could not be used." in a_little
+    far = explained(_error(planned + 900 * MIB, 0, 100 * MIB), PLAN, "backward")
+    assert "more than was planned, and that is more than the bound leaves." in far
 
 
-def test_what_is_not_known_is_not_told(card: SimpleNamespace) -> None:
-    card.allocated = card.reserved = GIB
-    told = explained(torch.OutOfMemoryError(TOLD), PLAN, "between")
+def test_what_is_not_known_is_not_told() -> None:
+    told = explained(_error(GIB, MIB, MIB), PLAN, "between")
     assert "in no phase of a step" in told and "The plan has" not in told
     other = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes.")
     assert is_out_of_memory(other) and explained(other, PLAN, "load").endswith(str(other))
@@ -78,7 +81,7 @@ class _Driver:
         ((2**22 + 7, 2**22 + 8), None),
     ],
 )
-def test_the_drivers_bytes_are_never_another_process_s(
+def test_the_drivers_bytes_are_not_those_of_another_process_of_this_machine(
     monkeypatch: pytest.MonkeyPatch, pids: tuple[int, ...], found: int | None
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", _Driver(*pids))

@@ -317,5 +317,22 @@ def test_a_page_is_made_of_records_and_nothing_else_is_overwritten(tmp_path: Pat
         assert any(why in line for line in mistakes(capsys, *words)), name
     assert (tmp_path / "mine.md").read_text(encoding="utf-8") == "# My notes\n"
     assert (tmp_path / "new-errors.svg").read_text(encoding="utf-8") == "mine" and not (tmp_path / "new.md").exists()
+    for name, why in ((".", "is a folder"), ("/", "is a folder"), ("-", "is no file name here"), ("..", "is a folder")):
+        words = ("validate", "--report", str(RECORDS / "grid"), "--out", name)
+        assert any(why in line for line in mistakes(capsys, *words)), name
     gone = tmp_path / "gone" / "page.md"
     assert "no folder" in mistakes(capsys, "validate", "--report", str(RECORDS), "--out", str(gone))[0]
+
+
+def test_a_run_that_had_too_little_counts_as_one_whose_bound_was_too_low() -> None:
+    found = [record for record in on_cards(records()) if record.over <= 0]
+    short, other = (
+        Failure("short", "ran out of memory, though the plan's bound is 2.00 GiB"),
+        Failure("lost", "no file"),
+    )
+    told = sentences(found, [short, other])
+    assert "1 run more ran out of memory and left no record: there the bound was too low." in told
+    assert "More than the bound of the card: short." in told
+    assert short.out_of_memory and not other.out_of_memory
+    retried = sum(record.retries > 0 for record in found)
+    assert any(line.startswith(f"In {retried} runs the allocator came to the limit") for line in told)

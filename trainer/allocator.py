@@ -1,7 +1,8 @@
 """What torch's CUDA allocator reserves for a stream of requests, with segments that grow (`expandable_segments`).
 
 It follows ``c10/cuda/CUDACachingAllocator.cpp`` step by step for one stream of a card: a pool for what is small and one
-for what is large, each in one segment of addresses that is backed page by page. Nothing is allocated here.
+for what is large, each in one segment of addresses that is backed page by page. Nothing is allocated here, and no run
+needs it: it tells why a run would fail, without a card (``reports.validation.replay``).
 """
 
 from __future__ import annotations

@@ -106,6 +106,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, state: Any, bias: Tensor | None) -> Tensor:
+        assert bias is None or not bias.requires_grad, "a bias is frozen, and gets no gradient here"
         ctx.weight, ctx.state = weight, state
         result = rows.new_empty(len(rows), state.shape[0])
         wide = dequantised(weight, state).t()

@@ -10,6 +10,10 @@ from planner.plan import Plan
 from planner.units import format_bytes
 
 _ASKED = re.compile(r"Tried to allocate ([\d.]+) ([KMG]iB|bytes)")
+_LAY = re.compile(
+    r"Of the allocated memory ([\d.]+) ([KMG]iB|bytes) is allocated by PyTorch, "
+    r"and ([\d.]+) ([KMG]iB|bytes) is reserved"
+)
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 MOST_TERMS = 3
 
@@ -22,21 +26,19 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def explained(error: RuntimeError, plan: Plan, phase: str) -> str:
     """Why a plan's run had too little memory, in some sentences; ``phase`` is the one that it was in.
 
-    Where torch tells what it asked for on a card, what tensors held and what lay unused between them is told apart:
-    the one is what formulas predict, the other is in the bound alone.
+    Torch tells what was asked for on a card, what tensors held and what lay unused between them, at that moment: the
+    one is what formulas predict, the other is in the bound alone. Once the error is caught, tensors are gone already.
     """
-    peak, first = plan.memory.gpu.peak_bytes, str(error).splitlines()[0]
+    peak, whole = plan.memory.gpu.peak_bytes, str(error)
     bound = f"ran out of memory, though the plan's bound is {format_bytes(peak.high)}"
-    asked = _ASKED.search(first)
-    if asked is None or not torch.cuda.is_available():
-        return f"{bound}: {first}"
-    more = int(float(asked[1]) * _UNITS[asked[2]])
-    held, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-    budget = plan.memory.gpu.budget_bytes
+    asked, lay = _ASKED.search(whole), _LAY.search(whole)
+    if asked is None or lay is None:
+        return f"{bound}: {whole.splitlines()[0]}"
+    more, held, unused = _size(asked, 1), _size(lay, 1), _size(lay, 3)
     told = (
         f"{bound}: {format_bytes(more)} more were asked for in {_named(phase)}, while tensors held "
-        f"{format_bytes(held)} and {format_bytes(max(0, reserved - held))} lay unused between them, of "
-        f"{format_bytes(budget)} allowed."
+        f"{format_bytes(held)} and {format_bytes(unused)} lay unused between them, of "
+        f"{format_bytes(plan.memory.gpu.budget_bytes)} allowed."
     )
     terms = plan.memory.gpu.phases.get(phase)
     if not terms:
@@ -45,9 +47,16 @@ def explained(error: RuntimeError, plan: Plan, phase: str) -> str:
     largest = sorted(terms.items(), key=lambda each: -each[1])[:MOST_TERMS]
     listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in largest)
     told += f" The plan has {format_bytes(planned)} for that, the largest of it {listed}."
-    if held + more > planned:
-        return f"{told} So tensors took more than was planned."
-    return f"{told} So tensors took no more than was planned; what lay between them could not be used."
+    if held + more <= planned:
+        return f"{told} So tensors took no more than was planned; what lay between them could not be used."
+    over = format_bytes(held + more - planned)
+    if planned + (peak.high - peak.expected) < held + more:
+        return f"{told} So tensors took {over} more than was planned, and that is more than the bound leaves."
+    return f"{told} So tensors took {over} more than was planned, and what lay between them could not be used."
+
+
+def _size(found: re.Match[str], place: int) -> int:
+    return int(float(found[place]) * _UNITS[found[place + 1]])
 
 
 def _named(phase: str) -> str:

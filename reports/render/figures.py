@@ -13,12 +13,11 @@ from planner.compose import Configuration, compose
 from planner.hardware import load_profile
 from planner.ledger import Device
 from planner.longest import FINEST, LONGEST
-from planner.markdown import GIB
 from planner.model import load_model
 from planner.optimizations.base import Situation
 from planner.plan import Plan
 from planner.planning import Request, make_plan
-from planner.units import format_bytes
+from planner.units import GIB, format_bytes
 from reports.render.records import Record, on_cards, records
 
 CARD, MODEL = "rtx2060s", "phi-2"

@@ -139,10 +139,10 @@ def measured() -> str:
     older, ratios = summary(found), step_ratios(found)
     return (
         f"A grid of {len(grid_records)} runs on one H200, held to 8, 12 and 24 GiB or standing in for other cards, of "
-        f"{len({record.content['model']['id'] for record in grid_records})} models, 512 to 524,288 tokens; plans were "
-        "frozen before ([all of them](reports/validation.md)):\n\n"
+        f"{len({record.content['model']['id'] for record in grid_records})} models, 512 to 524,288 tokens; "
+        f"{grid.parts_told(grid_records)}. Plans were frozen before ([all of them](reports/validation.md)):\n\n"
         f"{table(heads, rows)}\n"
-        f"{len(grid_failures)} more runs failed, each held to its plan's bound. {longest}\n\n"
+        f"{len(grid_failures)} more runs failed, each held to its plan's bound: there it was too low. {longest}\n\n"
         f"Before that, {older.count} runs on H100 and H200 ([validation](docs/validation.md)): error of the predicted "
         f"peak, without its sign, median {percent(older.median)[1:]}, largest {percent(older.largest)[1:]}; more than "
         f"the bound was reserved in {over_bound(found)}. Steps took {ratios[0]:.2f} to {ratios[-1]:.2f} times as long "

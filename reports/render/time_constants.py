@@ -25,7 +25,7 @@ def section(path: Path = FITTED) -> str:
         ("the same, constants as fitted", found["fitted_to"]["fitted"]),
         ("each model in turn left out, every constant known from others", known),
         ("each model in turn left out, a constant known from it alone", alone),
-        ("hold-out runs, constants as shipped", found["holdout"]["shipped"]),
+        ("hold-out runs (most were in fits before), constants as shipped", found["holdout"]["shipped"]),
     )
     far = {name: one for name, one in {**known, **alone, **found["holdout"]["shipped"]}.items() if not near(one)}
     only = {name for one in found["left_out_in_turn"].values() for name in one["known_from_it_alone"]}
