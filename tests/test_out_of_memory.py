@@ -80,6 +80,7 @@ class _Driver:
         ((1,), None),  # another process of this machine, before ours has begun to use the card
         ((2**22 + 7, 2**22 + 8), None),
     ],
+    ids=("ours", "outside", "another", "two"),
 )
 def test_the_drivers_bytes_are_not_those_of_another_process_of_this_machine(
     monkeypatch: pytest.MonkeyPatch, pids: tuple[int, ...], found: int | None
