@@ -78,8 +78,9 @@ def _how() -> str:
         "in `reports/validation/grid/plans/`, which were committed before any of them was run, and "
         "`python -m reports.validation.measure run OUT --grid` runs them. Cards named h200-… are an H200 held to so "
         "much memory; for all others it stood in, so that neither seconds nor the driver's count are theirs. Weights "
-        "are random. Steps were two, or one from 32,768 tokens on, after the probe step; the seconds are their median. "
-        "Where other runs shared the card, seconds and the driver's count are not compared. Held to its bound the "
+        "are random. Steps were two, or one from 32,768 tokens on, after the probe step; of two the seconds "
+        "are the mean, and the one can be several times the other. Where other runs shared the card, seconds "
+        "and the driver's count are not compared. Held to its bound the "
         "allocator gives memory back and asks again, which takes time that a user's run, held to the whole card, does "
         "not lose."
     )
