@@ -22,8 +22,8 @@ another launch took 29.7; 202 of a streamed one, in which it took 41.1 (reports/
 EIGHT_BIT_UPDATE = 5
 """As many launches take the host as long as the update of one matrix whose moments are in eight bits.
 
-131 and 155 microseconds for each, where a launch took 31 (reports/validation/grid, the runs of 4,096 tokens with
-adamw_8bit): its library goes from matrix to matrix in Python.
+131 and 155 microseconds for each (reports/validation.md, how these runs were made), where a launch took 31: its
+library goes from matrix to matrix in Python.
 """
 SLICE = 20
 """Kernels of a slice of the loss, forward and backward; ``BENT``: more where logits are capped."""

@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from torch import Tensor
 
 from planner.calibration import calibration
 from planner.ledger import Phase
@@ -24,7 +22,6 @@ from trainer.allocator import EMPTY
 from trainer.counting import TensorBytes
 from trainer.data import synthetic_batch
 from trainer.fake_step import make_state, nothing_real
-from trainer.host_memory import Arena
 from trainer.probing import PROBED
 
 PRODUCTS = {"gemm_4bit", "mm", "addmm", "bmm", "baddbmm", "addmm_", "_grouped_mm"}
@@ -108,14 +105,7 @@ def requests(plan: Plan) -> list[tuple[int, int]]:
     inside = max(terms.get("attention/workspace", 0) for terms in plan.memory.gpu.phases.values())
     asked = Requests(calibration().workspace_bytes((major, minor) if capability else None), inside)
 
-    def taken(arena: Arena, elements: int, dtype: torch.dtype) -> Tensor:
-        with asked.elsewhere(arena.away):
-            array = torch.empty(elements, dtype=dtype)
-        arena.bytes += elements * dtype.itemsize
-        arena.held.append(array)
-        return array
-
-    with nothing_real(), asked, patch("trainer.host_memory.Arena.take", taken):
+    with nothing_real(asked.elsewhere), asked:
         built = session.build(plan)
         asked.empty_cache()
         asked.threaded = built.streamed is None

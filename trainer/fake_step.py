@@ -10,7 +10,7 @@ same tensors, and pinned buffers are counted as the host's. Kernel workspaces an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,12 +215,19 @@ def _softmax_of_card(scores: Tensor, dim: int, dtype: torch.dtype | None = None)
 
 
 @contextmanager
-def nothing_real() -> Iterator[list[Tensor]]:
-    """Meanwhile nothing is computed; gives the arrays that arenas take of the card."""
+def nothing_real(
+    taking: Callable[[bool], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[list[Tensor]]:
+    """Meanwhile nothing is computed; gives the arrays that arenas take of the card.
+
+    Args:
+        taking: entered while an arena takes an array, and told whether that is away from the card.
+    """
     on_card: list[Tensor] = []
 
     def taken(arena: Arena, elements: int, dtype: torch.dtype) -> Tensor:
-        array = torch.empty(elements, dtype=dtype)
+        with taking(arena.away):
+            array = torch.empty(elements, dtype=dtype)
         arena.bytes += elements * dtype.itemsize
         arena.held.append(array)
         if not arena.away:
