@@ -45,7 +45,16 @@ def take_device(plan: Plan) -> torch.device:
         why = f"the plan needs {needed:,} bytes of it, and this {here.name} shows {here.total_memory:,}."
         here_too = "`plan --gpu local` plans for what it shows."
         raise PlanError(asked, why, "Only a card with more memory can stand in." if other else here_too)
-    # Beyond the budget the run fails at once; it never spills into memory that is not the card's own. Held to a
-    # smaller budget the allocator gives pages back that it holds unused before it asks for more.
-    torch.cuda.set_per_process_memory_fraction(min(1.0, plan.memory.gpu.budget_bytes / here.total_memory), 0)
+    hold(torch.device("cuda", 0), plan.memory.gpu.budget_bytes)
     return torch.device("cuda", 0)
+
+
+def hold(device: torch.device, limit: int) -> None:
+    """Let the allocator have no more of a card than so many bytes from here on.
+
+    Beyond them a run fails at once; it never spills into memory that is not the card's own. Held to less than it has,
+    the allocator gives pages back that it holds unused before it asks for more.
+    """
+    if device.type == "cuda":
+        whole = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole), device)

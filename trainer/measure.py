@@ -40,6 +40,7 @@ class Recorder:
         phase: the one that was named last, when all is over, too.
         driver: peak of what the driver says the process holds of the card; None where it does not say.
         clock: hears of the phases, too, and times those of whole steps.
+        before: what was held of the card, and how many steps were done, when the run was held to less; see ``held``.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -54,6 +55,7 @@ class Recorder:
         self.host_anonymous = 0
         self.driver: int | None = None
         self.clock = PhaseClock(device)
+        self.before: dict[str, int | None] | None = None
 
     def __enter__(self) -> Self:
         if self._cuda:
@@ -90,6 +92,26 @@ class Recorder:
     def peak(self, what: str) -> int | None:
         """The largest ``allocated_bytes`` or ``reserved_bytes`` of all phases; None if it is not known."""
         return max((peaks[what] for peaks in self.phases.values() if what in peaks), default=None)
+
+    def held(self, steps: int) -> None:
+        """The run has less of the card from here on: what was held so far is told apart, and counts no longer.
+
+        What tensors took stays with what comes: it is no matter of how much there is.
+
+        Args:
+            steps: that are done.
+        """
+        self.mark(BETWEEN)
+        retries = torch.cuda.memory_stats()["num_alloc_retries"] if self._cuda else None
+        self.before = {
+            "steps": steps,
+            "reserved_bytes": self.peak("reserved_bytes"),
+            "driver_bytes": self.driver,
+            "retries": retries,
+        }
+        self.driver = None
+        for sizes in self.phases.values():
+            sizes.pop("reserved_bytes", None)
 
     def found(self) -> dict[str, Any]:
         """All peaks and times so far, to be stored."""

@@ -70,6 +70,8 @@ def host_predicted(plan: Plan) -> dict[str, int | None]:
 def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> dict[str, Any]:
     """The whole record; what a machine does not tell is null."""
     gpu = plan.memory.gpu
+    timed = recorder.before["steps"] if recorder.before else None
+    step_seconds = run.step_seconds[:timed]  # held to less memory, steps are not what anybody else would wait for
     return {
         "plan": plan.document(),
         "executor": plan.executor,
@@ -98,15 +100,16 @@ def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> di
                 "reserved_bytes": recorder.peak("reserved_bytes"),
                 "driver_bytes": recorder.driver,
             },
+            "before_held": recorder.before,
             "host": {"anonymous_bytes": recorder.host_anonymous, "pinned_bytes": recorder.pinned_bytes},
             "phases": {phase: dict(sizes) for phase, sizes in recorder.phases.items()},
             "terms": dict(run.terms),
         },
         "step_seconds": {
-            "median": statistics.median(run.step_seconds) if run.step_seconds else None,
+            "median": statistics.median(step_seconds) if step_seconds else None,
             "each": [round(seconds, 6) for seconds in run.step_seconds],
             "probe": round(run.probe_seconds, 6),
-            "phases": {phase: round(seconds, 6) for phase, seconds in recorder.clock.medians().items()},
+            "phases": {phase: round(seconds, 6) for phase, seconds in recorder.clock.medians(timed).items()},
         },
         "losses": list(run.losses),
         "skipped_steps": run.skipped_steps,

@@ -14,7 +14,7 @@ from planner.ledger import Phase
 from planner.plan import Plan
 from trainer.built import BuiltRun
 from trainer.data import Batch, Data, evaluation_batches, prepare
-from trainer.device import take_device
+from trainer.device import hold, take_device
 from trainer.disk_room import check_disk
 from trainer.host_room import check_host
 from trainer.kernel_choice import choose_kernel
@@ -34,15 +34,26 @@ from trainer.step import Evaluation, evaluate
 from trainer.training import Announce, nobody, planned_steps, train_steps
 
 INTERRUPTED = 130
+HELD_STEPS = 2
+"""So many steps show whether a smaller limit suffices: the second finds memory as the first has left it."""
 
 
-def execute(plan: Plan, *, resume: bool = False, layers_run: int | None = None, choose: bool = False) -> int:
+def execute(
+    plan: Plan,
+    *,
+    resume: bool = False,
+    layers_run: int | None = None,
+    choose: bool = False,
+    last_held: int | None = None,
+) -> int:
     """Train exactly what was planned; gives the exit code (0, or 130 where it was interrupted).
 
     Args:
         resume: go on with the run that was stopped in the plan's folder.
         layers_run: run the first layers of a streamed model alone, to measure what each takes; the record says so.
         choose: measure which attention kernel is the fastest here, and plan anew with it where that fits.
+        last_held: bytes of the card that the last ``HELD_STEPS`` steps, saving and evaluation get, to see whether
+            they suffice; before them the run has what it always has, and its seconds are those of then.
 
     Raises:
         PlanError: the plan cannot be run here, the probe step took more than the plan's bound, or the data,
@@ -71,7 +82,7 @@ def execute(plan: Plan, *, resume: bool = False, layers_run: int | None = None, 
             recorder.mark(BETWEEN)
             recorder.pinned_bytes = sum(arena.pinned_bytes for arena in built.arenas)
             with built.first_layers(layers_run or plan.model.layers):
-                return _run(plan, built, reading, recorder, folder, console, saved)
+                return _run(plan, built, reading, recorder, folder, console, saved, last_held)
     except KeyboardInterrupt:
         console.print("Interrupted; what was saved before is whole.")
         return INTERRUPTED
@@ -130,6 +141,7 @@ class Running:
     console: Console
     progress: Progress
     announce: Announce
+    last_held: int | None = None
 
     def go(self, saved: Saved | None) -> int:
         """From the first step, or from where it was stored, to the record; gives the exit code."""
@@ -138,10 +150,14 @@ class Running:
         else:
             beginning = Beginning.of(saved)
             self._go_on(saved)
-        saver = self._saver(beginning)
+        saver, free = self._saver(beginning), planned_steps(self.plan.train, len(self.data.train.rows)) - HELD_STEPS
         try:
             for step in train_steps(self.plan, self.built, self.data, self.recorder, self.announce, saver, saved):
                 self.progress.show(step)
+                if self.last_held is not None and step["step"] == free:
+                    give_back_unused(self.built.device)
+                    hold(self.built.device, self.last_held)
+                    self.recorder.held(free)
         except KeyboardInterrupt:
             self._tell_interrupted(saver)
             return INTERRUPTED
@@ -243,6 +259,7 @@ def _run(
     folder: RunFolder,
     console: Console,
     saved: Saved | None,
+    last_held: int | None,
 ) -> int:
     train = plan.train
     data = prepare(
@@ -258,7 +275,8 @@ def _run(
     judged = evaluation_batches(data.validation, train.evaluation_rows, train.batch, train.seed)
     with Progress(console, folder, planned_steps(train, len(data.train.rows))) as progress:
         announce = listen(plan, built, progress)
-        return Running(plan, built, data, judged, recorder, folder, console, progress, announce).go(saved)
+        running = Running(plan, built, data, judged, recorder, folder, console, progress, announce, last_held)
+        return running.go(saved)
 
 
 def put_averages(built: BuiltRun) -> None:

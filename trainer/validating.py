@@ -4,7 +4,9 @@
     python -m trainer.validating count PLAN RECORD [--layers N]
     python -m trainer.validating card
 
-``run`` trains a plan on made-up text, held to its own bound: a run that ends shows that the bound suffices. ``count``
+``run`` trains a plan on made-up text, held to its own bound: a run that ends shows that the bound suffices. Where it
+has more than two steps, the last two of them are held, with saving and evaluation: those before have the card's whole
+budget, as they would have for a user, since an allocator that has to give memory back takes its time. ``count``
 runs nothing: one step goes through tensors that hold no data, and their bytes are counted (``trainer.fake_step``).
 ``card`` prints the name of the card that is here. Data and adapter lie beside the record while it runs.
 """
@@ -48,23 +50,24 @@ def run(plan: Plan, layers: int | None, scratch: Path, *, rehearse: bool, limit:
         layers: of a streamed model so many, from the first; None runs all.
         scratch: a folder for data and adapter.
         rehearse: on whatever card is here.
-        limit: bytes of the card that the allocator gets; None gives it the plan's bound.
+        limit: bytes of the card that the allocator gets; None gives it the plan's bound, or its budget until the last
+            steps.
 
     Raises:
         PlanError: it cannot be run here, or ended before there was a record.
     """
     from trainer.device import rehearsing
-    from trainer.run import execute
+    from trainer.run import HELD_STEPS, execute
 
     data, out = synthetic_text(scratch / "data", plan.total_tokens), scratch / "run"
     train = plan.train.model_copy(update={"data": str(data), "out": str(out)})
-    held = plan.model_copy(
-        update={"train": train, "memory": held_to(limit or plan.memory.gpu.peak_bytes.high, plan.memory)}
-    )
+    high, budget = plan.memory.gpu.peak_bytes.high, plan.memory.gpu.budget_bytes
+    free = limit is None and not rehearse and (train.steps or 0) > HELD_STEPS
+    held = plan.model_copy(update={"train": train, "memory": held_to(budget if free else limit or high, plan.memory)})
     place, more = out / "measurement.json", {"how": "rehearsed" if rehearse else "run"}
     try:
         with rehearsing() if rehearse else nullcontext():
-            code = execute(held, layers_run=layers)
+            code = execute(held, layers_run=layers, last_held=high if free else None)
     except PlanError as error:
         if not place.exists():
             raise
@@ -73,6 +76,13 @@ def run(plan: Plan, layers: int | None, scratch: Path, *, rehearse: bool, limit:
     if code:
         raise SystemExit(code)
     record: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    if free:
+        record["limit_bytes"] = high
+    if plan.gpu.kind == "gpu" and not rehearse:
+        from trainer.launch_probe import launched
+
+        # A step that is short waits for the host, which no profile of a card knows: last, as it takes of the card, too.
+        (record["launches"],) = launched(plan.gpu.profile_file or plan.gpu.id)
     record["plan"]["train"] |= {"data": "synthetic", "out": "scratch"}  # the folder of this run is gone by now
     return record | more
 

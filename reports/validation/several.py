@@ -1,0 +1,91 @@
+"""Measures cases on several cards of one machine: those with seconds to compare alone on a card, others three at once.
+
+    python -m reports.validation.several OUT [--cards N] [--seconds N] [NAME…]
+
+Every run is `measure run OUT NAME --grid` in a process of its own. First go the longest sequences and those beyond, then
+timed runs that are held out of fits, with models that are new before all, then what is not timed, then the other timed
+ones. When the seconds are over nothing more is begun; what has a record, or failed, in OUT is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from reports.validation.cases import Case
+from reports.validation.grid import GRID, HELD, NEW
+from reports.validation.sets import CALIBRATED_UP_TO
+
+SHARED = 3
+"""So many runs share a card where nothing is timed: most of what they take is the start of a process."""
+
+
+def is_timed(case: Case) -> bool:
+    """Whether its seconds are compared: all layers on a card of this kind, more than the steps that are held."""
+    longest = case.beyond is not None or case.name.endswith("-longest")
+    return case.name.startswith(tuple(HELD)) and case.layers is None and not longest
+
+
+def in_turn(cases: Iterable[Case]) -> list[tuple[list[Case], int]]:
+    """What is run at a time, and how many of it share a card."""
+
+    ordered = sorted(cases, key=lambda case: case.name not in NEW)
+    pairs = [case for case in ordered if case.name.endswith(("-longest", "-beyond"))]
+    timed = [case for case in ordered if is_timed(case)]
+    fitted = [case for case in timed if any(f"-{model}-" in case.name for model in CALIBRATED_UP_TO)]
+    rest = [case for case in ordered if case not in pairs and case not in timed]
+    return [(pairs, SHARED), ([case for case in timed if case not in fitted], 1), (rest, SHARED), (fitted, 1)]
+
+
+def run_all(cases: Sequence[Case], out: Path, cards: int, slots: int, until: float) -> None:
+    """Run them, so many at a time on each card; nothing begins after ``until``."""
+    waiting, lock = deque(cases), threading.Lock()
+
+    def work(card: int) -> None:
+        while time.monotonic() < until:
+            with lock:
+                if not waiting:
+                    return
+                case = waiting.popleft()
+            if any((out / f"{case.name}{end}").exists() for end in (".json", ".failed.txt")):
+                continue
+            words = ["run", str(out), case.name, "--grid", "--beside", str(slots - 1)]
+            command = [sys.executable, "-m", "reports.validation.measure", *words]
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(card)}
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+            print((done.stdout + done.stderr[-400:]).strip(), flush=True)
+
+    workers = [threading.Thread(target=work, args=(card,)) for card in range(cards) for _ in range(slots)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """See the module's docstring."""
+    summary = str(__doc__).splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m reports.validation.several", description=summary)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--cards", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3600.0)
+    given = parser.parse_args(arguments)
+    if unknown := {*given.names} - {case.name for case in GRID}:
+        parser.error(f"no case is called {min(unknown)}")
+    given.out.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + given.seconds
+    for cases, slots in in_turn(case for case in GRID if not given.names or case.name in given.names):
+        run_all(cases, given.out, given.cards, slots, until)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
