@@ -3,8 +3,8 @@
     python -m reports.validation.several OUT [--cards N] [--seconds N] [NAME…]
 
 Every run is `measure run OUT NAME --grid` in a process of its own. First go the longest sequences and those beyond,
-then timed runs that are held out of fits, with models that are new before all, then what is not timed, then the other timed
-ones. When the seconds are over nothing more is begun; what has a record, or failed, in OUT is not run again.
+then timed runs that are held out of fits, with models that are new before all, then what is not timed, then the other
+timed ones. When the seconds are over nothing more is begun; what has a record, or failed, in OUT is not run again.
 """
 
 from __future__ import annotations
