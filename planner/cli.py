@@ -75,6 +75,7 @@ class _Plan(click.Group):
 @click.option("--json", "json_", is_flag=True, help="Print the plan as one JSON object, and no report.")
 @click.option("--execute", is_flag=True, help="Train what was planned; without --gpu, plan for this machine first.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped, in the plan's folder.")
+@click.option("--replan", is_flag=True, help="Where the probe step takes too much, plan again with less and train.")
 @once("--plan", "plan_", metavar="FILE", help="Take the plan from this file instead of making one.")
 @click.version_option(__version__, "--version", prog_name="tierplan", message="%(prog)s %(version)s")
 @click.pass_context
@@ -206,6 +207,9 @@ def _output_mistakes(options: Options, data: object) -> list[PlanError]:
         if options["resume"]:
             nearest = "`plan --plan FILE --execute --resume` does."
             errors.append(PlanError("--resume", "goes on with a run, and nothing here runs one.", nearest))
+        if options["replan"]:
+            why = "is for a run that takes more than was planned, and nothing here runs one."
+            errors.append(PlanError("--replan", why, "Add --execute."))
         return errors
     if options["json_"]:
         why = "--json prints one object and nothing else, and training prints its progress."
@@ -243,7 +247,8 @@ def _execute(plan: Plan, options: Options) -> int:
         nearest = "pip install 'tierplan[train]' brings it."
         raise PlanError("--execute", f"training needs the train extra ({error}).", nearest) from error
     # A plan in a file is run as it stands.
-    return int(execute(plan, resume=options["resume"], choose=options["plan_"] is None))
+    choose, replan = options["plan_"] is None, "always" if options["replan"] else "late"
+    return int(execute(plan, resume=options["resume"], choose=choose, replan=replan))
 
 
 def _this_machine() -> str:

@@ -96,7 +96,7 @@ def make_plan(request: Request) -> Plan:
         PlanError: the request names something unknown, contradicts itself, or the card lacks a fact that is needed.
     """
     with uncollected():
-        return _write(solved(request))
+        return plan_of(solved(request))
 
 
 def solved(request: Request, *, below: bool = True) -> Solved:
@@ -248,7 +248,8 @@ def read_model(name: str) -> ModelShape:
     return load_model(name.removeprefix(RANDOM))
 
 
-def _write(solved: Solved) -> Plan:
+def plan_of(solved: Solved) -> Plan:
+    """The plan of what was found, with reasons, and where it does not fit with what would."""
     request, situation, limits, found = solved.request, solved.situation, solved.limits, solved.found
     gpu, model, best, index = situation.gpu, situation.model, found.best, found.index
     want = found.wanted[index]

@@ -51,8 +51,9 @@ class Chunk:
 
 
 def group_heads(x: Letters) -> Number:
-    """Query heads of a group, never more than there are."""
-    return least(x.H_g, x.H)
+    """Query heads of a group, never more than there are; those of whole key heads, where it reads more than one."""
+    heads, readers = least(x.H_g, x.H), x.H // x.K
+    return greatest(heads // readers * readers, least(heads, readers))
 
 
 def group_key_heads(x: Letters) -> Number:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from planner.errors import PlanError
 from planner.evaluate import Candidates, Limits, Outcome
 from planner.optimizations.base import Scalar
 from planner.solver import Search, chosen
@@ -37,13 +38,14 @@ class Pins:
 
     def without(self, options: Collection[str]) -> Pins:
         """The others."""
+        knobs = {
+            owner: {knob: held for knob, held in values.items() if f"--set {owner}.{knob}={held}" not in options}
+            for owner, values in self.knobs.items()
+        }
         return Pins(
             tuple(name for name in self.required if f"--with {name}" not in options),
             tuple(name for name in self.excluded if f"--without {name}" not in options),
-            {
-                owner: {knob: held for knob, held in values.items() if f"--set {owner}.{knob}={held}" not in options}
-                for owner, values in self.knobs.items()
-            },
+            {owner: values for owner, values in knobs.items() if values},
         )
 
 
@@ -125,7 +127,10 @@ def _fewer_pins(pins: Pins, limits: Limits, replanned: Replanned) -> Iterator[st
     everything = pins.options
 
     def fits(left_out: Collection[str]) -> bool:
-        return bool(replanned(pins.without(left_out)).best.fits[0])
+        try:
+            return bool(replanned(pins.without(left_out)).best.fits[0])
+        except PlanError:  # what is left contradicts itself: a knob of what is on only where it is asked for
+            return False
 
     if not everything or not fits(everything):
         return

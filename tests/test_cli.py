@@ -217,6 +217,7 @@ def test_every_mistake_is_told_at_once(capsys: Capture, tmp_path: Path) -> None:
         ("check /nonexistent.yaml", "cannot be read"),
         ("--gpu rtx2060s --execute", "there is nothing to train on"),
         ("--gpu rtx2060s --resume", "goes on with a run, and nothing here runs one"),
+        ("--gpu rtx2060s --replan", "is for a run that takes more than was planned, and nothing here runs one"),
         ("--gpu rtx2060s --execute --data /nonexistent", "there is no such file or folder"),
         ("--gpu rtx2060s --execute --json --data /tmp", "--json prints one object and nothing else"),
         ("--gpu rtx2060s --out -", "is no file name here"),

@@ -95,8 +95,10 @@ def test_a_plan_file_is_run_unchanged(tmp_path: Path, monkeypatch: Patch) -> Non
     write_plan(plan, place)
     assert main(["--plan", str(place), "--execute"]) == 130
     assert main(["--plan", str(place), "--execute", "--resume"]) == 130
-    assert run == [plan, plan]
-    assert asked == [{"resume": False, "choose": False}, {"resume": True, "choose": False}], "no kernel is chosen anew"
+    assert main(["--plan", str(place), "--execute", "--replan"]) == 130
+    assert run == [plan, plan, plan]
+    no_kernel_anew = {"resume": False, "choose": False, "replan": "late"}
+    assert asked == [no_kernel_anew, no_kernel_anew | {"resume": True}, no_kernel_anew | {"replan": "always"}]
 
 
 def test_a_run_of_long_steps_is_stored_while_it_is_under_way_unless_the_user_says_otherwise() -> None:
@@ -243,7 +245,7 @@ def test_execute_without_a_card_named_plans_for_this_machine(
     monkeypatch.setattr(planner.machine, "detect_local", none_here)
     assert main(["--execute", "--data", str(tmp_path)]) == 0
     assert [request.gpu for request in requests] == ["local", "cpu"]
-    assert asked == [{"resume": False, "choose": True}] * 2
+    assert asked == [{"resume": False, "choose": True, "replan": "late"}] * 2
     told = capsys.readouterr().err
     assert told == "No card to train on: no driver answers here. Planning for the CPU.\n"
 

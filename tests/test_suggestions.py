@@ -28,6 +28,8 @@ REFUSED = (
     "--gpu rtx3060-12gb --model llama-3.1-8b --tier 1 --set lora.rank=700",
     "--gpu rtx2060s --context 8K --set train.batch=16 --without streamed",
     PINNED,
+    "--gpu rtx2060s --model llama-3.2-1b --context 512K --with weight_averaging --set weight_averaging.kind=ema "
+    "--without streamed",
     "--gpu rtx2060s --context 40K --set chunked_loss.rows=1048576",
     "--gpu cpu --model smollm2-135m --context 512K --host-ram 2GiB",
     "--gpu cpu --model llama-3.2-1b --tier 11 --host-ram 8GiB",

@@ -23,6 +23,12 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+def asked_bytes(error: RuntimeError) -> int:
+    """What was asked for and not given, as torch tells it of a card; 0 where it does not."""
+    found = _ASKED.search(str(error))
+    return _size(found, 1) if found else 0
+
+
 def explained(error: RuntimeError, plan: Plan, phase: str) -> str:
     """Why a plan's run had too little memory, in some sentences; ``phase`` is the one that it was in.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,23 @@ class RunFolder:
             self._write("plan.yaml", self._plan.to_yaml())
         except OSError as error:
             raise PlanError(f"output folder {self.path}", f"cannot be written: {error.strerror}.") from error
+
+    def replanned(self, plan: Plan, before: str | None) -> RunFolder:
+        """The same folder for a plan that takes the place of the one there, which is kept under another name.
+
+        Args:
+            before: that name; None where training had not begun, so that there is no plan to keep.
+        """
+        folder = copy(self)
+        folder._plan = plan
+        if before is not None:
+            try:
+                if not (self.path / before).exists():  # else that plan has trained nothing
+                    (self.path / "plan.yaml").replace(self.path / before)
+            except OSError as error:
+                raise PlanError(f"output folder {self.path}", f"cannot be written: {error.strerror}.") from error
+            folder.begin()
+        return folder
 
     def log(self, **values: Any) -> None:
         """One more line of ``metrics.jsonl``."""

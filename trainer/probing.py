@@ -70,17 +70,25 @@ def give_back_unused(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+class OverBound(PlanError):
+    """The probe step took more than the plan's bound; ``size``: by so many bytes."""
+
+    def __init__(self, asked: str, why: str, size: int) -> None:
+        super().__init__(asked, why, SHORTER)
+        self.size = size
+
+
 def check_bound(plan: Plan, recorder: Recorder) -> None:
     """Stop where tensors took more than the plan's bound, although the card may have had it.
 
     What the allocator reserves is held to the budget by ``take_device``.
 
     Raises:
-        PlanError: by how much.
+        OverBound: by how much.
     """
     taken, high = recorder.peak("allocated_bytes"), plan.memory.gpu.peak_bytes.high
     if taken is not None and taken > high:
         asked = f"{plan.total_tokens:,} tokens on {plan.gpu.name}"
         over = f"{format_bytes(taken - high)} ({100 * (taken / high - 1):.1f} %)"
         why = f"the probe step took {format_bytes(taken)}, {over} more than the plan's bound of {format_bytes(high)}."
-        raise PlanError(asked, why, SHORTER)
+        raise OverBound(asked, why, taken - high)

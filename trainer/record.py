@@ -44,6 +44,7 @@ class Run:
         before: held-out evaluation before training; None without validation documents.
         after: the same after training.
         resumed: where it was gone on from: steps and micro-batches done, and the layer to go back through.
+        replanned: where it had too little memory: steps done, why, and the bound of the plan until then.
     """
 
     step_seconds: Sequence[float]
@@ -55,6 +56,7 @@ class Run:
     after: Evaluation | None
     data: Mapping[str, Any]
     resumed: Sequence[Mapping[str, int | None]] = ()
+    replanned: Sequence[Mapping[str, Any]] = ()
 
 
 def host_predicted(plan: Plan) -> dict[str, int | None]:
@@ -114,6 +116,7 @@ def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> di
         "losses": list(run.losses),
         "skipped_steps": run.skipped_steps,
         "resumed": list(run.resumed),
+        "replanned": list(run.replanned),
         "evaluation": {"before": _evaluation(run.before), "after": _evaluation(run.after)},
         "data": dict(run.data),
         "kernel": built.kernel,

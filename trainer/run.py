@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from planner.documents import Reading, read_documents
 from planner.errors import PlanError
 from planner.ledger import Phase
 from planner.plan import Plan
+from trainer.beginning import Beginning, Place
 from trainer.built import BuiltRun
 from trainer.data import Batch, Data, evaluation_batches, prepare
 from trainer.device import hold, take_device
@@ -24,11 +28,12 @@ from trainer.measure import BETWEEN, Recorder
 from trainer.merging import merge
 from trainer.out_of_memory import explained, is_out_of_memory
 from trainer.output import RunFolder
-from trainer.probing import SHORTER, check_bound, give_back_unused, probe
+from trainer.probing import SHORTER, OverBound, check_bound, give_back_unused, probe
 from trainer.progress import Progress
 from trainer.record import Run, measurement
+from trainer.replanning import MOST, Replan, Short, TooLittle, kept, lacked_of, smaller
 from trainer.report import closing_lines, memory_table
-from trainer.saving import Saved, Saver, digest, load
+from trainer.saving import Saved, Saver, digest, load, store
 from trainer.session import build
 from trainer.step import Evaluation, evaluate
 from trainer.training import Announce, nobody, planned_steps, train_steps
@@ -45,6 +50,7 @@ def execute(
     layers_run: int | None = None,
     choose: bool = False,
     last_held: int | None = None,
+    replan: Replan = "late",
 ) -> int:
     """Train exactly what was planned; gives the exit code (0, or 130 where it was interrupted).
 
@@ -54,6 +60,7 @@ def execute(
         choose: measure which attention kernel is the fastest here, and plan anew with it where that fits.
         last_held: bytes of the card that the last ``HELD_STEPS`` steps, saving and evaluation get, to see whether
             they suffice; before them the run has what it always has, and its seconds are those of then.
+        replan: where memory runs out, go on by the next smaller plan: in training, or in the probe step, too.
 
     Raises:
         PlanError: the plan cannot be run here, the probe step took more than the plan's bound, or the data,
@@ -70,10 +77,40 @@ def execute(
             console.print(told, highlight=False)
             folder = RunFolder(plan)
     saved = load(folder.path, plan) if resume else None
-    check_host(plan)
-    check_disk(plan)
     reading = read_documents(Path(plan.train.data))  # its mistakes come to light before minutes of loading
-    built, recorder = None, Recorder(device)
+    for number in range(1, MOST + 1):
+        check_host(plan)
+        check_disk(plan)
+        ended = _attempt(plan, reading, device, folder, console, saved, Asked(layers_run, last_held, replan))
+        if isinstance(ended, int):
+            if ended == 0 and saved is not None and saved.elsewhere:
+                shutil.rmtree(saved.folder, ignore_errors=True)  # nothing is left to go on with
+            return ended
+        tell = partial(console.print, highlight=False)
+        made, saved = smaller(ended, plan, device, tell, last=number == MOST), ended.saved
+        folder = folder.replanned(made, None if saved is None else f"plan-until-step-{saved.step}.yaml")
+        if saved is not None:
+            saved.replanned(ended.why, plan)
+            try:
+                store(saved, made)  # whatever comes next, no step is lost
+            except PlanError as error:  # it may still go on
+                tell(str(error))
+        plan = made
+    raise AssertionError("the last plan that is tried has none after it")
+
+
+def _attempt(
+    plan: Plan,
+    reading: Reading,
+    device: torch.device,
+    folder: RunFolder,
+    console: Console,
+    saved: Saved | None,
+    asked: Asked,
+) -> int | Short:
+    """One plan from loading to its end, or until it has too little memory."""
+    hold(device, plan.memory.gpu.budget_bytes)
+    built, recorder, short = None, Recorder(device), None
     try:
         with recorder:
             recorder.mark(Phase.LOAD)
@@ -81,51 +118,37 @@ def execute(
             give_back_unused(device)
             recorder.mark(BETWEEN)
             recorder.pinned_bytes = sum(arena.pinned_bytes for arena in built.arenas)
-            with built.first_layers(layers_run or plan.model.layers):
-                return _run(plan, built, reading, recorder, folder, console, saved, last_held)
+            with built.first_layers(asked.layers_run or plan.model.layers):
+                return _run(plan, built, reading, recorder, folder, console, saved, asked)
     except KeyboardInterrupt:
         console.print("Interrupted; what was saved before is whole.")
         return INTERRUPTED
+    except TooLittle as little:
+        short = little.short
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         why = explained(error, plan, recorder.phase)
-        raise PlanError(f"{plan.total_tokens:,} tokens on {plan.gpu.name}", why, SHORTER) from error
+        if built is not None or not asked.answers(saved):
+            raise PlanError(f"{plan.total_tokens:,} tokens on {plan.gpu.name}", why, SHORTER) from error
+        short = Short(why, lacked_of(error), saved)
     finally:
         if built is not None:
             built.close()
+    return short
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """What is known of a run when its first step begins.
+class Asked:
+    """What `execute` was asked for besides its plan; names as there."""
 
-    Attributes:
-        terms, probe_seconds: see `probe`.
-        before: the held-out rows; None without any.
-        resumed: where the run was gone on from.
-    """
+    layers_run: int | None
+    last_held: int | None
+    replan: Replan
 
-    terms: dict[str, int]
-    probe_seconds: float
-    before: Evaluation | None
-    resumed: tuple[dict[str, int | None], ...] = ()
-
-    def document(self) -> dict[str, Any]:
-        """As plain data."""
-        return vars(self) | {"before": vars(self.before) if self.before else None, "resumed": list(self.resumed)}
-
-    @staticmethod
-    def of(saved: Saved) -> Beginning:
-        """What was stored, and that it was gone on from there."""
-        about, inside = saved.about["beginning"], saved.inside
-        place = {
-            "steps": saved.step,
-            "micro_batches": inside.part if inside else 0,
-            "layer": inside.layer if inside else None,
-        }
-        before = Evaluation(**about["before"]) if about["before"] else None
-        return Beginning(about["terms"], about["probe_seconds"], before, (*about["resumed"], place))
+    def answers(self, saved: Saved | None) -> bool:
+        """Whether another plan answers before training begins, or goes on by a plan that is another already."""
+        return self.replan == "always" or (self.replan == "late" and saved is not None and saved.elsewhere)
 
 
 @dataclass(frozen=True)
@@ -141,41 +164,64 @@ class Running:
     console: Console
     progress: Progress
     announce: Announce
-    last_held: int | None = None
+    asked: Asked
 
     def go(self, saved: Saved | None) -> int:
         """From the first step, or from where it was stored, to the record; gives the exit code."""
-        if saved is None:
-            beginning = self._begin()
-        else:
-            beginning = Beginning.of(saved)
+        beginning = Beginning.of(saved) if saved is not None else None
+        if beginning is None or (saved is not None and saved.elsewhere):
+            terms, probe_seconds = self._probe(saved)
+            if beginning is None:
+                beginning = Beginning(terms, probe_seconds, self._judge("before"))
+            beginning = replace(beginning, terms=terms, probe_seconds=probe_seconds)
+        elif saved is not None:
+            beginning = beginning.gone_on(saved)
+        if saved is not None:
             self._go_on(saved)
         saver, free = self._saver(beginning), planned_steps(self.plan.train, len(self.data.train.rows)) - HELD_STEPS
+        plan, built, data, recorder, place = self.plan, self.built, self.data, self.recorder, Place()
         try:
-            for step in train_steps(self.plan, self.built, self.data, self.recorder, self.announce, saver, saved):
+            for step in train_steps(plan, built, data, recorder, self.announce, saver, saved, place):
                 self.progress.show(step)
-                if self.last_held is not None and step["step"] == free:
+                if self.asked.last_held is not None and step["step"] == free:
                     give_back_unused(self.built.device)
-                    hold(self.built.device, self.last_held)
+                    hold(self.built.device, self.asked.last_held)
                     self.recorder.held(free)
         except KeyboardInterrupt:
             self._tell_interrupted(saver)
             return INTERRUPTED
+        except RuntimeError as error:
+            # An optimiser that has begun may have changed some of the adapters.
+            if self.asked.replan == "never" or not is_out_of_memory(error) or self.recorder.phase == Phase.OPTIMIZER:
+                raise
+            about = {"beginning": beginning.document(), "recorder": self.recorder.times()}
+            saved = kept(self.folder.path, self.built, place, digest(self.data.train.rows), about)
+            raise TooLittle(Short(explained(error, plan, self.recorder.phase), lacked_of(error), saved)) from error
         self._finish(beginning, saver)
         return 0
 
-    def _begin(self) -> Beginning:
-        """The probe step, the folder, and the held-out rows before training."""
-        terms, probe_seconds = probe(self.plan, self.built, self.recorder, self.announce)
+    def _probe(self, saved: Saved | None) -> tuple[dict[str, int], float]:
+        """The probe step, and the folder where there was none; gives exact bytes of terms, and seconds."""
+        try:
+            terms, seconds = probe(self.plan, self.built, self.recorder, self.announce)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or not self.asked.answers(saved):
+                raise
+            why = explained(error, self.plan, self.recorder.phase)
+            raise TooLittle(Short(why, lacked_of(error), saved)) from error
         self.console.print(memory_table(self.plan, self.recorder, terms))
-        self.folder.begin()
         try:
             check_bound(self.plan, self.recorder)
-        except PlanError:
-            run = Run([], probe_seconds, [], 0, terms, None, None, _data_counts(self.data))
+        except OverBound as over:
+            if self.asked.answers(saved):
+                raise TooLittle(Short(over.why, over.size, saved)) from over
+            self.folder.begin()
+            run = Run([], seconds, [], 0, terms, None, None, _data_counts(self.data))
             self.folder.save_record(measurement(self.plan, self.built, self.recorder, run))
             raise
-        return Beginning(terms, probe_seconds, self._judge("before"))
+        if saved is None:
+            self.folder.begin()
+        return terms, seconds
 
     def _go_on(self, saved: Saved) -> None:
         """Everything around the model as it was when the run was stored."""
@@ -236,6 +282,7 @@ class Running:
             after=after,
             data=_data_counts(self.data),
             resumed=beginning.resumed,
+            replanned=beginning.replanned,
         )
         record = measurement(plan, built, recorder, run)
         written, lines = folder.save_record(record), closing_lines(record)
@@ -259,7 +306,7 @@ def _run(
     folder: RunFolder,
     console: Console,
     saved: Saved | None,
-    last_held: int | None,
+    asked: Asked,
 ) -> int:
     train = plan.train
     data = prepare(
@@ -275,7 +322,7 @@ def _run(
     judged = evaluation_batches(data.validation, train.evaluation_rows, train.batch, train.seed)
     with Progress(console, folder, planned_steps(train, len(data.train.rows))) as progress:
         announce = listen(plan, built, progress)
-        running = Running(plan, built, data, judged, recorder, folder, console, progress, announce, last_held)
+        running = Running(plan, built, data, judged, recorder, folder, console, progress, announce, asked)
         return running.go(saved)
 
 

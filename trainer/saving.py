@@ -66,6 +66,7 @@ class Saved:
         skips: the last steps, all without an update.
         rows: digest of what is trained on.
         about: what else the run wants to know again.
+        elsewhere: whether it was another plan's, which had too little memory.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class Saved:
     rows: str
     about: dict[str, Any]
     state: dict[str, Any]
+    elsewhere: bool = False
 
     @property
     def where(self) -> str:
@@ -98,6 +100,12 @@ class Saved:
         torch.set_rng_state(self.state["random"]["cpu"])
         if built.device.type == "cuda":
             torch.cuda.set_rng_state(self.state["random"]["card"], built.device)
+
+    def replanned(self, why: str, plan: Plan) -> None:
+        """Note that so far it was this plan's, and why it is no longer."""
+        beginning = self.about["beginning"]
+        noted = {"steps": self.step, "why": why, "high_bytes": plan.memory.gpu.peak_bytes.high}
+        beginning["replanned"] = [*beginning.get("replanned", ()), noted]
 
     def halfway(self, device: torch.device) -> Halfway | None:
         """The backward pass to go on with; None: none was under way."""
@@ -167,6 +175,46 @@ def digest(rows: Sequence[AnyRow]) -> str:
     return found.hexdigest()
 
 
+def between_steps(built: BuiltRun, schedule: LambdaLR) -> dict[str, Any]:
+    """Adapters, optimiser, schedule, loss scale, averages and random states: what `Saved.restore` puts back."""
+    cuda = built.device.type == "cuda"
+    return {
+        "trained": [parameter.detach() for parameter in built.trained],
+        "optimizer": built.optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "scaler": built.scaler.state_dict() if built.scaler is not None else None,
+        "averages": built.averages.state() if built.averages is not None else None,
+        "random": {
+            "cpu": torch.get_rng_state(),
+            "card": torch.cuda.get_rng_state(built.device) if cuda else None,
+        },
+    }
+
+
+def store(saved: Saved, plan: Plan) -> None:
+    """Store what a run had done between two steps, in its folder, after what it was built of is gone.
+
+    Raises:
+        PlanError: the disk does not take it.
+    """
+    state = {
+        "format": FORMAT,
+        "plan": fingerprint(plan),
+        "rows": saved.rows,
+        "step": saved.step,
+        "skips": saved.skips,
+        "about": json.dumps(saved.about),
+        "inside": None,
+        **saved.state,
+    }
+    try:
+        saved.folder.mkdir(exist_ok=True)
+        _write(saved.folder / STATE, lambda file: _save(state, file))
+    except OSError as error:
+        why = f"could not be stored ({error.strerror or error})."
+        raise PlanError(f"the run after step {saved.step}", why, "Its adapter of that step is lost.") from error
+
+
 class Saver:
     """Stores a run while it is under way: at once when it begins, then no more often than every so many minutes.
 
@@ -226,8 +274,8 @@ class Saver:
         """Training begins, which is stored at once, or goes on with what was stored after so many steps."""
         self._schedule = schedule
         self._step, self._skips = step, skips
-        if saved is None:
-            self.save()
+        if saved is None or saved.elsewhere:
+            self.save()  # what another plan stored is of no use any more
         else:
             self.where = saved.where
 
@@ -280,15 +328,7 @@ class Saver:
             "skips": self._skips,
             "about": json.dumps(self._about()),
             "inside": None if inside is None else vars(inside) | {"gradients": list(inside.gradients)},
-            "trained": [parameter.detach() for parameter in built.trained],
-            "optimizer": built.optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
-            "scaler": built.scaler.state_dict() if built.scaler is not None else None,
-            "averages": built.averages.state() if built.averages is not None else None,
-            "random": {
-                "cpu": torch.get_rng_state(),
-                "card": torch.cuda.get_rng_state(built.device) if cuda else None,
-            },
+            **between_steps(built, self._schedule),
         }
         try:
             self._folder.mkdir(exist_ok=True)

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from planner.errors import PlanError
 from planner.ledger import Phase
 from planner.plan import Plan, Train
+from trainer.beginning import Place
 from trainer.built import BuiltRun
 from trainer.data import Batch, Data, epochs
 from trainer.measure import BETWEEN, Recorder
@@ -38,6 +39,7 @@ def train_steps(
     announce: Announce = nobody,
     saver: Saver | None = None,
     saved: Saved | None = None,
+    place: Place | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train; each optimiser step gives what is worth writing down about it.
 
@@ -45,6 +47,7 @@ def train_steps(
         announce: hears of each step before it begins, and how many tokens its micro-batches have.
         saver: stores the run while it is under way.
         saved: what was stored of a run that goes on.
+        place: is told where training is.
 
     Raises:
         PlanError: the loss or the gradients are no numbers any more.
@@ -59,6 +62,8 @@ def train_steps(
         schedule.load_state_dict(saved.state["schedule"])
         done, skips_in_a_row, inside = saved.step, saved.skips, saved.inside
         batches = islice(batches, done * train.accumulation, None)
+    place = place or Place()
+    place.step, place.skips, place.schedule = done, skips_in_a_row, schedule
     if saver is not None:
         saver.begin(schedule, done, skips_in_a_row, saved)
     for step in range(done + 1, steps + 1):
@@ -86,6 +91,7 @@ def train_steps(
             why = f"float16 overflowed in {skips_in_a_row} steps in a row, whatever the loss scale."
             raise PlanError("training", why, "The model may need bfloat16, which is a matter of the card.")
         wait_for(built.device)
+        place.step, place.skips = step, skips_in_a_row
         recorder.clock.end()
         seconds, tokens = time.perf_counter() - began, sum(part.tokens for part in parts)
         yield {

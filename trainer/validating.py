@@ -67,7 +67,7 @@ def run(plan: Plan, layers: int | None, scratch: Path, *, rehearse: bool, limit:
     place, more = out / "measurement.json", {"how": "rehearsed" if rehearse else "run"}
     try:
         with rehearsing() if rehearse else nullcontext():
-            code = execute(held, layers_run=layers, last_held=high if free else None)
+            code = execute(held, layers_run=layers, last_held=high if free else None, replan="never")
     except PlanError as error:
         if not place.exists():
             raise

@@ -23,7 +23,7 @@ from planner.session import Session
 from planner.symbols import Letters, Number
 
 CHUNKS = (8192, 4096, 2048, 1024)
-HEADS = (8, 4, 2, 1)
+MOST_HEADS = (8, 4, 2, 1)
 LIVE = frozenset({Phase.BACKWARD})
 CHUNKS_PASS = frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.EVALUATE})
 SOURCE = "trainer/streamed/layer.py"
@@ -50,6 +50,18 @@ class _CanBeCut:
         if not kernels(situation):
             found.append(f"no exact kernel runs on {situation.gpu.name}")
         return tuple(found)
+
+
+def heads_at_once(situation: Situation) -> tuple[Scalar, ...]:
+    """Numbers of query heads that groups of one size are made of, all of those that read a key head or a part of them.
+
+    Groups of different sizes would hold memory for the larger, and take the time of the smaller.
+    """
+    heads, key_heads = situation.model.heads, situation.model.kv_heads
+    readers = heads // key_heads
+    even = {size for size in range(1, readers + 1) if readers % size == 0}
+    even |= {readers * whole for whole in range(1, key_heads + 1) if key_heads % whole == 0}
+    return tuple(dict.fromkeys(max(size for size in even if size <= most) for most in MOST_HEADS))
 
 
 def _kernels(situation: Situation) -> tuple[Scalar, ...]:
@@ -244,7 +256,12 @@ class Streamed(Optimization):
     knobs = (
         Knob("chunk", "tokens computed at once", lambda _: CHUNKS, letter="S_c", low=64, high=1 << 20),
         Knob(
-            "heads", "query heads whose attention is computed at once", lambda _: HEADS, letter="H_g", low=1, high=1024
+            "heads",
+            "query heads whose attention is computed at once",
+            heads_at_once,
+            letter="H_g",
+            low=1,
+            high=1024,
         ),
         Knob(
             "staging",

@@ -1,0 +1,61 @@
+"""What is known of a run when its first step begins or it goes on, which is stored with it; and where it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
+
+from trainer.saving import Saved
+from trainer.step import Evaluation
+
+
+@dataclass
+class Place:
+    """Where training is between two steps: how many are done, the last ones without an update, and the schedule."""
+
+    step: int = 0
+    skips: int = 0
+    schedule: LambdaLR | None = None
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What is known of a run when its first step begins.
+
+    Attributes:
+        terms, probe_seconds: see `probe`.
+        before: the held-out rows; None without any.
+        resumed: where the run was gone on from.
+        replanned: after which steps it had too little memory and went on by a smaller plan, and why.
+    """
+
+    terms: dict[str, int]
+    probe_seconds: float
+    before: Evaluation | None
+    resumed: tuple[dict[str, int | None], ...] = ()
+    replanned: tuple[dict[str, Any], ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As plain data."""
+        several = {"resumed": list(self.resumed), "replanned": list(self.replanned)}
+        return vars(self) | {"before": vars(self.before) if self.before else None} | several
+
+    @staticmethod
+    def of(saved: Saved) -> Beginning:
+        """What was stored."""
+        about = saved.about["beginning"]
+        before = Evaluation(**about["before"]) if about["before"] else None
+        replanned = tuple(about.get("replanned", ()))
+        return Beginning(about["terms"], about["probe_seconds"], before, tuple(about["resumed"]), replanned)
+
+    def gone_on(self, saved: Saved) -> Beginning:
+        """The same, and that it was gone on from there."""
+        inside = saved.inside
+        place = {
+            "steps": saved.step,
+            "micro_batches": inside.part if inside else 0,
+            "layer": inside.layer if inside else None,
+        }
+        return replace(self, resumed=(*self.resumed, place))
