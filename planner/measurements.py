@@ -84,6 +84,27 @@ class Record:
         return self.reserved + self.predicted["expected_bytes"] - self.expected - self.predicted["high_bytes"]
 
     @property
+    def before_held(self) -> dict[str, Any] | None:
+        """Of steps that had the card's whole budget, before the rest was held to the bound; None if none had it.
+
+        ``steps``: how many; ``reserved_bytes``, ``driver_bytes`` and ``retries`` are of these. What is measured besides
+        is of the rest, but for seconds, which are of these alone, and for peaks of tensors, which are of all steps.
+        """
+        found = self.content["measured"].get("before_held")
+        return dict(found) if found else None
+
+    @property
+    def over_before_held(self) -> int | None:
+        """Bytes that the allocator took above the bound while it had the whole budget; negative where it stayed below.
+
+        None where no step had it, or nothing reserves.
+        """
+        before = self.before_held
+        if before is None or before["reserved_bytes"] is None:
+            return None
+        return int(before["reserved_bytes"]) - self.predicted["high_bytes"]
+
+    @property
     def context(self) -> int | None:
         """What the driver counted beyond the reserved peak; None where it does not tell."""
         driver = self.measured["driver_bytes"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from planner.cli_output import is_new, write_whole
@@ -80,6 +80,7 @@ def page(
     drawn: Mapping[str, str],
     more: Sequence[str] = (),
     failed: Mapping[str, int] | None = None,
+    within: Mapping[str, Collection[str]] | None = None,
 ) -> str:
     """The page's text.
 
@@ -87,6 +88,7 @@ def page(
         drawn: by picture, its file as seen from the page.
         more: what is told besides, before the list of all runs.
         failed: by set, runs that had too little of the card's memory; else all of them are of the set without a name.
+        within: by a title, names of runs of the last set that are told by themselves as well; ``failed`` may name it.
     """
     failed = {"": sum(failure.out_of_memory for failure in failures)} if failed is None else failed
     parts = [
@@ -96,6 +98,7 @@ def page(
         *(f"![{CAPTIONS[name]}]({place})" for name, place in drawn.items()),
         "## All together",
         *_by_set(records, failed),
+        *_by_themselves(records, failed, within or {}),
         _bullets(sentences(records, failures)),
         *_titled("Phase by phase", ("phase", *SPREAD[1:]), _phase_rows(records)),
         *_titled(
@@ -127,14 +130,30 @@ def _by_set(records: Sequence[Record], failed: Mapping[str, int]) -> list[str]:
     for name in names:
         of = [record for record in records if str(record.content.get("set") or "") == name]
         title = {"holdout": "Held out of every fit", "calibration": "Constants may be fitted to these"}.get(name, "")
-        rows = [
-            _spread(told, spread, bound=what in BOUNDS, failed=failed.get(name, 0) if what == "reserved" else 0)
-            for what, spread in spreads(of).items()
-            for told in (next(told for known, told, _ in COMPARED if known == what),)
-        ]
-        models = len({record.content["model"]["id"] for record in of})
-        parts += [f"### {title}: {len(of)} runs of {models} models" if title else "", table(SPREAD, rows)]
+        parts += _compared(title, of, failed.get(name, 0))
     return parts
+
+
+def _by_themselves(
+    records: Sequence[Record], failed: Mapping[str, int], within: Mapping[str, Collection[str]]
+) -> list[str]:
+    """The same of some of them, under the title that each choice has."""
+    parts = []
+    for title, names in within.items():
+        if of := [record for record in records if record.name in names]:
+            parts += _compared(title, of, failed.get(title, 0))
+    return parts
+
+
+def _compared(title: str, records: Sequence[Record], failed: int) -> list[str]:
+    """A heading, unless there is no title, and the table of what is compared."""
+    rows = [
+        _spread(told, spread, bound=what in BOUNDS, failed=failed if what == "reserved" else 0)
+        for what, spread in spreads(records).items()
+        for told in (next(told for known, told, _ in COMPARED if known == what),)
+    ]
+    models = len({record.content["model"]["id"] for record in records})
+    return [f"### {title}: {len(records)} runs of {models} models" if title else "", table(SPREAD, rows)]
 
 
 def spread_cells(spread: Spread, failed: int = 0) -> tuple[str, ...]:
@@ -152,12 +171,21 @@ def _spread(what: str, spread: Spread, *, bound: bool, failed: int = 0) -> tuple
 
 
 def _held(records: Sequence[Record]) -> str:
-    """How many runs were held to their bound, where any was run."""
+    """How many runs were held to their bound, where any was run, and how many of them not from the first step on."""
     ran = [record for record in records if record.how != "counted"]
-    held = sum(record.content["limit_bytes"] == record.predicted["high_bytes"] for record in ran)
+    held = [record for record in ran if record.held_to_bound]
     if not ran:
         return ""
-    return f" Of {len(ran)} runs {'all' if held == len(ran) else held} had no more memory than the bound of their plan."
+    told = f" Of {len(ran)} runs {'all' if held == ran else len(held)} had no more memory than the bound of their plan"
+    if late := [(record, before["steps"]) for record in held if (before := record.before_held)]:
+        rest = sorted({len(record.content["step_seconds"]["each"]) - steps for record, steps in late})
+        steps = " or ".join(map(str, rest))
+        told += (
+            f", {len(held) - len(late)} from the first step on and {len(late)} in the last {steps} steps, saving and "
+            "evaluation: steps before had the card's whole budget. Of those, seconds are of the steps before; what "
+            "the allocator and the driver took is of the rest, here and in all tables"
+        )
+    return f"{told}."
 
 
 def _phase_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:

@@ -139,6 +139,7 @@ def sentences(records: Sequence[Record], failures: Sequence[Failure]) -> list[st
             f"In {_runs(squeezed)} the allocator came to the limit, gave memory back and asked again: what it reserved "
             "then is what it was held to, and not all that it would have taken."
         )
+    lines += _before_held(records)
     over_card = [*_names(records, "over"), *failed]
     for what, over in (("the card", over_card), ("the host", _names(records, "host_over"))):
         lines.append(f"More than the bound of {what}: {', '.join(over) if over else 'none'}.")
@@ -159,6 +160,21 @@ def sentences(records: Sequence[Record], failures: Sequence[Failure]) -> list[st
             "in the bound alone, and loading and time are not seen."
         )
     return lines
+
+
+def _before_held(records: Sequence[Record]) -> list[str]:
+    """What the allocator took of the card's whole budget, where runs had it before they were held to the bound."""
+    had = [(record, over) for record in records if (over := record.over_before_held) is not None]
+    if not had:
+        return []
+    more = [(record, over) for record, over in had if over > 0]
+    told = f"With the whole card's budget the allocator took more than the bound in {len(more)} of {_runs(len(had))}"
+    if more:
+        ended = sum(record.over <= 0 for record, _ in more)
+        most = format_bytes(max(over for _, over in more))
+        told += f", by at most {most}; held to the bound afterwards, {ended} of these went on within it"
+    retried = sum(bool((record.before_held or {}).get("retries")) for record, _ in had)
+    return [f"{told}. It came to that budget, and gave memory back, in {_runs(retried)}."]
 
 
 def _runs(count: int) -> str:

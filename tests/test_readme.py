@@ -32,6 +32,7 @@ NOT_RUN = {
     "plan measure": "measures for a minute; tests/test_measure.py does it with next to no effort",
     "plan --gpu local --execute --data ./repo": "needs a card, and trains",
     "plan --plan plan.yaml --execute --data ./repo": "needs that card, and trains",
+    "plan --plan plan.yaml --execute --replan --data ./repo": "the same; tests/test_replanning.py trains so",
     "plan --plan run/plan.yaml --execute --resume": "needs the folder of a run; tests/test_resume.py makes one",
     "python3 -m venv .venv": "makes an environment",
     ".venv/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu": "downloads",

@@ -20,7 +20,9 @@ from planner.cli import main
 from planner.errors import PlanError
 from planner.measurements import Failure, Record, Spread, read_failures, read_record
 from planner.planning import Request, make_plan
+from planner.units import MIB
 from planner.validating import Job, card_here, done_before, how_for, job_of, run_apart, validate
+from planner.validation_page import page as made_page
 from planner.validation_report import document, sentences
 from reports.render.records import FOLDER as RECORDS
 from reports.render.records import on_cards, records
@@ -292,7 +294,7 @@ def test_a_mistake_is_explained(words: str, told: str, tmp_path: Path, capsys: C
 
 def test_a_page_is_made_of_records_and_nothing_else_is_overwritten(tmp_path: Path, capsys: Capture) -> None:
     page = tmp_path / "found.md"
-    assert main(["validate", "--report", str(RECORDS / "grid"), "--out", str(page)]) == 1  # some went over
+    assert main(["validate", "--report", str(RECORDS / "grid"), "--out", str(page)]) == 1  # some left no record
     assert {path.name for path in tmp_path.iterdir()} == {
         "found.md",
         *(f"found-{name}.svg" for name in ("measured", "errors", "bounds", "phases")),
@@ -336,3 +338,45 @@ def test_a_run_that_had_too_little_counts_as_one_whose_bound_was_too_low() -> No
     assert short.out_of_memory and not other.out_of_memory
     retried = sum(record.retries > 0 for record in found)
     assert any(line.startswith(f"In {retried} runs the allocator came to the limit") for line in told)
+
+
+def test_what_was_taken_before_a_run_was_held_to_its_bound_is_told_apart() -> None:
+    one, other, third = [record for record in on_cards(records()) if record.over <= 0 and record.held_to_bound][:3]
+    assert one.before_held is None and one.over_before_held is None
+    assert not any("whole budget" in line or "whole card's budget" in line for line in sentences([one, other], []))
+    assert "whole budget" not in made_page([one, other], [], {})
+    more, less = (_held_late(record, size) for record, size in ((one, 3 * MIB), (other, -MIB)))
+    assert (more.over_before_held, less.over_before_held) == (3 * MIB, -MIB)
+    assert (more.over, more.step) == (one.over, one.step), "what counts is of the part that was held"
+    told = (
+        "With the whole card's budget the allocator took more than the bound in 1 of 2 runs, by at most 3.00 MiB; held "
+        "to the bound afterwards, 1 of these went on within it. It came to that budget, and gave memory back, in 0 "
+        "runs."
+    )
+    assert told in sentences([more, less, third], [])
+    assert any("more than the bound in 0 of 1 run. It came" in line for line in sentences([less], []))
+    said = (
+        "Of 3 runs all had no more memory than the bound of their plan, 1 from the first step on and 2 in the last 2 "
+    )
+    assert said in made_page([more, less, third], [], {})
+    unknown = _held_late(one, None)
+    assert unknown.over_before_held is None and not any("whole card's" in line for line in sentences([unknown], []))
+
+
+def _held_late(record: Record, over: int | None) -> Record:
+    """The record as of a run whose last two steps were held, and that took so much more than the bound before."""
+    size = None if over is None else record.predicted["high_bytes"] + over
+    steps = len(record.content["step_seconds"]["each"]) - 2
+    before = {"steps": steps, "reserved_bytes": size, "driver_bytes": None, "retries": 0}
+    return Record(record.name, record.content | {"measured": record.content["measured"] | {"before_held": before}})
+
+
+def test_some_runs_of_a_page_are_told_by_themselves_as_well() -> None:
+    found = on_cards(records())
+    some = {record.name for record in found[:5]}
+    short = Failure("short", "ran out of memory")
+    text = made_page(found, [short], {}, failed={"some": 1}, within={"some": some, "none": {"no-such-run"}})
+    models = len({record.content["model"]["id"] for record in found[:5]})
+    assert f"### some: 5 runs of {models} models" in text and "### none" not in text
+    assert " and 1 that failed |" in text.partition("### some: ")[2]
+    assert "### some" not in made_page(found, [], {})

@@ -1,4 +1,4 @@
-"""For reports/validation.md: what some runs would have the allocator reserve, by their requests, without a card."""
+"""For reports/validation.md: what runs of the first running would have the allocator reserve, by their requests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 
 from planner.markdown import gib, table
 from planner.units import MIB
+from reports.render.grid_records import NOT_RUN, RAN, came_of
 from reports.render.records import FOLDER
 
 FOUND = FOLDER / "others" / "replay.json"
@@ -27,20 +28,25 @@ def section() -> str:
                 str(measured["retries"]) if measured else "failed",
                 str(before["retries"]) if before["fits"] else "fails",
                 *(f"{size:+,.0f}".replace("-", "−") for size in spare),
+                came_of(name),
             )
         )
     failed = [run for run in runs.values() if "measured" not in run]
     ended = [run for run in runs.values() if "measured" in run]
+    tried = [name for name in runs if came_of(name) != NOT_RUN]
+    done = [name for name in tried if came_of(name) == RAN]
     told = (
-        "All runs that failed, and some of those that came closest to their bound: their requests to the allocator, "
-        "made on tensors that hold no data, and replayed by the allocator's own rules "
+        "All runs of the first running that failed, and some of those that came closest to their bound: their requests "
+        "to the allocator, made on tensors that hold no data, and replayed by the allocator's own rules "
         "(`python -m reports.validation.replay`). With the trainer as it was, "
         f"{sum(not run['before']['fits'] for run in failed)} of the {len(failed)} that failed fail in replay, too, and "
         f"{sum(run['before']['fits'] for run in ended)} of the {len(ended)} that ended end. Since then weights in four "
         "bits lie in one storage, and a product's output is made before the wide matrix: so "
-        f"{sum(run['today']['fits'] for run in runs.values())} of all {len(runs)} end in replay. It has not been tried "
-        "on a card. To spare is the bound less the smallest limit under which a run ends; placement is chaotic, and "
-        "some 50 MiB are within what a replay does not tell."
+        f"{sum(run['today']['fits'] for run in runs.values())} of all {len(runs)} end in replay. {len(tried)} of them "
+        f"have been run on a card since, and {len(done)} ended; of those that had failed "
+        f"{sum('measured' not in runs[name] for name in tried)} were run, and "
+        f"{sum('measured' not in runs[name] for name in done)} ended. To spare is the bound less the smallest limit "
+        "under which a run ends; placement is chaotic, and some 50 MiB are within what a replay does not tell."
     )
     heads = (
         "run",
@@ -50,5 +56,6 @@ def section() -> str:
         "replayed>",
         "to spare as it was, MiB>",
         "to spare today>",
+        "on a card since",
     )
     return f"## Replayed without a card\n\n{told}\n\n{table(heads, rows)}"

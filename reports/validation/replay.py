@@ -2,11 +2,11 @@
 
     python -m reports.validation.replay OUT [NAME…]
 
-Each frozen plan's step goes through tensors that hold no data (``trainer.fake_requests``), and its requests through the
-allocator's rules (``trainer.allocator``). OUT gets, for each: the most that was allocated and reserved with no limit,
-whether the plan's bound would do, and the smallest limit that does; all of it also as the trainer was when the grid was
-measured, with four-bit weights left where they are made, and outputs made after the wide matrix. Beside it stands what
-was measured, so one can see what a replay is worth.
+Each plan that was frozen for the grid's first running (``grid-first``) is replayed: its step goes through tensors that
+hold no data (``trainer.fake_requests``), and its requests through the allocator's rules (``trainer.allocator``). OUT
+gets, for each: the most that was allocated and reserved with no limit, whether the plan's bound would do, and the
+smallest limit that does; all of it also as the trainer was in that running, with four-bit weights left where they are
+made, and outputs made after the wide matrix. Beside it stands what was measured, so one can see what a replay is worth.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from torch import Tensor, nn
 from planner.plan import Plan
 from planner.plan_file import load_plan
 from planner.units import MIB
-from reports.validation.grid import GRID
 from trainer.allocator import fits, replayed, smallest_limit
 from trainer.fake_requests import requests
 from trainer.record import revision
 
-FOLDER = Path(__file__).with_name("grid")
+FOLDER = Path(__file__).with_name("grid-first")
 
 
 @contextmanager
 def as_measured() -> Iterator[None]:
-    """Meanwhile the trainer is as it was when the grid was measured."""
+    """Meanwhile the trainer is as it was in the first running."""
 
     def multiplied(linear: nn.Module, rows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         found: Tensor = linear(rows, *args, **kwargs)
@@ -55,6 +54,11 @@ def of_plan(plan: Plan) -> dict[str, Any]:
         "smallest_limit": smallest_limit(events),
         "retries": replayed(events, high).retries if fit else None,
     }
+
+
+def names() -> list[str]:
+    """What can be replayed: runs of the first running, by their plans."""
+    return sorted(path.stem for path in (FOLDER / "plans").glob("*.yaml"))
 
 
 def replay(name: str) -> dict[str, Any]:
@@ -79,14 +83,14 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME")
     given = parser.parse_args()
-    if unknown := {*given.names} - {case.name for case in GRID}:
-        parser.error(f"no case is called {min(unknown)}")
+    if unknown := {*given.names} - {*names()}:
+        parser.error(f"no plan is called {min(unknown)}")
     runs: dict[str, Any] = {}
-    for case in GRID:
-        if not given.names or case.name in given.names:
-            found = runs[case.name] = replay(case.name)
+    for name in names():
+        if not given.names or name in given.names:
+            found = runs[name] = replay(name)
             before, spare = ((found["high"] - found[when]["smallest_limit"]) / MIB for when in ("before", "today"))
-            print(f"{case.name:56} {before:+7.1f} MiB to spare as measured, {spare:+7.1f} today", flush=True)
+            print(f"{name:56} {before:+7.1f} MiB to spare as measured, {spare:+7.1f} today", flush=True)
             given.out.write_text(json.dumps({"revision": revision(), "runs": runs}, indent=1) + "\n", encoding="utf-8")
     return 0
 
