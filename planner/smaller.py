@@ -18,25 +18,37 @@ from planner.plan import Plan
 from planner.planning import Request, Solved, plan_of, read_gpu, read_model, solved_for
 
 
-def smaller_plan(plan: Plan, limit: int, *, shorter: bool = False) -> Plan | None:
+def smaller_plan(plan: Plan, limit: int, host: int | None = None, *, shorter: bool = False) -> Plan | None:
     """A plan of the same training whose bound is within a limit; None where there is none.
 
     Args:
         limit: bytes of the card that its bound may take; with the CPU alone, of memory.
+        host: bytes of host memory beside a card; None: as many as the plan was made for.
         shorter: whether the sequence may be shorter, where as long a one does not fit: the longest that does.
 
     Raises:
         PlanError: card or model are not to be found any more.
     """
-    gpu, model, request = _with_less(plan, limit), read_model(plan.model.source), same_training(plan)
+    card = card_of(plan)
+    whole, model, request = read_gpu(card), read_model(plan.model.source), same_training(plan)
+    gpu = _with_less(whole, limit)
     if plan.gpu.kind == "cpu":  # one memory holds what a card would, and the process
         request = replace(request, host_bytes=plan.memory.host.peak_bytes - plan.memory.gpu.peak_bytes.high + limit)
+    elif host is not None:
+        request = replace(request, host_bytes=host)
     found = solved_for(request, gpu, model)
     longest = found.found.longest_with_target if plan.context else found.found.longest_all_trained
     if shorter and longest and not _fits(found):
         target = plan.target if plan.context else None
         found = solved_for(replace(request, tier=None, total_tokens=longest, target=target), gpu, model)
-    return plan_of(found).model_copy(update={"train": plan.train}) if _fits(found) else None
+    if not _fits(found):
+        return None
+    # The settings are those of less memory. The card is what it is, and so is what the allocator may have of it.
+    settings = same_settings(plan_of(found), card)
+    if plan.gpu.kind == "cpu":
+        settings = replace(settings, host_bytes=plan.memory.host.budget_bytes)
+    made = plan_of(solved_for(settings, whole, model, below=False))
+    return made.model_copy(update={"train": plan.train})
 
 
 def _fits(solved: Solved) -> bool:
@@ -64,7 +76,10 @@ def same_training(plan: Plan) -> Request:
 def _by_name(command: str) -> tuple[set[str], set[str], set[str]]:
     """What a command insists on, what it rules out, and the knobs that it sets."""
     found: dict[str, set[str]] = {"--with": set(), "--without": set(), "--set": set()}
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a plan file says what its author likes
+        words = command.split()
     for word, following in zip_longest(words, words[1:], fillvalue=""):
         option, equals, value = word.partition("=")
         if option in found:
@@ -72,9 +87,8 @@ def _by_name(command: str) -> tuple[set[str], set[str], set[str]]:
     return found["--with"], found["--without"], found["--set"]
 
 
-def _with_less(plan: Plan, limit: int) -> HardwareProfile:
-    """The plan's card with no more memory to have than so much."""
-    gpu = read_gpu(card_of(plan))
+def _with_less(gpu: HardwareProfile, limit: int) -> HardwareProfile:
+    """A card with no more memory to have than so much."""
     budget, in_use = gpu.budget_bytes(), int(gpu.in_use_bytes.value or 0)
     if gpu.kind == "cpu" or budget is None or budget <= limit:
         return gpu

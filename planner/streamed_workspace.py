@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from planner.streamed_memory import group_heads, tokens
+from planner.streamed_memory import group_heads, group_key_heads, tokens
 from planner.streamed_windows import stretch_queries, window_backward, windowed
 from planner.symbols import Letters, Number, greatest, least, round_up
 
@@ -39,7 +39,7 @@ def efficient_workspace(x: Letters) -> Number:
 
     It takes both as copies where there is more than one head, and row sums padded: measured at a head size of 80
     (reports/validation). Heads that read one key head are a call of their own, whose gradients of key and value, one
-    for each, are summed before the next.
+    for each, are summed before the next; what several calls gave is there twice while it is joined.
     """
 
     def taken(queries: Number) -> Number:
@@ -47,7 +47,10 @@ def efficient_workspace(x: Letters) -> Number:
         heads = several * least(group_heads(x), x.H // x.K) + (1 - several) * group_heads(x)
         rows, more = round_up(queries, 32) * heads, least(heads - 1, 1)
         for_each = several * 2 * (heads - 1) * round_up(queries, 128) * x.E * x.a // 8
-        return _sums(queries, heads, round_up(x.E, 64)) + rows * (more * 2 * x.E * x.a // 8 + 4) + for_each
+        called = _sums(queries, heads, round_up(x.E, 64)) + rows * (more * 2 * x.E * x.a // 8 + 4) + for_each
+        calls = group_key_heads(x)
+        joined = several * least(calls - 1, 1) * queries * x.E * x.a // 8 * (group_heads(x) + 2 * calls)
+        return greatest(called, joined)
 
     return _largest(x, taken)
 

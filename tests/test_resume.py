@@ -18,7 +18,8 @@ from trainer_tiny import make_plan, save_model, write_sources
 
 from planner.errors import PlanError
 from planner.plan import Plan
-from trainer import run, saving
+from trainer import running, saving, stored_files
+from trainer.output import RunFolder
 from trainer.run import execute
 from trainer.saving import FOLDER, STATE, Saver, digest, load
 from trainer.streamed.loss import StreamedLoss
@@ -152,7 +153,7 @@ def test_a_run_that_is_stopped_between_steps_ends_as_if_it_was_not(
 ) -> None:
     choices = RESIDENT | ({"adamw_8bit": {}} if optimizer == "adamw_8bit" else {})
     assert execute(_plan(place, tmp_path / "whole", choices)) == 0
-    steps = run.train_steps
+    steps = running.train_steps
 
     def interrupted(*args: Any) -> Any:
         made = steps(*args)
@@ -163,7 +164,7 @@ def test_a_run_that_is_stopped_between_steps_ends_as_if_it_was_not(
 
     plan = _plan(place, tmp_path / "out", choices)
     with monkeypatch.context() as patched:
-        patched.setattr(run, "train_steps", interrupted)
+        patched.setattr(running, "train_steps", interrupted)
         patched.setattr(Saver, "part_done", lambda *_: None)
         assert execute(plan) == 130
     assert execute(plan, resume=True) == 0
@@ -208,7 +209,7 @@ def test_a_time_that_fails_leaves_the_one_before(
     layer: int,
 ) -> None:
     """The disk is full at each point of storing the second layer: stream, its name, state, its name; and stays so."""
-    times, own = 0, saving.os.fsync
+    times, own = 0, stored_files.os.fsync
 
     def full(handle: int) -> None:
         nonlocal times
@@ -217,7 +218,7 @@ def test_a_time_that_fails_leaves_the_one_before(
             raise OSError(28, "No space left on device")
         own(handle)
 
-    monkeypatch.setattr(saving.os, "fsync", full)
+    monkeypatch.setattr(stored_files.os, "fsync", full)
     plan = _plan(place, tmp_path / "out", steps=1, accumulation=1)
     found: list[str] = []
 
@@ -305,13 +306,13 @@ def test_too_little_disk_is_refused_before_the_first_step(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = _plan(place, tmp_path / "out")
-    own, begin = shutil.disk_usage, run.RunFolder.begin
+    own, begin = shutil.disk_usage, RunFolder.begin
 
     def fill(self: Any) -> None:
         begin(self)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: own(path)._replace(free=300_000))
 
-    monkeypatch.setattr(run.RunFolder, "begin", fill)
+    monkeypatch.setattr(RunFolder, "begin", fill)
     # 43.50 KiB of adapters and as many of gradients, 87.16 KiB of moments, 2 × 32 tokens of 64 floats, all of it twice.
     said = r"takes up to 380\.33 KiB on disk while a step is stored, and 292\.97 KiB are free"
     with pytest.raises(PlanError, match=said):

@@ -22,9 +22,12 @@ from trainer.averaging import Averages, Averaging
 from trainer.built import BuiltRun
 from trainer.data import evaluation_batches, prepare
 from trainer.measure import Recorder, exact_terms
-from trainer.run import execute, probe, put_averages, train_steps
+from trainer.probing import probe
+from trainer.run import execute
+from trainer.running import put_averages
 from trainer.session import build
 from trainer.step import evaluate
+from trainer.training import train_steps
 
 STEPS = 8
 

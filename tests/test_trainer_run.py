@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from planner.documents import read_documents
 from planner.errors import PlanError
 from planner.plan import DiskMemory, Plan, Train
-from trainer import run
+from trainer import running
 from trainer.built import BuiltRun
 from trainer.data import NOT_TRAINED, collate, evaluation_batches, prepare
 from trainer.measure import Recorder
@@ -158,7 +158,7 @@ def test_over_the_bound_nothing_is_trained(place: Path, tmp_path: Path) -> None:
 def test_an_interrupted_run_keeps_its_adapter(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    steps = run.train_steps
+    steps = running.train_steps
 
     def interrupted(*args: Any) -> Any:
         for step in steps(*args):
@@ -166,7 +166,7 @@ def test_an_interrupted_run_keeps_its_adapter(
             if step["step"] == 3:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "train_steps", interrupted)
+    monkeypatch.setattr(running, "train_steps", interrupted)
     assert execute(_plan(place, tmp_path / "out")) == 130
     assert "after step 3" in capsys.readouterr().out
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
@@ -229,7 +229,7 @@ def test_probe_leaves_no_trace(place: Path, eight_bit: bool) -> None:
     losses = []
     for built in (probed, untouched):
         with Recorder(built.device) as recorder:
-            losses.append([step["loss"] for step in run.train_steps(plan, built, data, recorder)])
+            losses.append([step["loss"] for step in running.train_steps(plan, built, data, recorder)])
     assert losses[0] == losses[1]
     assert all(torch.equal(a, b) for a, b in zip(probed.trained, untouched.trained, strict=True))
 

@@ -13,11 +13,18 @@ from trainer.step import Evaluation
 
 @dataclass
 class Place:
-    """Where training is between two steps: how many are done, the last ones without an update, and the schedule."""
+    """Where training is.
+
+    Attributes:
+        step: steps that are done; ``skips``: the last ones, all without an update.
+        schedule: of the learning rate; None until training begins, with what was stored of it put back.
+        changing: an update is under way, so that nothing can be said of the adapters but by that step's end.
+    """
 
     step: int = 0
     skips: int = 0
     schedule: LambdaLR | None = None
+    changing: bool = False
 
 
 @dataclass(frozen=True)

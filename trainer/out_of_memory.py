@@ -15,12 +15,15 @@ _LAY = re.compile(
     r"and ([\d.]+) ([KMG]iB|bytes) is reserved"
 )
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_LIBRARIES = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+_TOLD = ("can't allocate memory", "CUDA error: out of memory", *_LIBRARIES)
+"""What the CPU's allocator says, and libraries that take of a card for themselves."""
 MOST_TERMS = 3
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that memory ran out, on a card or in the host."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(told in str(error) for told in _TOLD)
 
 
 def asked_bytes(error: RuntimeError) -> int:
@@ -29,8 +32,10 @@ def asked_bytes(error: RuntimeError) -> int:
     return _size(found, 1) if found else 0
 
 
-def explained(error: RuntimeError, plan: Plan, phase: str) -> str:
+def explained(error: RuntimeError, plan: Plan, phase: str, allowed: int | None = None) -> str:
     """Why a plan's run had too little memory, in some sentences; ``phase`` is the one that it was in.
+
+    ``allowed``: bytes that the allocator was held to, where these were not the plan's budget.
 
     Torch tells what was asked for on a card, what tensors held and what lay unused between them, at that moment: the
     one is what formulas predict, the other is in the bound alone. Once the error is caught, tensors are gone already.
@@ -44,7 +49,7 @@ def explained(error: RuntimeError, plan: Plan, phase: str) -> str:
     told = (
         f"{bound}: {format_bytes(more)} more were asked for in {_named(phase)}, while tensors held "
         f"{format_bytes(held)} and {format_bytes(unused)} lay unused between them, of "
-        f"{format_bytes(plan.memory.gpu.budget_bytes)} allowed."
+        f"{format_bytes(allowed or plan.memory.gpu.budget_bytes)} allowed."
     )
     terms = plan.memory.gpu.phases.get(phase)
     if not terms:

@@ -69,8 +69,8 @@ class RunFolder:
         folder._plan = plan
         if before is not None:
             try:
-                if not (self.path / before).exists():  # else that plan has trained nothing
-                    (self.path / "plan.yaml").replace(self.path / before)
+                if not (self.path / before).exists():  # else the plan that is there has trained nothing
+                    self._write(before, (self.path / "plan.yaml").read_text(encoding="utf-8"))
             except OSError as error:
                 raise PlanError(f"output folder {self.path}", f"cannot be written: {error.strerror}.") from error
             folder.begin()
@@ -87,6 +87,8 @@ class RunFolder:
         try:
             text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
         except OSError as error:
+            if step == 0 and isinstance(error, FileNotFoundError):
+                return []  # nothing was done, and nothing was there to be judged before
             raise PlanError(f"--resume with output folder {self.path}", f"metrics.jsonl: {error.strerror}.") from error
         for line in text.splitlines(keepends=True):
             if not line.endswith("\n"):

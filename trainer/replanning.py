@@ -26,11 +26,13 @@ from trainer.beginning import Place
 from trainer.built import BuiltRun
 from trainer.measure import host_anonymous_bytes
 from trainer.out_of_memory import asked_bytes
+from trainer.output import RunFolder
 from trainer.probing import SHORTER, give_back_unused
-from trainer.saving import FOLDER, Saved, between_steps, store
+from trainer.saving import FOLDER, STATE, Saved, between_steps, store
 
 Replan = Literal["never", "late", "always"]
 """When too little memory is answered with another plan: not at all, while it trains, or by the probe step as well."""
+LEAST_PART = 50  # of a bound: by so much at least the next one is lower
 MOST = 5
 """Plans that are tried one after the other; each takes less than the one before."""
 
@@ -48,6 +50,24 @@ class Short:
     why: str
     lacked: int
     saved: Saved | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run was asked for besides its plan; see `trainer.run.execute`."""
+
+    layers_run: int | None = None
+    last_held: int | None = None
+    replan: Replan = "late"
+
+    def answers(self, saved: Saved | None) -> bool:
+        """Whether another plan answers before the first step, or before a plan that is another already goes on.
+
+        What lies on the disk of a run that was stopped stays there for its own plan.
+        """
+        if saved is None:
+            return self.replan == "always"
+        return saved.elsewhere and self.replan != "never"
 
 
 class TooLittle(Exception):
@@ -80,33 +100,77 @@ def _in_host(value: Any) -> Any:
     return [_in_host(each) for each in value] if isinstance(value, list) else value
 
 
-def smaller(short: Short, plan: Plan, device: torch.device, tell: Callable[[str], None], *, last: bool) -> Plan:
-    """The plan to go on with; what was built by the one before has to be gone.
+def answered(
+    short: Short, plan: Plan, device: torch.device, folder: RunFolder, tell: Callable[[str], None], *, last: bool
+) -> tuple[Plan, RunFolder]:
+    """The plan to go on by and the folder with it; what was built by the one before has to be gone.
+
+    What was done is stored before anything else, for the plan that did it, and for the new one once there is one.
 
     Args:
         tell: hears of it.
-        last: whether it was the last that is tried.
+        last: whether it was the last plan that is tried.
 
     Raises:
-        PlanError: nothing smaller fits. What was done is stored then, and can be gone on with.
+        PlanError: nothing smaller fits.
     """
-    gc.collect()  # modules and their hooks know each other in circles, and tensors of the card hang on them
-    give_back_unused(device)
-    limit = min(plan.memory.gpu.peak_bytes.high - max(1, short.lacked), _to_have(plan, device))
-    made = smaller_plan(plan, limit, shorter=short.saved is None) if limit > 0 and not last else None
-    asked = f"{plan.total_tokens:,} tokens on {plan.gpu.name}"
+    saved, asked = short.saved, f"{plan.total_tokens:,} tokens on {plan.gpu.name}"
+    if saved is not None:
+        _stored(saved, plan, tell)
+    _forget_what_failed(device)
+    limit = _limit(short, plan, device)
+    try:
+        host = min(plan.memory.host.budget_bytes, free_host_bytes() + host_anonymous_bytes())
+        made = None if last or limit <= 0 else smaller_plan(plan, limit, host, shorter=saved is None)
+        why = f"{MOST} plans were tried." if last else "The same training fits in less by no other settings."
+    except PlanError as error:
+        made, why = None, f"A smaller plan could not be made: {error}"
     if made is None:
-        settings = f"{MOST} plans were tried." if last else "The same training fits in less by no other settings."
-        why = f"{short.why} {settings}"
-        raise PlanError(asked, why, _to_go_on(short, plan))
+        raise PlanError(asked, f"{short.why} {why}", SHORTER if saved is None else going_on(saved, plan))
     tell(f"{asked}: {short.why}")
     length = "" if made.total_tokens == plan.total_tokens else f"for {made.total_tokens:,} tokens, "
-    goes_on = "" if short.saved is None else f" It goes on {short.saved.where}."
+    goes_on = "" if saved is None else f" It goes on {saved.where}."
     tell(
         f"Planned again, {length}within {format_bytes(limit)}: {_differences(plan, made)}; "
         f"its bound is {format_bytes(made.memory.gpu.peak_bytes.high)}.{goes_on}"
     )
-    return made
+    folder = folder.replanned(made, None if saved is None else f"plan-until-step-{saved.step}.yaml")
+    if saved is not None:
+        saved.replanned(short.why, plan)
+        _stored(saved, made, tell)
+    return made, folder
+
+
+def _stored(saved: Saved, plan: Plan, tell: Callable[[str], None]) -> None:
+    try:
+        store(saved, plan)
+    except PlanError as error:  # it is in memory still, and may go on
+        tell(f"What was done so far could not be stored. {error}")
+
+
+def going_on(saved: Saved, plan: Plan) -> str:
+    """How a run is gone on with that was stored for a plan."""
+    if not (saved.folder / STATE).is_file():
+        return f"What was done until then, {saved.step} steps, could not be stored."
+    command = f"plan --plan {Path(plan.train.out) / 'plan.yaml'} --execute --resume"
+    return f"What was done is stored: `{command}` goes on {saved.where}."
+
+
+def _forget_what_failed(device: torch.device) -> None:
+    """Let go of all that hangs on a run that is over."""
+    # A backward pass that failed in this thread leaves in its queue what was ready; the next one drains it.
+    with torch.autograd.set_multithreading_enabled(False):
+        torch.ones((), requires_grad=True).clone().backward()
+    gc.collect()  # modules and their hooks know each other in circles, and tensors of the card hang on them
+    if device.type == "cuda":
+        torch._C._cuda_clearCublasWorkspaces()  # those of a thread that the next plan may not have
+    give_back_unused(device)
+
+
+def _limit(short: Short, plan: Plan, device: torch.device) -> int:
+    """What a bound may be at most: less by what lacked, and by enough to be worth building everything anew."""
+    high = plan.memory.gpu.peak_bytes.high
+    return min(high - max(short.lacked, high // LEAST_PART), _to_have(plan, device))
 
 
 def _to_have(plan: Plan, device: torch.device) -> int:
@@ -128,14 +192,6 @@ def _differences(plan: Plan, made: Plan) -> str:
         if name in before and value != before[name].get(knob)
     ]
     return ", ".join(told) or "by the same settings"
-
-
-def _to_go_on(short: Short, plan: Plan) -> str:
-    if short.saved is None or short.saved.step == 0:
-        return SHORTER
-    store(short.saved, plan)
-    where, command = short.saved.where, f"plan --plan {Path(plan.train.out) / 'plan.yaml'} --execute --resume"
-    return f"What was done is stored: with more memory `{command}` goes on {where}."
 
 
 def lacked_of(error: RuntimeError) -> int:

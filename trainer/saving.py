@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from planner.errors import PlanError
 from planner.plan import Plan
-from planner.units import MIB, format_bytes
+from planner.plan_file import load_plan
+from planner.units import format_bytes
 from trainer.built import BuiltRun
 from trainer.data import AnyRow
-from trainer.streamed.arrays import TokenArray
+from trainer.stored_files import put_state, put_stream, read_stream, write_synced
 from trainer.streamed.loss import Halfway
 
 FOLDER, STATE = "unfinished", "state.pt"
 FORMAT = 1
-_PIECE = 64 * MIB  # bytes of a stream that are written or read at once
+BETWEEN = ("trained", "optimizer", "schedule", "scaler", "averages", "random")
+"""Of what is stored, that which `between_steps` gives."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Saved:
             return None
         assert inside.loss is not None and inside.stream is not None
         file = self.folder / inside.stream
-        return Halfway(inside.layer, inside.loss.to(device), lambda stream: _read_stream(file, stream))
+        return Halfway(inside.layer, inside.loss.to(device), lambda stream: read_stream(file, stream))
 
 
 def place(step: int, inside: Inside | None) -> str:
@@ -146,11 +148,20 @@ def load(out: Path, plan: Plan) -> Saved:
         raise PlanError(asked, "another version of tierplan stored it.", nearest)
     if state["plan"] != fingerprint(plan):
         why = "it was stored by a run of another plan."
-        raise PlanError(asked, why, f"`plan --plan {out / 'plan.yaml'} --execute --resume` goes on with that one.")
+        raise PlanError(asked, why, f"`plan --plan {_plan_of(state, out)} --execute --resume` goes on with that one.")
     inside = None if state["inside"] is None else Inside(**state["inside"])
     if inside is not None and inside.stream is not None and not (folder / inside.stream).is_file():
         raise PlanError(asked, f"{inside.stream} is missing beside {STATE}.", nearest)
     return Saved(folder, state["step"], inside, state["skips"], state["rows"], json.loads(state["about"]), state)
+
+
+def _plan_of(state: dict[str, Any], out: Path) -> Path:
+    """The file of the plan that was stored for: of a run that was planned again, it may be the one until then."""
+    for file in sorted(out.glob("plan-until-step-*.yaml")):
+        with suppress(PlanError):
+            if fingerprint(load_plan(file)) == state["plan"]:
+                return file
+    return out / "plan.yaml"
 
 
 def fingerprint(plan: Plan) -> str:
@@ -205,14 +216,14 @@ def store(saved: Saved, plan: Plan) -> None:
         "skips": saved.skips,
         "about": json.dumps(saved.about),
         "inside": None,
-        **saved.state,
+        **{name: saved.state[name] for name in BETWEEN},
     }
     try:
         saved.folder.mkdir(exist_ok=True)
-        _write(saved.folder / STATE, lambda file: _save(state, file))
+        write_synced(saved.folder / STATE, lambda file: put_state(state, file))
     except OSError as error:
         why = f"could not be stored ({error.strerror or error})."
-        raise PlanError(f"the run after step {saved.step}", why, "Its adapter of that step is lost.") from error
+        raise PlanError(f"the run after step {saved.step}", why) from error
 
 
 class Saver:
@@ -338,8 +349,9 @@ class Saver:
                 layers.transfers.arrive()
                 if cuda:
                     torch.cuda.synchronize(built.device)
-                _write(self._folder / inside.stream, lambda file: _put(file, layers.arrays.stream, len(layers.row)))
-            _write(self._folder / STATE, lambda file: _save(state, file))
+                stream, tokens = layers.arrays.stream, len(layers.row)
+                write_synced(self._folder / inside.stream, lambda file: put_stream(file, stream, tokens))
+            write_synced(self._folder / STATE, lambda file: put_state(state, file))
             keep = {STATE, inside.stream if inside is not None else None}
             for other in self._folder.iterdir():
                 if other.name not in keep:
@@ -348,51 +360,3 @@ class Saver:
         except OSError as error:
             self._tell(f"The run could not be stored ({error.strerror or error}); what was stored before stays.")
         self._last = self._clock()
-
-
-def _write(final: Path, put: Callable[[Any], Any]) -> None:
-    """A file that is there whole or not at all, also after the machine went down."""
-    half = final.with_name(f".{final.name}.being-written")
-    with half.open("wb") as file:
-        put(file)
-        file.flush()
-        os.fsync(file.fileno())
-    half.replace(final)
-    place = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(place)
-    finally:
-        os.close(place)
-
-
-def _save(state: dict[str, Any], file: Any) -> None:
-    try:
-        torch.save(state, file)
-    except RuntimeError as error:  # what torch makes of a full disk
-        if "inline_container" not in str(error):
-            raise
-        raise OSError(f"{str(error).splitlines()[0]}") from error
-
-
-def _put(file: Any, stream: TokenArray, tokens: int) -> None:
-    for start, stop in _pieces(stream, tokens):
-        file.write(memoryview(stream.at(start, stop).cpu().view(torch.uint8).numpy()).cast("B"))
-
-
-def _read_stream(file: Path, stream: TokenArray) -> None:
-    """Fill the front of a stream with what a file holds."""
-    size = stream.at(0, 1).nbytes
-    tokens = file.stat().st_size // size
-    with file.open("rb") as source:
-        for start, stop in _pieces(stream, tokens):
-            place = stream.at(start, stop)
-            piece = place if place.device.type == "cpu" else torch.empty_like(place, device="cpu")
-            read = source.readinto(memoryview(piece.view(torch.uint8).numpy()).cast("B"))
-            assert read == piece.nbytes, f"{file} is short"
-            if piece is not place:
-                place.copy_(piece)
-
-
-def _pieces(stream: TokenArray, tokens: int) -> list[tuple[int, int]]:
-    step = max(1, _PIECE // stream.at(0, 1).nbytes)
-    return [(start, min(start + step, tokens)) for start in range(0, tokens, step)]

@@ -80,6 +80,7 @@ def train_steps(
         if built.scaler is None and not math.isfinite(loss):
             why = f"the loss of step {step} is {loss}."
             raise PlanError("training", why, "A smaller learning rate is the first thing to try: --set train.lr=…")
+        place.changing = True
         made = update(built.optimizer, built.scaler, built.trained, train.max_grad_norm)
         recorder.mark(BETWEEN)
         if made.taken:
@@ -91,7 +92,7 @@ def train_steps(
             why = f"float16 overflowed in {skips_in_a_row} steps in a row, whatever the loss scale."
             raise PlanError("training", why, "The model may need bfloat16, which is a matter of the card.")
         wait_for(built.device)
-        place.step, place.skips = step, skips_in_a_row
+        place.step, place.skips, place.changing = step, skips_in_a_row, False
         recorder.clock.end()
         seconds, tokens = time.perf_counter() - began, sum(part.tokens for part in parts)
         yield {

@@ -57,7 +57,8 @@ def run(plan: Plan, layers: int | None, scratch: Path, *, rehearse: bool, limit:
         PlanError: it cannot be run here, or ended before there was a record.
     """
     from trainer.device import rehearsing
-    from trainer.run import HELD_STEPS, execute
+    from trainer.run import execute
+    from trainer.running import HELD_STEPS
 
     data, out = synthetic_text(scratch / "data", plan.total_tokens), scratch / "run"
     train = plan.train.model_copy(update={"data": str(data), "out": str(out)})

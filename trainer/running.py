@@ -1,0 +1,258 @@
+"""A built run with its data: probe, evaluate, train, save, evaluate, record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from planner.errors import PlanError
+from planner.ledger import Phase
+from planner.plan import Plan
+from trainer.beginning import Beginning, Place
+from trainer.built import BuiltRun
+from trainer.data import Batch, Data
+from trainer.device import hold
+from trainer.layer_progress import LayerProgress, planned_ratio
+from trainer.loading import find_source
+from trainer.measure import BETWEEN, Recorder
+from trainer.merging import merge
+from trainer.out_of_memory import explained, is_out_of_memory
+from trainer.output import RunFolder
+from trainer.probing import OverBound, check_bound, give_back_unused, probe
+from trainer.progress import Progress
+from trainer.record import Run, measurement
+from trainer.replanning import Asked, Short, TooLittle, kept, lacked_of
+from trainer.report import closing_lines, memory_table
+from trainer.saving import Saved, Saver, digest
+from trainer.step import Evaluation, evaluate
+from trainer.training import Announce, nobody, planned_steps, train_steps
+
+INTERRUPTED = 130
+HELD_STEPS = 2
+"""So many steps show whether a smaller limit suffices: the second finds memory as the first has left it."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A run once its data are read: what all its parts work with."""
+
+    plan: Plan
+    built: BuiltRun
+    data: Data
+    judged: list[Batch]
+    recorder: Recorder
+    folder: RunFolder
+    console: Console
+    progress: Progress
+    announce: Announce
+    asked: Asked
+
+    def go(self, saved: Saved | None) -> int:
+        """From the first step, or from where it was stored, to the record; gives the exit code."""
+        beginning = Beginning.of(saved) if saved is not None else None
+        if beginning is None or (saved is not None and saved.elsewhere):
+            terms, probe_seconds = self._probe(saved)
+            if beginning is None:
+                beginning = Beginning(terms, probe_seconds, self._judge("before"))
+            beginning = replace(beginning, terms=terms, probe_seconds=probe_seconds)
+        elif saved is not None:
+            beginning = beginning.gone_on(saved)
+        if saved is not None:
+            self._go_on(saved)
+        saver, free = self._saver(beginning), planned_steps(self.plan.train, len(self.data.train.rows)) - HELD_STEPS
+        plan, built, data, recorder, place = self.plan, self.built, self.data, self.recorder, Place()
+        try:
+            for step in train_steps(plan, built, data, recorder, self.announce, saver, saved, place):
+                self.progress.show(step)
+                if self.asked.last_held is not None and step["step"] == free:
+                    give_back_unused(self.built.device)
+                    hold(self.built.device, self.asked.last_held)
+                    self.recorder.held(free)
+        except KeyboardInterrupt:
+            self._tell_interrupted(saver)
+            return INTERRUPTED
+        except RuntimeError as error:
+            # An update that has begun may have changed some of the adapters.
+            if self.asked.replan == "never" or not is_out_of_memory(error) or place.changing:
+                raise
+            if place.schedule is not None:
+                about = {"beginning": beginning.document(), "recorder": self.recorder.times()}
+                saved = kept(self.folder.path, self.built, place, digest(self.data.train.rows), about)
+            elif not self.asked.answers(saved):
+                raise  # while what was stored of it was put back
+            raise TooLittle(Short(explained(error, plan, self.recorder.phase), lacked_of(error), saved)) from error
+        self._finish(beginning, saver)
+        return 0
+
+    def _probe(self, saved: Saved | None) -> tuple[dict[str, int], float]:
+        """The probe step, and the folder where there was none; gives exact bytes of terms, and seconds."""
+        try:
+            terms, seconds = probe(self.plan, self.built, self.recorder, self.announce)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or not self.asked.answers(saved):
+                raise
+            why = explained(error, self.plan, self.recorder.phase)
+            raise TooLittle(Short(why, lacked_of(error), saved)) from error
+        self.console.print(memory_table(self.plan, self.recorder, terms))
+        try:
+            check_bound(self.plan, self.recorder)
+        except OverBound as over:
+            if self.asked.answers(saved):
+                raise TooLittle(Short(over.why, over.size, saved)) from over
+            self.folder.begin()
+            run = Run([], seconds, [], 0, terms, None, None, _data_counts(self.data))
+            self.folder.save_record(measurement(self.plan, self.built, self.recorder, run))
+            raise
+        if saved is None:
+            self.folder.begin()
+        return terms, seconds
+
+    def _go_on(self, saved: Saved) -> None:
+        """Everything around the model as it was when the run was stored."""
+        if saved.rows != digest(self.data.train.rows):
+            why = "the data are not those that the run was trained on so far."
+            raise PlanError("--resume", why, "Put them back, or start another run with another --set train.out=…")
+        self.recorder.add(saved.about["recorder"])
+        self.progress.go_on(line for line in self.folder.go_back_to(saved.step) if "step" in line)
+        self.console.print(f"Going on {saved.where}.", highlight=False)
+
+    def _saver(self, beginning: Beginning) -> Saver | None:
+        if not self.plan.train.save_minutes:
+            return None
+
+        def about() -> dict[str, Any]:
+            return {"beginning": beginning.document(), "recorder": self.recorder.found()}
+
+        rows = digest(self.data.train.rows)
+        saver = Saver(self.folder.path, self.plan, self.built, rows, about, self.console.print)
+        saver.check_room(beginning.terms)
+        return saver
+
+    def _tell_interrupted(self, saver: Saver | None) -> None:
+        done = self.progress.done
+        put_averages(self.built)
+        written = self.folder.save_adapter(self.built, done)
+        self.console.print(f"Interrupted after step {done}; the adapter of that moment is in {written}.")
+        if saver is not None:
+            command = f"plan --plan {self.folder.path / 'plan.yaml'} --execute --resume"
+            self.console.print(f"`{command}` goes on {saver.where}.", highlight=False)
+
+    def _judge(self, when: str) -> Evaluation | None:
+        if not self.judged:
+            return None
+        self.announce(f"held-out rows {when} training", [batch.tokens for batch in self.judged])
+        made = evaluate(self.built.loss, self.judged, self.built.device, self.recorder.mark)
+        self.recorder.mark(BETWEEN)
+        self.folder.log(evaluation=when, loss=made.loss, perplexity=made.perplexity, tokens=made.tokens)
+        told = f"Held-out loss {when} training: {made.loss:.4f} (perplexity {made.perplexity:.3f})."
+        self.console.print(told, highlight=False)
+        return made
+
+    def _finish(self, beginning: Beginning, saver: Saver | None) -> None:
+        """The adapter, the held-out rows after training, the record, and the merged model."""
+        plan, built, recorder, folder, progress = self.plan, self.built, self.recorder, self.folder, self.progress
+        put_averages(built)
+        recorder.mark(Phase.SAVE)
+        saved = folder.save_adapter(built, progress.done)  # before the evaluation, whatever may go wrong in it
+        recorder.mark(BETWEEN)
+        after = self._judge("after")
+        run = Run(
+            step_seconds=progress.seconds,
+            probe_seconds=beginning.probe_seconds,
+            losses=progress.losses,
+            skipped_steps=progress.skipped,
+            terms=beginning.terms,
+            before=beginning.before,
+            after=after,
+            data=_data_counts(self.data),
+            resumed=beginning.resumed,
+            replanned=beginning.replanned,
+        )
+        record = measurement(plan, built, recorder, run)
+        written, lines = folder.save_record(record), closing_lines(record)
+        folder.complete_card(progress.done, " ".join(lines))
+        if saver is not None:
+            saver.finish()
+        if plan.train.merge:
+            merged = _merge(plan, built, recorder, folder)
+            folder.save_record(measurement(plan, built, recorder, run))  # once more, with what merging took
+            lines.append(f"Merged model: {merged}")
+        self.console.print(memory_table(plan, recorder, beginning.terms))
+        for line in [*lines, f"Adapter: {saved}", f"Record: {written}"]:
+            self.console.print(line, highlight=False)
+
+
+def put_averages(built: BuiltRun) -> None:
+    """From here on the adapters are their averages over the steps, where these are kept: saved, evaluated, merged."""
+    if built.averages is not None:
+        built.averages.put()
+
+
+def _merge(plan: Plan, built: BuiltRun, recorder: Recorder, folder: RunFolder) -> Path:
+    """Write the merged model; the host memory that held checkpoints makes room for it."""
+    if built.disk is not None:
+        built.disk.close()
+    if built.host is not None:
+        built.host.close()
+    recorder.mark(Phase.MERGE)
+    merged = merge(
+        built.model,
+        find_source(plan.model.source),
+        built.tokenizer,
+        folder.path / "merged",
+        built.dtype,
+        built.weights,
+        plan.rope,
+    )
+    recorder.mark(BETWEEN)
+    return merged
+
+
+def listen(plan: Plan, built: BuiltRun, progress: Progress) -> Announce:
+    """Let layers be shown where they run one by one; gives what wants to be told of each step beforehand."""
+    if built.streamed is None:
+        return nobody
+    layers = LayerProgress(built.device, planned_ratio(plan), progress.show_layer)
+    built.streamed.tell = layers
+    return layers.begin
+
+
+def _data_counts(data: Data) -> dict[str, Any]:
+    parts = {"train": data.train, "validation": data.validation}
+    return {
+        name: {
+            "documents": part.documents,
+            "rows": len(part.rows),
+            "tokens": part.tokens,
+            "lost": part.lost,
+            "longest_row": part.longest,
+        }
+        for name, part in parts.items()
+    } | {"skipped": {reason: len(names) for reason, names in data.reading.skipped.items()}}
+
+
+def tell_data(console: Console, data: Data, built: BuiltRun) -> None:
+    """What there is to train on.
+
+    Raises:
+        PlanError: the tokenizer knows tokens that the model does not.
+    """
+    for name, part in (("Training", data.train), ("Validation", data.validation)):
+        console.print(
+            f"{name}: {part.documents:,} documents, {part.tokens:,} tokens ({part.lost:,} of them never a "
+            f"target), {len(part.rows):,} rows, the longest of {part.longest:,} tokens.",
+            highlight=False,
+        )
+    for reason, names in data.reading.skipped.items():
+        more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+        console.print(f"Left out, {reason}: {', '.join(names[:3])}{more}.", highlight=False)
+    vocab, largest = (
+        built.base.config.vocab_size,
+        max(data.train.largest_token, data.validation.largest_token),
+    )
+    if largest >= vocab:
+        why = f"gives token {largest:,}, and the model's vocabulary has {vocab:,} rows."
+        raise PlanError("the tokenizer", why, "Tokenizer and model have to come from the same place.")
