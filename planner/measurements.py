@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import PlanError
+from planner.units import parse_bytes
 
 STANDING = ("weights", "adapters", "gradients", "optimizer")
 """Groups of terms that a run counts by name after a step."""
@@ -186,7 +187,16 @@ class Failure:
     @property
     def out_of_memory(self) -> bool:
         """Whether it had too little of the card's memory: its bound was too low."""
-        return "out of memory" in self.told
+        return "out of memory" in self.told and not self.held_to_less
+
+    @property
+    def held_to_less(self) -> bool:
+        """Whether it was held to less than its bound, to see whether it goes without more: that it ended says nothing.
+
+        Read from what `trainer.out_of_memory` tells of it, in sizes that are rounded for people.
+        """
+        found = _HELD.search(self.told)
+        return found is not None and parse_bytes(found["allowed"]) < parse_bytes(found["bound"])
 
 
 def read_records(folder: Path) -> tuple[Record, ...]:
@@ -252,6 +262,10 @@ def _has(content: object, names: Sequence[str]) -> bool:
             return False
         content = content[name]
     return True
+
+
+_SIZE = r"[\d,.]+ (?:[KMGT]iB|B)"
+_HELD = re.compile(rf"the plan's bound is (?P<bound>{_SIZE}): .* of (?P<allowed>{_SIZE}) allowed\.")
 
 
 def read_failures(folder: Path) -> tuple[Failure, ...]:

@@ -133,6 +133,11 @@ def sentences(records: Sequence[Record], failures: Sequence[Failure]) -> list[st
     failed = [failure.name for failure in failures if failure.out_of_memory]
     if failed:
         lines.append(f"{_runs(len(failed))} more ran out of memory and left no record: there the bound was too low.")
+    if less := [failure.name for failure in failures if failure.held_to_less]:
+        lines.append(
+            f"{_runs(len(less))} more ran out of memory, held to less than the bound to see whether it takes it: "
+            f"{', '.join(less)}."
+        )
     squeezed = sum(record.retries > 0 for record in records)
     if squeezed:
         lines.append(
@@ -145,7 +150,7 @@ def sentences(records: Sequence[Record], failures: Sequence[Failure]) -> list[st
         lines.append(f"More than the bound of {what}: {', '.join(over) if over else 'none'}.")
     stopped = [record for record in records if "stopped" in record.content]
     lines += [f"Stopped: {record.name}: {record.content['stopped']}" for record in stopped]
-    lines += [f"No record: {failure.name}: {failure.told}" for failure in failures]
+    lines += [f"No record: {failure.name}: {failure.told}" for failure in failures if not failure.held_to_less]
     if alone := [record.name for record in records if not record.shows_the_peak]:
         lines.append(
             f"Of one layer alone, which fetches nothing for a next one, so that only their host memory is compared: "

@@ -326,6 +326,19 @@ def test_a_page_is_made_of_records_and_nothing_else_is_overwritten(tmp_path: Pat
     assert "no folder" in mistakes(capsys, "validate", "--report", str(RECORDS), "--out", str(gone))[0]
 
 
+def test_a_run_that_is_held_to_less_than_its_bound_says_nothing_of_the_bound() -> None:
+    more = "1.14 GiB more were asked for in the phase backward, while tensors held 6.85 GiB"
+    told = (
+        f"59,648 tokens on NVIDIA H200: ran out of memory, though the plan's bound is {{}}: {more}, of 8 GiB allowed."
+    )
+    less, held = Failure("beyond", told.format("8.29 GiB")), Failure("held", told.format("8 GiB"))
+    assert less.held_to_less and not less.out_of_memory
+    assert held.out_of_memory and not held.held_to_less
+    lines = sentences([], [less, held])
+    assert "1 run more ran out of memory, held to less than the bound to see whether it takes it: beyond." in lines
+    assert "More than the bound of the card: held." in lines
+
+
 def test_a_run_that_had_too_little_counts_as_one_whose_bound_was_too_low() -> None:
     found = [record for record in on_cards(records()) if record.over <= 0]
     short, other = (

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any, Literal
 
 import torch
@@ -117,7 +118,7 @@ def answered(
     saved, asked = short.saved, f"{plan.total_tokens:,} tokens on {plan.gpu.name}"
     if saved is not None:
         _stored(saved, plan, tell)
-    _forget_what_failed(device)
+    let_go(device)
     limit = _limit(short, plan, device)
     try:
         host = min(plan.memory.host.budget_bytes, free_host_bytes() + host_anonymous_bytes())
@@ -156,8 +157,14 @@ def going_on(saved: Saved, plan: Plan) -> str:
     return f"What was done is stored: `{command}` goes on {saved.where}."
 
 
-def _forget_what_failed(device: torch.device) -> None:
-    """Let go of all that hangs on a run that is over."""
+def let_go(device: torch.device, error: BaseException | None = None) -> None:
+    """Let go of all that hangs on what failed: a step, or a run that is over.
+
+    Args:
+        error: whose frames hold on to the tensors of a step; they are cleared.
+    """
+    if error is not None:
+        clear_frames(error.__traceback__)
     # A backward pass that failed in this thread leaves in its queue what was ready; the next one drains it.
     with torch.autograd.set_multithreading_enabled(False):
         torch.ones((), requires_grad=True).clone().backward()

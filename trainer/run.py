@@ -66,7 +66,7 @@ def execute(
             folder = RunFolder(plan)
     saved = load(folder.path, plan) if resume else None
     reading = read_documents(Path(plan.train.data))  # its mistakes come to light before minutes of loading
-    asked, tell = Asked(layers_run, last_held, replan), partial(console.print, highlight=False)
+    asked, tell = Asked(layers_run, last_held, replan), partial(console.print, highlight=False, markup=False)
     for number in range(1, MOST + 1):
         try:
             check_host(plan)

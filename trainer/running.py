@@ -24,7 +24,7 @@ from trainer.output import RunFolder
 from trainer.probing import OverBound, check_bound, give_back_unused, probe
 from trainer.progress import Progress
 from trainer.record import Run, measurement
-from trainer.replanning import Asked, Short, TooLittle, kept, lacked_of
+from trainer.replanning import Asked, Short, TooLittle, kept, lacked_of, let_go
 from trainer.report import closing_lines, memory_table
 from trainer.saving import Saved, Saver, digest
 from trainer.step import Evaluation, evaluate
@@ -78,12 +78,14 @@ class Running:
             # An update that has begun may have changed some of the adapters.
             if self.asked.replan == "never" or not is_out_of_memory(error) or place.changing:
                 raise
+            if place.schedule is None and not self.asked.answers(saved):
+                raise  # while what was stored of it was put back
+            why, lacked = explained(error, plan, self.recorder.phase), lacked_of(error)
+            let_go(built.device, error)  # in the host there may be too little even for what is kept
             if place.schedule is not None:
                 about = {"beginning": beginning.document(), "recorder": self.recorder.times()}
-                saved = kept(self.folder.path, self.built, place, digest(self.data.train.rows), about)
-            elif not self.asked.answers(saved):
-                raise  # while what was stored of it was put back
-            raise TooLittle(Short(explained(error, plan, self.recorder.phase), lacked_of(error), saved)) from error
+                saved = kept(self.folder.path, built, place, digest(data.train.rows), about)
+            raise TooLittle(Short(why, lacked, saved)) from None
         self._finish(beginning, saver)
         return 0
 
