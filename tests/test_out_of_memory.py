@@ -16,7 +16,7 @@ from trainer.measure import driver_reader
 from trainer.out_of_memory import explained, is_out_of_memory
 
 PLAN = make_plan(Request("rtx2060s", "random:llama-3.2-1b", total_tokens=1024, excluded=("streamed",)))
-RECORDS = Path(__file__).resolve().parents[1] / "reports" / "validation" / "grid"
+RECORDS = Path(__file__).resolve().parents[1] / "reports" / "validation" / "grid-first"
 
 
 def _error(held: int, unused: int, asked: int) -> torch.OutOfMemoryError:
