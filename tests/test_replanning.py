@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import gc
-import json
-import os
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 import torch
+from run_folder import lines, record
 from trainer_tiny import save_model, write_sources
 
 from planner.cli_check import planned_again
@@ -23,7 +19,6 @@ from planner.plan import Plan
 from planner.plan_file import load_plan
 from planner.planning import Request, make_plan
 from trainer import replanning, run, running, training
-from trainer.launch_probe import CONFIG
 from trainer.run import execute
 from trainer.saving import FOLDER, STATE, Saved
 
@@ -75,15 +70,6 @@ def whole(place: Path) -> Path:
     return out
 
 
-def _lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def _record(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "measurement.json").read_text())
-    return found
-
-
 @pytest.mark.parametrize("at", range(1, STEPS + 1))
 def test_a_run_that_is_out_of_memory_in_a_step_goes_on_with_it_by_a_smaller_plan(
     place: Path,
@@ -100,9 +86,9 @@ def test_a_run_that_is_out_of_memory_in_a_step_goes_on_with_it_by_a_smaller_plan
     assert load_plan(out / before).document() == plan.document()
     assert now.memory.gpu.peak_bytes.high <= plan.memory.gpu.peak_bytes.high - 2**20 // 4
     assert {each.id for each in now.choices} - {each.id for each in plan.choices} == {"gradient_checkpointing"}
-    steps = [line for line in _lines(out) if "step" in line]
+    steps = [line for line in lines(out) if "step" in line]
     assert [line["step"] for line in steps] == [*range(1, STEPS + 1)]
-    one, other = _record(out), _record(whole)
+    one, other = record(out), record(whole)
     assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
     assert one["losses"][: at - 1] == other["losses"][: at - 1]
     assert one["evaluation"]["after"]["loss"] == pytest.approx(other["evaluation"]["after"]["loss"], rel=1e-5)
@@ -146,7 +132,7 @@ def test_no_step_is_lost_where_nothing_smaller_fits(
     assert (tmp_path / "run" / FOLDER / STATE).is_file()
     monkeypatch.setattr(training, "forward_backward", own)
     assert execute(plan, resume=True) == 0
-    assert _record(tmp_path / "run")["losses"] == _record(whole)["losses"]
+    assert record(tmp_path / "run")["losses"] == record(whole)["losses"]
 
 
 def test_the_optimiser_is_not_gone_on_from(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,17 +176,17 @@ def greedy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_the_probe_step_stops_a_run_unless_it_may_plan_again(place: Path, whole: Path, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="more than the plan's bound"):
         execute(_plan(place, tmp_path / "stopped"))
-    assert _record(tmp_path / "stopped")["losses"] == []
+    assert record(tmp_path / "stopped")["losses"] == []
 
 
 @pytest.mark.usefixtures("greedy")
 def test_the_probe_step_is_answered_with_a_smaller_plan(place: Path, whole: Path, tmp_path: Path) -> None:
     plan = _plan(place, tmp_path / "run")
     assert execute(plan, replan="always") == 0
-    now, record = load_plan(tmp_path / "run" / "plan.yaml"), _record(tmp_path / "run")
+    now, found = load_plan(tmp_path / "run" / "plan.yaml"), record(tmp_path / "run")
     assert now.memory.gpu.peak_bytes.high < plan.memory.gpu.peak_bytes.high - 1000
-    assert record["losses"] == pytest.approx(_record(whole)["losses"], rel=1e-5)
-    assert record["measured"]["gpu"]["allocated_bytes"] <= now.memory.gpu.peak_bytes.high
+    assert found["losses"] == pytest.approx(record(whole)["losses"], rel=1e-5)
+    assert found["measured"]["gpu"]["allocated_bytes"] <= now.memory.gpu.peak_bytes.high
     assert not list((tmp_path / "run").glob("plan-until-*"))
 
 
@@ -228,7 +214,7 @@ def test_without_held_out_rows_the_first_step_is_gone_on_with(
     """Nothing has been logged by then."""
     monkeypatch.setattr(training, "forward_backward", _failing(1))
     assert execute(_plan(place, tmp_path / "run", validation=0.0)) == 0
-    assert [line["step"] for line in _lines(tmp_path / "run")] == [*range(1, STEPS + 1)]
+    assert [line["step"] for line in lines(tmp_path / "run")] == [*range(1, STEPS + 1)]
 
 
 def test_a_run_that_is_stored_while_it_is_under_way_goes_on_twice_and_is_resumed(
@@ -257,9 +243,9 @@ def test_a_run_that_is_stored_while_it_is_under_way_goes_on_twice_and_is_resumed
         execute(now, resume=True)
     monkeypatch.setattr(training, "forward_backward", own)
     assert execute(now, resume=True) == 0
-    record = _record(out)
-    assert record["losses"] == pytest.approx(_record(whole)["losses"], rel=1e-5)
-    assert [each["steps"] for each in record["replanned"]] == [1] and len(record["resumed"]) == 2
+    found = record(out)
+    assert found["losses"] == pytest.approx(record(whole)["losses"], rel=1e-5)
+    assert [each["steps"] for each in found["replanned"]] == [1] and len(found["resumed"]) == 2
     assert not (out / FOLDER).exists()
     with pytest.raises(PlanError, match="complete"):
         execute(now, resume=True)
@@ -301,8 +287,8 @@ def test_what_was_done_is_stored_before_anything_is_planned(
         else:
             assert execute(plan) == 130
     assert execute(plan, resume=True) == 0
-    assert _record(tmp_path / "run")["losses"] == _record(whole)["losses"]
-    assert _record(tmp_path / "run")["replanned"] == []
+    assert record(tmp_path / "run")["losses"] == record(whole)["losses"]
+    assert record(tmp_path / "run")["replanned"] == []
 
 
 def test_memory_that_runs_out_while_a_run_is_put_back_ends_with_words(
@@ -354,48 +340,3 @@ def test_a_backward_pass_that_fails_leaves_nothing_on_the_card(
     monkeypatch.setattr(replanning, "smaller_plan", looked)
     assert execute(_plan(place, tmp_path / "run")) == 0
     assert alive == [0]
-
-
-REAL = """
-import resource, sys
-from planner.planning import Request, make_plan
-from trainer import run, training
-train = {"data": sys.argv[1], "out": sys.argv[2], "steps": 3, "validation": 0.0}
-plan = make_plan(Request(gpu="cpu", model=f"random:{sys.argv[3]}", total_tokens=1024, train=train))
-own, answered, count = training.forward_backward, run.answered, 0
-def limit(bytes):
-    resource.setrlimit(resource.RLIMIT_AS, (bytes, resource.RLIM_INFINITY))
-def step(*given):
-    global count
-    count += 1
-    if count == 2:
-        limit(int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 2**24)
-    return own(*given)
-def lifted(*given, **more):
-    limit(resource.RLIM_INFINITY)
-    return answered(*given, **more)
-training.forward_backward, run.answered = step, lifted
-sys.exit(run.execute(plan))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="how much memory a process has is limited as Linux does it")
-def test_memory_that_really_runs_out(tmp_path: Path) -> None:
-    """In a step of a process that gets no more than it has, so that only what the step holds can make room."""
-    words, random = "abcdefghijklmnopqrstuvwxyz \n", Random(0)
-    (tmp_path / "text.txt").write_text("".join(random.choices(words, k=9000)), encoding="utf-8")
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
-    threshold = {f"MALLOC_{name}_THRESHOLD_": "65536" for name in ("MMAP", "TRIM")}  # what is given back is given back
-    done = subprocess.run(
-        [sys.executable, "-c", REAL, str(tmp_path / "text.txt"), str(tmp_path / "run"), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **threshold},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    told = " ".join(done.stdout.split())
-    assert "can't allocate memory" in told and "Planned again" in told
-    (noted,) = _record(tmp_path / "run")["replanned"]
-    assert noted["steps"] == 1 and len(_record(tmp_path / "run")["losses"]) == 3

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_folder import lines
 from trainer_tiny import make_plan, save_model, write_sources
 
 from planner.errors import PlanError
@@ -71,13 +72,9 @@ def whole(place: Path) -> Path:
     return out
 
 
-def _lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
 def _assert_same_run(out: Path, other: Path) -> None:
     varying = {"seconds", "tokens_per_second", "allocated_bytes"}
-    one, two = ([{k: v for k, v in line.items() if k not in varying} for line in _lines(each)] for each in (out, other))
+    one, two = ([{k: v for k, v in line.items() if k not in varying} for line in lines(each)] for each in (out, other))
     assert one == two
     name = "adapter/adapter_model.safetensors"
     assert (out / name).read_bytes() == (other / name).read_bytes()

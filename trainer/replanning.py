@@ -135,7 +135,10 @@ def answered(
         f"Planned again, {length}within {format_bytes(limit)}: {_differences(plan, made)}; "
         f"its bound is {format_bytes(made.memory.gpu.peak_bytes.high)}.{goes_on}"
     )
-    folder = folder.replanned(made, None if saved is None else f"plan-until-step-{saved.step}.yaml")
+    try:
+        folder = folder.replanned(made, None if saved is None else f"plan-until-step-{saved.step}.yaml")
+    except PlanError as error:
+        raise PlanError(error.asked, error.why, "" if saved is None else going_on(saved, plan)) from error
     if saved is not None:
         saved.replanned(short.why, plan)
         _stored(saved, made, tell)
