@@ -52,14 +52,7 @@ class Running:
 
     def go(self, saved: Saved | None) -> int:
         """From the first step, or from where it was stored, to the record; gives the exit code."""
-        beginning = Beginning.of(saved) if saved is not None else None
-        if beginning is None or (saved is not None and saved.elsewhere):
-            terms, probe_seconds = self._probe(saved)
-            if beginning is None:
-                beginning = Beginning(terms, probe_seconds, self._judge("before"))
-            beginning = replace(beginning, terms=terms, probe_seconds=probe_seconds)
-        elif saved is not None:
-            beginning = beginning.gone_on(saved)
+        beginning = self._beginning(saved)
         if saved is not None:
             self._go_on(saved)
         saver, free = self._saver(beginning), planned_steps(self.plan.train, len(self.data.train.rows)) - HELD_STEPS
@@ -88,6 +81,15 @@ class Running:
             raise TooLittle(Short(why, lacked, saved)) from None
         self._finish(beginning, saver)
         return 0
+
+    def _beginning(self, saved: Saved | None) -> Beginning:
+        """What is known when the next step begins: of a run that begins, goes on, or goes on by another plan."""
+        if saved is not None and not saved.elsewhere:
+            return Beginning.of(saved).gone_on(saved)
+        terms, seconds = self._probe(saved)
+        if saved is None:
+            return Beginning(terms, seconds, self._judge("before"))
+        return replace(Beginning.of(saved), terms=terms, probe_seconds=seconds)
 
     def _probe(self, saved: Saved | None) -> tuple[dict[str, int], float]:
         """The probe step, and the folder where there was none; gives exact bytes of terms, and seconds."""
