@@ -208,6 +208,32 @@ def test_a_probe_step_without_memory_is_answered_with_a_shorter_sequence(
     assert load_plan(tmp_path / "run" / "plan.yaml").total_tokens < plan.total_tokens
 
 
+@pytest.mark.parametrize("replan", ["always", "late"])
+def test_memory_that_runs_out_while_held_out_rows_are_judged_before_training(
+    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replan: replanning.Replan
+) -> None:
+    own, count, plan = running.evaluate, 0, _plan(place, tmp_path / "run")
+
+    def evaluate(*given: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 1:
+            raise torch.OutOfMemoryError(TOLD)
+        return own(*given)
+
+    monkeypatch.setattr(running, "evaluate", evaluate)
+    if replan == "late":
+        with pytest.raises(PlanError, match=r"256.00 KiB"):
+            execute(plan, replan=replan)
+        return
+    assert execute(plan, replan=replan) == 0
+    now, found = load_plan(tmp_path / "run" / "plan.yaml"), record(tmp_path / "run")
+    assert now.memory.gpu.peak_bytes.high < plan.memory.gpu.peak_bytes.high
+    assert found["losses"] == pytest.approx(record(whole)["losses"], rel=1e-5)
+    judged = [line["evaluation"] for line in lines(tmp_path / "run") if "evaluation" in line]
+    assert judged == ["before", "after"]
+
+
 def test_without_held_out_rows_the_first_step_is_gone_on_with(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

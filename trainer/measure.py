@@ -47,7 +47,7 @@ class Recorder:
         self._cuda = device.type == "cuda"
         self._phase = self.phase = BETWEEN
         self._counter: TensorBytes | None = None
-        self._stop = threading.Event()
+        self._stop, self._lock = threading.Event(), threading.Lock()
         self._driver = driver_reader(device) if self._cuda else None
         self._thread = threading.Thread(target=self._sample_until_stopped, daemon=True)
         self.phases: dict[str, dict[str, int]] = {}
@@ -103,13 +103,14 @@ class Recorder:
         """
         self.mark(BETWEEN)
         retries = torch.cuda.memory_stats()["num_alloc_retries"] if self._cuda else None
-        self.before = {
-            "steps": steps,
-            "reserved_bytes": self.peak("reserved_bytes"),
-            "driver_bytes": self.driver,
-            "retries": retries,
-        }
-        self.driver = None
+        with self._lock:
+            self.before = {
+                "steps": steps,
+                "reserved_bytes": self.peak("reserved_bytes"),
+                "driver_bytes": self.driver,
+                "retries": retries,
+            }
+            self.driver = None
         for sizes in self.phases.values():
             sizes.pop("reserved_bytes", None)
 
@@ -150,9 +151,11 @@ class Recorder:
     def _sample_until_stopped(self) -> None:
         while True:
             self.host_anonymous = max(self.host_anonymous, host_anonymous_bytes() - pinned_now())
+            before = self.before
             held = self._driver() if self._driver else None
-            if held is not None:
-                self.driver = max(held, self.driver or 0)
+            with self._lock:  # what was read before the run had less does not count after it
+                if held is not None and self.before is before:
+                    self.driver = max(held, self.driver or 0)
             if self._stop.wait(_EVERY_SECONDS):
                 return
 

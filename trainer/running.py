@@ -88,7 +88,7 @@ class Running:
             return Beginning.of(saved).gone_on(saved)
         terms, seconds = self._probe(saved)
         if saved is None:
-            return Beginning(terms, seconds, self._judge("before"))
+            return Beginning(terms, seconds, self._judge_first())
         return replace(Beginning.of(saved), terms=terms, probe_seconds=seconds)
 
     def _probe(self, saved: Saved | None) -> tuple[dict[str, int], float]:
@@ -98,8 +98,7 @@ class Running:
         except RuntimeError as error:
             if not is_out_of_memory(error) or not self.asked.answers(saved):
                 raise
-            why = explained(error, self.plan, self.recorder.phase)
-            raise TooLittle(Short(why, lacked_of(error), saved)) from error
+            raise self._too_little(error, saved) from error
         self.console.print(memory_table(self.plan, self.recorder, terms))
         try:
             check_bound(self.plan, self.recorder)
@@ -113,6 +112,17 @@ class Running:
         if saved is None:
             self.folder.begin()
         return terms, seconds
+
+    def _judge_first(self) -> Evaluation | None:
+        try:
+            return self._judge("before")
+        except RuntimeError as error:  # somebody took memory since the probe step, which evaluates, too
+            if not is_out_of_memory(error) or not self.asked.answers(None):
+                raise
+            raise self._too_little(error, None) from error
+
+    def _too_little(self, error: RuntimeError, saved: Saved | None) -> TooLittle:
+        return TooLittle(Short(explained(error, self.plan, self.recorder.phase), lacked_of(error), saved))
 
     def _go_on(self, saved: Saved) -> None:
         """Everything around the model as it was when the run was stored."""
