@@ -24,7 +24,7 @@ from trainer.out_of_memory import explained, is_out_of_memory
 from trainer.output import RunFolder
 from trainer.probing import SHORTER, give_back_unused
 from trainer.progress import Progress
-from trainer.replanning import MOST, Asked, Replan, Short, TooLittle, answered, going_on, lacked_of
+from trainer.replanning import MOST, Asked, Replan, Short, TooLittle, answered, going_on, lacked_of, let_go
 from trainer.running import INTERRUPTED, Running, listen, tell_data
 from trainer.saving import FOLDER, Saved, load
 from trainer.session import build
@@ -99,6 +99,7 @@ def _attempt(
     asked: Asked,
 ) -> int | Short:
     """One plan from loading to its end, or until it has too little memory."""
+    let_go(device)  # what hangs on runs before in this process, which the probe step would take for its own
     hold(device, plan.memory.gpu.budget_bytes)
     built, recorder, short = None, Recorder(device), None
     try:

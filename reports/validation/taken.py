@@ -3,11 +3,11 @@
     python -m reports.validation.taken plan                          write the plan of every case
     python -m reports.validation.taken run OUT [--cards N] [NAME…]   run them here; one record each into OUT
 
-Each case trains twice by the same plan in a process of its own: undisturbed, and so that at one moment it cannot have
-more than some share of its plan's bound any more. Either a second process takes all else of the card, for good, or the
-allocator alone gets a limit, which the next plan lifts. A run gives back what it holds unused just before: an allocator
-that keeps what it has once had would not miss what others take. OUT gets both runs' losses, both plans' figures, what
-the card still held when planning began again, and what the run said. Nothing here is compared with time.
+Each case trains twice by the same plan, each time in a process of its own: undisturbed, and so that at one moment it
+cannot have more than some share of its plan's bound any more. Either a second process takes all else of the card, for
+good, or the allocator alone gets a limit, which the next plan lifts. A run gives back what it holds unused just before:
+an allocator that keeps what it has once had would not miss what others take. OUT gets both runs' losses, both plans'
+figures, what the card still held when planning began again, and why a run stopped.
 """
 
 from __future__ import annotations
@@ -43,8 +43,15 @@ STEPS, AT = 4, 2
 SECONDS = 300  # in which a run ends, or something is wrong
 OTHER = """
 import sys, torch
-free, _ = torch.cuda.mem_get_info()
-mine = torch.empty(max(1, free - int(sys.argv[1])), dtype=torch.uint8, device="cuda")
+leave, held, piece = int(sys.argv[1]), [], 1 << 33
+while piece >= 1 << 21:
+    free, _ = torch.cuda.mem_get_info()
+    try:
+        if free - leave < piece:
+            raise torch.OutOfMemoryError
+        held.append(torch.empty(piece, dtype=torch.uint8, device="cuda"))
+    except torch.OutOfMemoryError:
+        piece //= 2
 torch.cuda.synchronize()
 print("taken", flush=True)
 sys.stdin.read()
@@ -190,31 +197,29 @@ def watched(case: Taken, taker: Taker) -> Iterator[None]:
         yield
 
 
-def measured(case: Taken, plan: Plan, scratch: Path) -> dict[str, Any]:
-    """Both runs of a case in this process, and what is told of them."""
+def undisturbed(plan: Plan, scratch: Path) -> dict[str, Any]:
+    """The run of a plan from which nobody takes anything, in this process."""
     from trainer.run import execute
-    from trainer.validating import synthetic_text
 
-    data = synthetic_text(scratch / "data", plan.total_tokens)
+    execute(_placed(plan, scratch))
+    record = _record(scratch)
+    return {"undisturbed": _told(record), "environment": record["environment"], "revision": record["revision"]}
 
-    def of(name: str) -> Plan:
-        train = plan.train.model_copy(update={"data": str(data), "out": str(scratch / name)})
-        return plan.model_copy(update={"train": train})
 
-    began = time.monotonic()
-    execute(of("undisturbed"))
-    between, taker, stopped = time.monotonic(), Taker(case, plan), None
+def disturbed(case: Taken, plan: Plan, scratch: Path) -> dict[str, Any]:
+    """The run of a plan from which memory is taken, in this process, and what came of it."""
+    from trainer.run import execute
+
+    placed, taker, stopped = _placed(plan, scratch), Taker(case, plan), None
     with watched(case, taker):
         try:
-            execute(of("taken"), replan="late" if case.when == "step" else "always")
+            execute(placed, replan="late" if case.when == "step" else "always")
         except PlanError as error:
             stopped = str(error).replace(str(scratch), "scratch")
         finally:
             taker.give_back()
         if case.lifted and stopped is not None:
-            execute(of("taken"), resume=True)
-    ended = time.monotonic()
-    one, other = (_read(scratch / name / "measurement.json") for name in ("undisturbed", "taken"))
+            execute(placed, resume=True)
     return {
         "what": "a run that memory was taken from",
         "case": case.name,
@@ -223,20 +228,24 @@ def measured(case: Taken, plan: Plan, scratch: Path) -> dict[str, Any]:
         "kept_bytes": taker.keep,
         "left_on_card_bytes": taker.left,
         "stopped": stopped,
-        "undisturbed": _told(one),
-        "taken": None if other is None else _told(other),
-        "seconds": {"undisturbed": round(between - began, 1), "taken": round(ended - between, 1)},
-        "environment": None if one is None else one["environment"],
-        "revision": None if one is None else one["revision"],
+        "taken": _told(_record(scratch)),
     }
 
 
-def _read(place: Path) -> dict[str, Any] | None:
-    return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else None
+def _placed(plan: Plan, scratch: Path) -> Plan:
+    from trainer.validating import synthetic_text
+
+    data = synthetic_text(scratch / "data", plan.total_tokens)
+    train = plan.train.model_copy(update={"data": str(data), "out": str(scratch / "run")})
+    return plan.model_copy(update={"train": train})
 
 
-def _told(record: dict[str, Any] | None) -> dict[str, Any]:
-    assert record is not None, "the undisturbed run has no record"
+def _record(scratch: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((scratch / "run" / "measurement.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _told(record: dict[str, Any]) -> dict[str, Any]:
     plan = record["plan"]
     return {
         "total_tokens": record["total_tokens"],
@@ -252,26 +261,21 @@ def _told(record: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def run_apart(case: Taken, out: Path, card: int) -> str:
-    """A case in a process of its own on one of the cards; gives what came of it in a line."""
-    began, record = time.monotonic(), out / f"{case.name}.json"
-    words = [sys.executable, "-m", "reports.validation.taken", "one", case.name, str(record)]
+    """Both runs of a case on one of the cards, each in a process of its own; gives what came of them in a line."""
+    began, found, said = time.monotonic(), {}, ""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(card)}
-    try:
-        done = subprocess.run(
-            words,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            timeout=SECONDS,
-            stdin=subprocess.DEVNULL,
-        )
-        output, code = done.stdout + done.stderr, done.returncode
-    except subprocess.TimeoutExpired as late:
-        output, code = f"{late.stdout!r}{late.stderr!r}", -1
-    write_whole(out / f"{case.name}.log", output)
-    ended = "ended" if code == 0 and record.is_file() else f"FAILED: {output.strip()[-300:]}"
-    return f"{case.name:40} {time.monotonic() - began:5.0f} s  {ended}"
+    with tempfile.TemporaryDirectory() as folder:
+        for verb in ("undisturbed", "disturbed"):
+            record = Path(folder) / f"{verb}.json"
+            words = [sys.executable, "-m", "reports.validation.taken", verb, case.name, str(record)]
+            done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=SECONDS)
+            said += done.stdout + done.stderr
+            if done.returncode or not record.is_file():
+                write_whole(out / f"{case.name}.failed.txt", said)
+                return f"{case.name:40} {time.monotonic() - began:5.0f} s  FAILED: {said.strip()[-300:]}"
+            found |= json.loads(record.read_text(encoding="utf-8"))
+    write_whole(out / f"{case.name}.json", json.dumps(found, indent=1) + "\n")
+    return f"{case.name:40} {time.monotonic() - began:5.0f} s  ended"
 
 
 def run_all(cases: Sequence[Taken], out: Path, cards: int) -> None:
@@ -296,23 +300,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m reports.validation.taken", description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("plan")
-    every, one = verbs.add_parser("run"), verbs.add_parser("one")
+    every = verbs.add_parser("run")
     every.add_argument("out", type=Path)
-    every.add_argument("names", nargs="*", metavar="NAME", choices=[*known, []])
+    every.add_argument("names", nargs="*", metavar="NAME")
     every.add_argument("--cards", type=int, default=1)
-    one.add_argument("name", choices=known)
-    one.add_argument("record", type=Path)
+    for verb in ("undisturbed", "disturbed"):
+        one = verbs.add_parser(verb, help="one of the two runs of a case, in this process")
+        one.add_argument("name", choices=known)
+        one.add_argument("record", type=Path)
     given = parser.parse_args(arguments)
     if given.verb == "plan":
         for case in CASES:
             print(f"{case.name:40} {freeze(Case(case.name, case.arguments), FOLDER / 'plans')}", flush=True)
     elif given.verb == "run":
+        if unknown := {*given.names} - {*known}:
+            parser.error(f"no case is called {min(unknown)}")
         given.out.mkdir(parents=True, exist_ok=True)
         run_all([case for case in CASES if not given.names or case.name in given.names], given.out, given.cards)
     else:
-        case = known[given.name]
-        with tempfile.TemporaryDirectory() as scratch:
-            found = measured(case, plan_of(case), Path(scratch))
+        case, plan = known[given.name], plan_of(known[given.name])
+        with tempfile.TemporaryDirectory() as folder:
+            scratch = Path(folder)
+            found = undisturbed(plan, scratch) if given.verb == "undisturbed" else disturbed(case, plan, scratch)
         write_whole(given.record, json.dumps(found, indent=1) + "\n")
     return 0
 
