@@ -11,7 +11,7 @@ from planner.plan_file import load_plan
 from reports.render import grid_records
 from reports.validation.grid import BY_HOST, GRID, LONGEST
 
-FOLDER, FIRST = grid_records.RECORDS, grid_records.FIRST
+FOLDER, FIRST, SECOND = grid_records.RECORDS, grid_records.FIRST, grid_records.SECOND
 MEASURED = {record.name: record for record in read_records(FOLDER)}
 MEASURED_FIRST = {record.name: record for record in read_records(FIRST)}
 CASE = {case.name: case for case in GRID}

@@ -6,7 +6,18 @@ import random
 
 import pytest
 
-from trainer.allocator import ADDRESSES, EMPTY, MIB, Allocator, OutOfMemory, fits, replayed, smallest_limit
+from trainer import ALLOCATOR
+from trainer.allocator import (
+    ADDRESSES,
+    EMPTY,
+    MIB,
+    Allocator,
+    OutOfMemory,
+    fits,
+    replayed,
+    rounded_up,
+    smallest_limit,
+)
 
 PAGE = 16 * MIB
 
@@ -111,3 +122,23 @@ def test_blocks_cover_all_addresses_once(seed: int) -> None:
             address, block = address + block.size, beside
         assert address == ADDRESSES and mapped == pool.reserved
         assert sorted(free) == pool.free and bare == pool.bare
+
+
+def test_what_is_reserved_is_more_than_the_limit_by_less_than_a_page() -> None:
+    """The trainer takes as much off the limit."""
+    assert rounded_up(ALLOCATOR) == 14 * MIB and rounded_up("expandable_segments:True") == 18 * MIB
+    assert rounded_up("") == rounded_up("expandable_segments:False,large_segment_size_mb:16") == 0
+    most = 0
+    for seed in range(200):
+        source, limit = random.Random(seed), 200 * MIB
+        allocator, held = Allocator(limit), []
+        for name in range(60):
+            if held and source.random() < 0.4:
+                allocator.give(held.pop(source.randrange(len(held))))
+            try:
+                allocator.take(name, source.choice([MIB // 2, 3 * MIB, 11 * MIB, 17 * MIB + 512, 33 * MIB]))
+                held.append(name)
+            except OutOfMemory:
+                break
+        most = max(most, allocator.most_reserved - limit)
+    assert 0 < most <= rounded_up(ALLOCATOR)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grid_fixture import CASE, FIRST, FOLDER, LONGER, MEASURED, MEASURED_FIRST, failed_names, frozen, pair_names
+from grid_fixture import CASE, FIRST, FOLDER, LONGER, MEASURED, MEASURED_FIRST, SECOND, failed_names, frozen, pair_names
 
-from planner.measurements import Record, read_failures
+from planner.measurements import Record, read_failures, read_records
 from planner.model import load_model
 from planner.optimizations import all_optimizations
 from planner.plan import Plan
@@ -21,7 +21,7 @@ from reports.render import grid_longest, grid_records
 from reports.render.grid import FROZEN
 from reports.render.records import on_cards, records
 from reports.validation.fit import run_of
-from reports.validation.grid import BEYOND, BY_HOST, EXCLUDED, FAILED, GRID, HELD, LONGEST, NEW
+from reports.validation.grid import BEYOND, BY_HOST, EXCLUDED, FAILED, FRESH, GRID, HELD, LONGEST, NEW
 from reports.validation.sets import CALIBRATED_UP_TO, set_of, set_of_record
 from reports.validation.several import is_timed
 from trainer.streamed.row import head_groups
@@ -69,13 +69,33 @@ def test_what_was_run_covers_it_too_with_the_first_running() -> None:
     assert {"float16", "bfloat16"} <= {record.content["dtype"] for record in MEASURED.values()}
 
 
-def test_what_is_not_run_yet_is_timed_and_of_models_with_calibration_runs_but_for_one() -> None:
+def test_what_is_not_run_yet_is_timed_and_of_models_with_calibration_runs() -> None:
     pending = grid_records.pending()
     assert {*pending} == {*CASE} - {*MEASURED} - failed_names()
-    others = [name for name in pending if not (is_timed(CASE[name]) and frozen(name).model.id in CALIBRATED_UP_TO)]
-    assert {*others} <= {"rtx4090-phi-2-524288-streamed"}, "in no running"
-    assert {*pending} - {*others} <= {*MEASURED_FIRST} | {failure.name for failure in read_failures(FIRST)}
-    assert {*NEW} <= {*MEASURED} and {f"{name}-longest" for name in pair_names()} <= {*MEASURED}
+    assert all(is_timed(CASE[name]) and frozen(name).model.id in CALIBRATED_UP_TO for name in pending)
+    assert {*pending} <= {*MEASURED_FIRST} | {failure.name for failure in read_failures(FIRST)}
+    assert {*NEW} | {*FRESH} <= {*MEASURED} and {f"{name}-longest" for name in pair_names()} <= {*MEASURED}
+
+
+def test_long_sequences_that_are_fresh_are_held_out_and_of_models_with_several_heads_to_a_key_head() -> None:
+    assert {MEASURED[name].content["set"] for name in FRESH} == {"holdout"} and len(FRESH) == 10
+    for name in FRESH:
+        shape = load_model(frozen(name).model.id)
+        assert frozen(name).total_tokens > 2**16 and shape.heads > shape.kv_heads
+        of = {(record.content["model"]["id"], record.tokens) for record in MEASURED.values() if record.name != name}
+        assert (frozen(name).model.id, frozen(name).total_tokens) not in of
+
+
+def test_runs_were_made_once_more_where_today_they_are_planned_otherwise() -> None:
+    second = {record.name: record for record in read_records(SECOND)}
+    assert {*second} == {path.stem for path in (SECOND / "plans").glob("*.yaml")} <= {*MEASURED}
+    for name, record in second.items():
+        then, now = frozen(name, SECOND), frozen(name)
+        settings, of_now = ({choice.id: choice.knobs for choice in plan.choices} for plan in (then, now))
+        same = settings == of_now and then.memory.gpu.peak_bytes == now.memory.gpu.peak_bytes
+        assert same is (record.over > 0), name
+        assert Plan.model_validate_json(json.dumps(record.content["plan"])).choices == then.choices
+        assert MEASURED[name].over <= 0
 
 
 def test_models_that_are_new_have_no_other_run_and_no_constant() -> None:
@@ -146,13 +166,21 @@ def assert_ran_as_frozen(record: dict[str, Any], plan: Plan, budget: int) -> Non
     assert ran == written
 
 
-def test_the_plans_that_were_run_are_those_of_the_commit_that_the_page_names() -> None:
-    command = ["git", "log", "-1", "--format=%h", "--abbrev=7", "--", "reports/validation/grid/plans"]
-    done = subprocess.run(command, cwd=FOLDER.parents[2], capture_output=True, text=True, check=False)
-    known = ["git", "cat-file", "-e", f"{FROZEN}^{{commit}}"]
-    if done.returncode or subprocess.run(known, cwd=FOLDER.parents[2], capture_output=True, check=False).returncode:
+PLANS = "reports/validation/grid/plans"
+
+
+def _git(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *words], cwd=FOLDER.parents[2], capture_output=True, text=True, check=False)
+
+
+def test_the_plans_that_were_run_are_those_of_the_commits_that_the_page_names() -> None:
+    if any(_git("cat-file", "-e", f"{commit}^{{commit}}").returncode for commit in FROZEN):
         pytest.skip("no checkout with that history")
-    assert done.stdout.strip() == FROZEN
+    assert _git("log", "-1", "--format=%h", "--abbrev=7", "--", PLANS).stdout.strip() == FROZEN[-1]
+    for revision in {record.content["revision"] for record in MEASURED.values()}:
+        since = {Path(line).stem for line in _git("diff", "--name-only", revision, "--", PLANS).stdout.splitlines()}
+        ran = {name for name, record in MEASURED.items() if record.content["revision"] == revision}
+        assert not ran & since, "the plan is the one of the revision that ran it"
 
 
 PEAKS = [(name, FOLDER) for name, record in MEASURED.items() if record.shows_the_peak and name not in EXCLUDED]

@@ -7,18 +7,18 @@ from functools import cache
 
 import numpy as np
 import pytest
-from grid_fixture import CASE, FIRST, FOLDER, LONGER, MEASURED, MEASURED_FIRST, failed_names, frozen, pair_names
+from grid_fixture import CASE, FIRST, FOLDER, LONGER, MEASURED, MEASURED_FIRST, SECOND, failed_names, frozen, pair_names
 
 from planner.calibration import calibration
 from planner.markdown import percent
-from planner.measurements import Record, Spread, read_failures
+from planner.measurements import Record, Spread, read_failures, read_records
 from planner.units import format_bytes
 from planner.validation_page import spread_cells
 from reports.render import grid as grid_page
-from reports.render import grid_first, grid_records, grid_time, peers, replayed
+from reports.render import grid_again, grid_first, grid_records, grid_time, peers, replayed
 from reports.validation import replay
 from reports.validation.fit import run_of
-from reports.validation.grid import EXCLUDED, FAILED, GRID, NEW
+from reports.validation.grid import EXCLUDED, FAILED, FRESH, GRID, NEW
 from reports.validation.peers import by_accelerate
 from reports.validation.several import is_timed
 
@@ -35,15 +35,16 @@ def test_longer_sequences_are_in_no_figure() -> None:
     assert not failures and {failure.name for failure in read_failures(FOLDER)} <= LONGER
     assert {f"{name}-longest" for name in pair_names()} <= {record.name for record in found}
     assert "-beyond" not in page()
-    assert f"({grid_page.FROZEN})" in page()
+    assert f"({' and '.join(grid_page.FROZEN)})" in page()
 
 
 def test_the_sets_of_the_page_are_told_with_what_is_new_by_itself() -> None:
-    (_, _, held), (_, _, new), (_, _, fitted) = grid_page.sets_of(grid_records.found()[0])
+    (_, _, held), (_, _, new), (_, _, fresh), (_, _, fitted) = grid_page.sets_of(grid_records.found()[0])
     assert {record.name for record in new} == {*NEW} < {record.name for record in held}
+    assert {record.name for record in fresh} == {*FRESH} < {record.name for record in held}
     assert len(held) + len(fitted) == len(grid_records.found()[0])
     text = page()
-    for title, of in (("Held out of every fit", held), (grid_page.THESE, new)):
+    for title, of in (("Held out of every fit", held), *zip(grid_page.WITHIN, (new, fresh), strict=True)):
         models = len({record.content["model"]["id"] for record in of})
         assert f"### {title}: {len(of)} runs of {models} models" in text
         largest = max(abs(record.error) for record in of)
@@ -137,6 +138,18 @@ def test_peaks_that_are_far_off_are_named_with_what_is_planned_today() -> None:
         today = grid_records.planned_again(record.name).memory.gpu.peak_bytes.expected / record.allocated - 1
         assert f"{record.name} by {percent(record.error)}, today {percent(today)}" in told
     assert told.count(", today ") == len(far) and told in page()
+
+
+def test_what_was_made_once_more_is_told_with_both_errors() -> None:
+    section = grid_again.section()
+    before = {record.name: record for record in read_records(SECOND)}
+    for name, then in before.items():
+        now = MEASURED[name]
+        assert f"| {name} | {percent(then.error)} | " in section
+        assert f"| {percent(now.error)} | {format_bytes(-now.over)} |" in section
+    (over,) = (record for record in before.values() if record.over > 0)
+    assert f"reserved {format_bytes(over.over)} more" in section and "| −" in section
+    assert f"made once more, {len(before) - 1} in all" in section and section in page()
 
 
 def test_replays_are_of_the_first_running_and_say_what_came_of_them_since() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,9 +11,8 @@ import torch
 
 from planner.errors import PlanError
 from planner.plan import Plan
-from trainer.allocator import LARGE_GRAIN, MIB
+from trainer.allocator import rounded_up
 
-PAGE = 20 * MIB  # of segments that grow, unless it is set
 _REHEARSING = ContextVar("rehearsing", default=False)
 
 
@@ -68,18 +66,3 @@ def hold(device: torch.device, limit: int) -> None:
 def allocator_settings() -> str:
     """What the environment sets of the allocator."""
     return os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or ""
-
-
-def rounded_up(settings: str) -> int:
-    """Bytes by which the allocator can reserve more than its limit.
-
-    Where segments grow, the limit is held against what is asked for, in steps of 2 MiB, and whole pages are added
-    (``c10/cuda/CUDACachingAllocator.cpp``; h200-24gib-gemma-3-1b-16384-small went 3.5 MiB over its bound that way).
-
-    Args:
-        settings: as ``PYTORCH_ALLOC_CONF`` has them; a page is of 20 MiB unless they say otherwise.
-    """
-    if not re.search(r"expandable_segments\s*:\s*true", settings, re.IGNORECASE):
-        return 0
-    page = re.search(r"large_segment_size_mb\s*:\s*(\d+)", settings)
-    return (int(page[1]) * MIB if page else PAGE) - LARGE_GRAIN

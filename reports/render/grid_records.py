@@ -17,6 +17,8 @@ from reports.validation.grid import EXCLUDED, GRID
 RECORDS = FOLDER / "grid"
 FIRST = FOLDER / "grid-first"
 """Plans, records and failures of the first running."""
+SECOND = FOLDER / "grid-second"
+"""Plans and records that others have taken the place of since."""
 LONGER = frozenset(case.name for case in GRID if case.beyond)
 """Sequences that were made to be too long: what becomes of them is no error of a prediction."""
 RAN, OUT, NOT_RUN = "ran", "ran out of memory", "not run yet"

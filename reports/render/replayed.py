@@ -46,7 +46,8 @@ def section() -> str:
         f"have been run on a card since, and {len(done)} ended; of those that had failed "
         f"{sum('measured' not in runs[name] for name in tried)} were run, and "
         f"{sum('measured' not in runs[name] for name in done)} ended. To spare is the bound less the smallest limit "
-        "under which a run ends; placement is chaotic, and some 50 MiB are within what a replay does not tell."
+        "under which a run ends, today less what the trainer takes off the limit; placement is chaotic, and some 50 "
+        "MiB are within what a replay does not tell."
     )
     heads = (
         "run",
