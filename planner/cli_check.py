@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from planner.planning import Request
 
 MOST_LINES = 20
-# Not compared: words for people; the longest sequence, for which nothing is left free here; and what follows from the
-# data, which may have changed or lie elsewhere.
+# Not compared: words for people; the longest sequence, for which nothing is left free here; what follows from the data,
+# which may have changed or lie elsewhere; and what plans of before did not tell.
 PASSED_OVER = frozenset(
     {
         "summary",
@@ -34,6 +34,7 @@ PASSED_OVER = frozenset(
         "time.epoch",
         "time.cost",
         "time.rates",
+        "time.step_seconds.on_card",
         "provenance.command",
         "longest",
         "rope.reason",

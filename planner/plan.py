@@ -117,11 +117,25 @@ class Memory(Strict):
     disk: DiskMemory = DiskMemory()
 
 
+LAUNCH_BOUND = 0.9
+"""A step waits for the host where the card alone would need less than this share of it."""
+
+
 class Seconds(Strict):
-    """A lower bound from peak rates, and an estimate; None where the card's rates are unknown."""
+    """A lower bound from peak rates, and an estimate; None where the card's rates are unknown.
+
+    ``on_card`` is the estimate if launching kernels took the host no time: where it is much less, the step waits for
+    the host. Plans of before have none.
+    """
 
     bound: float | None
     estimate: float | None
+    on_card: float | None = None
+
+    @property
+    def launch_bound(self) -> bool:
+        """Whether the step is expected to wait for the host, which launches kernels more slowly than the card ends."""
+        return None not in (self.estimate, self.on_card) and self.on_card < LAUNCH_BOUND * self.estimate
 
 
 class PhaseWork(Strict):

@@ -131,6 +131,12 @@ def step_section(found: Search, limit_seconds: float, accumulation: int) -> Time
     )
     one = step_time(configuration, amounts, gpu, found.constants).times(accumulation)
     estimate = None if one.estimate is None or update is None else float(one.estimate) + update
+    free = {name: 0 if kind_of(configuration.ledger.work[name]) == LAUNCH else of for name, of in amounts.items()}
+    on_card = step_time(configuration, free, gpu, found.constants).times(accumulation).estimate
+    if estimate is not None:
+        written = update_seconds(size, 0, gpu, found.constants)
+        assert written is not None
+        on_card = float(on_card) + written
     tokens = batch * want.total * accumulation
     if estimate is None:
         basis = UNKNOWN
@@ -139,7 +145,11 @@ def step_section(found: Search, limit_seconds: float, accumulation: int) -> Time
     else:
         basis = BASIS_UNBOUNDED if one.bound is None else BASIS_MEASURED
     return Time(
-        step_seconds=Seconds(bound=significant(one.bound), estimate=significant(estimate)),
+        step_seconds=Seconds(
+            bound=significant(one.bound),
+            estimate=significant(estimate),
+            on_card=None if estimate is None else significant(on_card),
+        ),
         limit_seconds=limit_seconds,
         basis=basis,
         tokens_per_second=significant(tokens / estimate) if estimate else None,

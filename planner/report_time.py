@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner.plan import Cost, Epoch, Plan
+from planner.plan import Cost, Epoch, Plan, Time
 from planner.units import format_rate, format_seconds
 
 RATES = {
@@ -49,6 +49,8 @@ def time_facts(plan: Plan) -> Iterator[tuple[str, str]]:
             "Step",
             f"about {format_seconds(estimate)}{floor}; limit {format_seconds(time.limit_seconds)} ({time.basis})",
         )
+        if time.step_seconds.launch_bound:
+            yield "Waits for", _waits_for_host(time)
     if time.tokens_per_second is not None:
         yield "Speed", f"{_count(time.tokens_per_second)} tokens a second"
     if time.epoch is not None:
@@ -57,6 +59,14 @@ def time_facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "Cost", _cost(time.cost)
     if plan.gpu.measured_file is not None:
         yield "Measured", f"rates and context come from {plan.gpu.measured_file}"
+
+
+def _waits_for_host(time: Time) -> str:
+    alone = time.step_seconds.on_card
+    assert alone is not None, "it is launch-bound"
+    own = any(kind == "launch" and rate.basis == "measured" for kind, rate in time.rates.items())
+    more = "" if own else "; `plan measure` tells how fast this one is"
+    return f"the host, which launches kernels: the card alone would take {format_seconds(alone)}. Hosts differ{more}"
 
 
 def time_section(plan: Plan) -> RenderableType | None:

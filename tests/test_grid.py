@@ -77,13 +77,19 @@ def test_what_is_not_run_yet_is_timed_and_of_models_with_calibration_runs() -> N
     assert {*NEW} | {*FRESH} <= {*MEASURED} and {f"{name}-longest" for name in pair_names()} <= {*MEASURED}
 
 
-def test_long_sequences_that_are_fresh_are_held_out_and_of_models_with_several_heads_to_a_key_head() -> None:
+def test_long_runs_that_are_fresh_are_held_out_and_of_models_with_several_heads_to_a_key_head() -> None:
     assert {MEASURED[name].content["set"] for name in FRESH} == {"holdout"} and len(FRESH) == 10
+    older = [(*MEASURED.values(),), (*MEASURED_FIRST.values(),), on_cards(records())]
+    known = {settings_of(record.content["plan"]) for of in older for record in of if record.name not in FRESH}
     for name in FRESH:
         shape = load_model(frozen(name).model.id)
         assert frozen(name).total_tokens > 2**16 and shape.heads > shape.kv_heads
-        of = {(record.content["model"]["id"], record.tokens) for record in MEASURED.values() if record.name != name}
-        assert (frozen(name).model.id, frozen(name).total_tokens) not in of
+        assert settings_of(MEASURED[name].content["plan"]) not in known
+
+
+def settings_of(plan: dict[str, Any]) -> str:
+    """What sets a run apart: model, length and all that is chosen."""
+    return json.dumps([plan["model"]["id"], plan["total_tokens"], plan["choices"]], sort_keys=True)
 
 
 def test_runs_were_made_once_more_where_today_they_are_planned_otherwise() -> None:

@@ -102,6 +102,19 @@ def test_the_page_tells_of_seconds_with_what_a_launch_took_each_host() -> None:
     assert grid_time.launch_seconds(rehearsed) is None and not grid_time.is_timed(rehearsed)
 
 
+def test_steps_that_wait_for_the_host_are_told_apart_from_those_that_wait_for_the_card() -> None:
+    held = [record for record in TIMED if record.content["set"] == "holdout"]
+    waits = {record.name: grid_time.launch_bound(record.name) for record in held}
+    assert waits["h200-8gib-gpt2-512-bf16"] and not waits["h200-24gib-qwen3-4b-32768-offload"]
+    for told, launch_bound in ((grid_time.ON_CARD, False), (grid_time.ON_HOST, True)):
+        pairs = [(record.step[1], record.step[0]) for record in held if waits[record.name] is launch_bound]
+        spread = Spread.of([(float(estimate or 0), float(measured or 0)) for estimate, measured in pairs])
+        assert spread is not None and spread.count >= 20
+        cells = " | ".join(("held out of every fit", told, *spread_cells(spread)))
+        assert f"| {cells} |" in page()
+    assert 1 < grid_time.unsteady(TIMED) < 5
+
+
 def test_the_page_tells_of_the_first_running_and_which_of_its_failures_end_now() -> None:
     failed = {failure.name for failure in read_failures(FIRST)} - LONGER
     assert failed == {

@@ -63,7 +63,7 @@ def test_the_page_tells_of_each() -> None:
     for name in FOUND:
         assert f"| {name} | " in section
     most = max(page.apart(record) for record in FOUND.values() if page.as_long(record))
-    assert f"{len(FOUND)} of {len(FOUND)} ended with all {STEPS} steps" in section
+    assert f"Of {len(FOUND)} runs {len(FOUND)} ended with all {STEPS} steps" in section
     assert f"off by more than {100 * most:.4f} %" in section
 
 

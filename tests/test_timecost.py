@@ -17,12 +17,14 @@ from test_validation_records import ON_CARDS, plan_of, planned_again
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.baseline_work import attention_backward_flops, attention_forward_flops, linear_forward_flops
-from planner.calibration import calibration
+from planner.calibration import Calibration, calibration
+from planner.cli_check import same_settings
 from planner.hardware import Sourced, load_profile
 from planner.measured import Measured
 from planner.plan import Seconds
 from planner.planning import Request, make_plan
 from planner.rates import rates_of
+from planner.report_time import time_facts
 from planner.symbols import Letters
 from reports.validation.fit import request_of
 from trainer.data import synthetic_batch
@@ -228,6 +230,23 @@ def test_short_sequences_wait_for_the_host() -> None:
             assert phase.kernels and phase.seconds is not None and phase.seconds >= floor * 0.9999, name
             if name in ("forward", "backward", "optimizer"):
                 assert (phase.seconds == pytest.approx(floor, rel=0.05)) is (total == 64 or name == "optimizer"), name
+
+
+@pytest.mark.parametrize(("total", "launch_bound"), [(64, True), (2048, True), (65_536, False)])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_step_is_launch_bound_where_the_card_alone_would_take_much_less(
+    monkeypatch: pytest.MonkeyPatch, total: int, launch_bound: bool, accumulation: int
+) -> None:
+    request = Request(gpu="h200-sxm", model="qwen2.5-0.5b", total_tokens=total, train={"accumulation": accumulation})
+    found = make_plan(request)
+    time = found.time.step_seconds
+    assert time.bound is not None and time.estimate is not None and time.on_card is not None
+    assert time.bound <= time.on_card <= time.estimate and time.launch_bound is launch_bound
+    assert ("Waits for" in {name for name, _ in time_facts(found)}) is launch_bound
+    # As the same settings are estimated for a host that launches in no time.
+    monkeypatch.setattr(Calibration, "launch_seconds", lambda _: 1e-15)
+    without = make_plan(same_settings(found, "h200-sxm")).time.step_seconds
+    assert without.estimate == pytest.approx(time.on_card, rel=1e-5) == without.on_card
 
 
 FURTHER_OFF = {

@@ -23,7 +23,7 @@ FAR = 0.02  # an error of a peak, as a share, from which on the page tells what 
 SETS = {"holdout": "held out of every fit", "calibration": "not held out"}
 WITHIN = {
     "Of these, models no run had been made of before": NEW,
-    "Of these, long sequences that no run had been made of, planned after formulas had changed": FRESH,
+    "Of these, long runs that were planned for the first time after formulas had changed": FRESH,
 }
 """Parts of the runs that are held out, which are told by themselves, too."""
 
@@ -168,6 +168,9 @@ def by_what_and_set(records: Sequence[Record]) -> dict[str, dict[str, tuple[str,
         for what, spread in spreads(of).items():
             told = next(told for known, told, _ in COMPARED if known == what)
             by.setdefault(told, {})[title] = spread_cells(spread, short if what == "reserved" else 0)
+        for told, waiting in grid_time.by_what_they_wait_for(of).items():
+            if waiting is not None:
+                by.setdefault(f"of these, {told}", {})[title] = spread_cells(waiting)
         if own := grid_time.spread_by_host(of):
             by.setdefault(grid_time.BY_HOST, {})[title] = spread_cells(own)
     return by

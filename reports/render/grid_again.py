@@ -17,8 +17,8 @@ def section() -> str:
         "Formulas of several query heads to a key head, and of layers with a window, were changed after the runs above "
         "had been made. Every run whose peak or settings they plan otherwise was planned, frozen and made once more, "
         f"{len(before) - len(over)} in all; plans and records of before lie in `reports/validation/grid-second/`. "
-        "What they got wrong led to the change, so that their errors now test it less than those of the long sequences "
-        "above do, of which no run had been made."
+        "What was wrong with them led to the change, so that their errors now test it less than those of the long runs "
+        "above do that were planned for the first time then."
     )
     for record in over:
         now = record_of(record.name)

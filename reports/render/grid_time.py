@@ -7,7 +7,7 @@ measures it, and plans for the machine at hand use that. Plans of the grid were 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -15,11 +15,14 @@ import numpy as np
 from planner.calibration import calibration
 from planner.markdown import table
 from planner.measurements import Record, Spread
+from planner.plan import LAUNCH_BOUND
 from planner.validation_page import spread_cells
 from planner.validation_report import spreads
-from reports.render.grid_records import record_of
+from reports.render.grid_records import planned_again, record_of
 from reports.validation.fit import Constant, run_of, with_values
 
+ON_CARD = "those that wait for the card"
+ON_HOST = "those that wait for the host, which launches kernels"
 BY_HOST = "the same, with the seconds of a launch that this host took"
 LAUNCH = (Constant("launch_seconds", ("launch_seconds",)),)
 DIGITS = 6  # of a plan's seconds
@@ -47,6 +50,37 @@ def estimates(name: str) -> tuple[float, float]:
     return run.estimated(calibration())["step"], with_own["step"]
 
 
+@cache
+def launch_bound(name: str) -> bool:
+    """Whether a run's step is expected to wait for the host, by its settings as they are planned today."""
+    return planned_again(name).time.step_seconds.launch_bound
+
+
+def by_what_they_wait_for(records: Sequence[Record]) -> dict[str, Spread | None]:
+    """How far off estimates were that were made before the runs: of steps that wait for the card, and for the host."""
+    timed = [record for record in records if is_timed(record)]
+    return {
+        told: Spread.of([(float(each.step[1] or 0), float(each.step[0] or 0)) for each in of])
+        for told, of in (
+            (ON_CARD, [record for record in timed if not launch_bound(record.name)]),
+            (ON_HOST, [record for record in timed if launch_bound(record.name)]),
+        )
+    }
+
+
+def unsteady(records: Iterable[Record]) -> float:
+    """How many times as long as the fastest step of a run its slowest is, in the middle of launch-bound runs.
+
+    Steps that are held to the bound do not count.
+    """
+    each = (
+        record.content["step_seconds"]["each"][: record.before_held["steps"] if record.before_held else None]
+        for record in records
+        if launch_bound(record.name)
+    )
+    return statistics.median(max(steps) / min(steps) for steps in each)
+
+
 def spread_by_host(records: Sequence[Record]) -> Spread | None:
     """How far estimates are off that are made with the seconds of a launch that each run's host took."""
     return Spread.of([(estimates(each.name)[1], float(each.step[0] or 0)) for each in records if is_timed(each)])
@@ -68,6 +102,9 @@ def section(sets: Sequence[tuple[str, Sequence[Record]]]) -> str:
         if before is None or today is None or own is None:
             continue
         rows.append((title, "as estimated before the run", *spread_cells(before)))
+        for told, spread in by_what_they_wait_for(timed).items():
+            if spread is not None:
+                rows.append((title, told, *spread_cells(spread)))
         if spread_cells(today) != spread_cells(before):
             rows.append((title, "by today's formulas", *spread_cells(today)))
         rows.append((title, BY_HOST, *spread_cells(own)))
@@ -79,6 +116,9 @@ def section(sets: Sequence[tuple[str, Sequence[Record]]]) -> str:
         f"How long a host takes to launch a kernel was measured after each run, in the same process: {took[0]:.0f} to "
         f"{took[-1]:.0f} µs, {statistics.median(took):.0f} in the middle of {len(took)} timed runs; the constant that "
         f"plans are made with has {constant:.0f}. The last row of each set is the estimate with what its own process "
-        "took, which was not known before the run."
+        "took, which was not known before the run. A step waits for the host where its plan says that the card alone "
+        f"would need less than {LAUNCH_BOUND:.0%} of its time. A host's speed is no constant: of the steps of one run "
+        f"that waits for it the slowest took {unsteady(every.values()):.1f} times as long as the fastest, in the "
+        "middle of these runs."
     )
     return f"## Seconds of a step\n\n{told}\n\n{table(heads, rows)}"

@@ -14,7 +14,7 @@ from planner.hardware import load_profile
 from planner.markdown import fenced, percent, table
 from planner.planning import Request, make_plan
 from planner.units import GIB, format_bytes, format_seconds
-from reports.render import grid, grid_longest, grid_records
+from reports.render import grid, grid_longest, grid_records, taken
 from reports.render.demo import demo
 from reports.render.records import on_cards, over_bound, records, step_ratios, summary
 
@@ -134,21 +134,27 @@ def tests() -> str:
 def measured() -> str:
     """The grid of runs in a table, and the older runs on cards in a sentence."""
     found_in_grid, failed = grid_records.found()
-    rows = [
-        (what if place == 0 else "", title, *cells)
-        for what, by_set in grid.by_what_and_set(found_in_grid).items()
-        for place, (title, cells) in enumerate(by_set.items())
-    ]
-    heads = ("compared", "runs that are", "runs>", "median>", "95th percentile>", "largest>", "too low>")
+    held_out = grid.SETS["holdout"]
+    rows = [(what, *by_set[held_out]) for what, by_set in grid.by_what_and_set(found_in_grid).items()]
+    heads = (
+        "compared, in runs that are held out of every fit",
+        "runs>",
+        "median>",
+        "95th percentile>",
+        "largest>",
+        "too low>",
+    )
     found = on_cards(records())
     older, ratios = summary(found), step_ratios(found)
     return (
         f"A grid of {len(found_in_grid)} runs on two H200, held to 8, 12 and 24 GiB or standing in for other cards, of "
         f"{len({record.content['model']['id'] for record in found_in_grid})} models, 512 to 524,288 tokens; "
-        f"{grid.parts_told(found_in_grid)}. Plans were frozen before ([all of them](reports/validation.md)):\n\n"
+        f"{grid.parts_told(found_in_grid)}. Plans were frozen before. The other sets, and every run: "
+        "[predictions against runs](reports/validation.md).\n\n"
         f"{table(heads, rows)}\n"
         f"{_failed(len(failed))} {len(grid_records.pending())} runs of the grid have not been made yet. "
         f"{grid_longest.sentence()} {grid_longest.host_sentence()}\n\n"
+        f"Of {len(taken.found())} runs on a card that memory was taken from on the way, {taken.sentence()}\n\n"
         f"Before that, {older.count} runs on H100 and H200 ([validation](docs/validation.md)): error of the predicted "
         f"peak, without its sign, median {percent(older.median)[1:]}, largest {percent(older.largest)[1:]}; more than "
         f"the bound was reserved in {over_bound(found)}. Steps took {ratios[0]:.2f} to {ratios[-1]:.2f} times as long "

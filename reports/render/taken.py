@@ -37,7 +37,7 @@ def sentence() -> str:
     same = [record for record in ended if as_long(record)]
     most = max(apart(record) for record in same)
     return (
-        f"{len(ended)} of {len(found())} ended with all {STEPS} steps; where sequences stayed as long, {len(same)}, "
+        f"{len(ended)} ended with all {STEPS} steps; where sequences stayed as long, {len(same)}, "
         f"the loss of no step was off by more than {100 * most:.4f} % from that of a run that nothing was taken from."
     )
 
@@ -50,9 +50,10 @@ def section() -> str:
         "Training that cannot have what it was planned for is gone on with by the next smaller plan, or stored. Here a "
         "second process took all else of the card, or the allocator alone got a limit, which the next plan lifts "
         "(`python -m reports.validation.taken run OUT`; records in `reports/validation/taken/`, each with its plan). "
-        f"{sentence()} When planning began again, tensors had no more than {left:,} bytes of the card. By the "
-        f"plan that each ended with, {within} reserved no more than its bound. In the probe step and in the evaluation "
-        "before training `--replan` was given, which may shorten the sequence; in training nothing has to be."
+        f"Of {len(found())} runs {sentence()} When planning began again, tensors had no more than {left:,} bytes of "
+        f"the card. By the plan that each ended with, {within} reserved no more than its bound. In the probe step and in "
+        "the evaluation before training `--replan` was given, which may shorten the sequence; in training nothing has "
+        "to be."
     )
     rows = [_row(name, record) for name, record in found().items()]
     heads = (
