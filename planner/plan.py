@@ -135,7 +135,9 @@ class Seconds(Strict):
     @property
     def launch_bound(self) -> bool:
         """Whether the step is expected to wait for the host, which launches kernels more slowly than the card ends."""
-        return None not in (self.estimate, self.on_card) and self.on_card < LAUNCH_BOUND * self.estimate
+        if self.estimate is None or self.on_card is None:
+            return False
+        return self.on_card < LAUNCH_BOUND * self.estimate
 
 
 class PhaseWork(Strict):

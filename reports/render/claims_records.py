@@ -132,14 +132,24 @@ def _held(one: Record) -> str:
 
 
 def loss_saved(document: Document, without: str, with_it: str) -> Found:
-    """Measured peaks with the loss whole and in slices; the value is in GB."""
+    """Measured peaks with the loss whole and in slices, less what adapters of another rank take; the value is in GB."""
     _differ(without, with_it, {"chunked_loss"})
     before, after = record(without).allocated, record(with_it).allocated
+    (trained, rank), (trained_after, rank_after) = map(_of_rank, (without, with_it))
+    more = trained_after - trained
+    saved = before - after + more
     text = (
-        f"the loss in slices alone saved {gigabytes(before - after)} at {record(with_it).tokens:,} tokens: "
-        f"{gigabytes(before)} to {gigabytes(after)}"
+        f"the loss in slices saved {gigabytes(saved)} at {record(with_it).tokens:,} tokens: {gigabytes(before)} to "
+        f"{gigabytes(after)}, in which rank {rank_after} in place of {rank} takes {gigabytes(more)} more"
     )
-    return Found(text, (before - after) / 1e9)
+    return Found(text, saved / 1e9)
+
+
+def _of_rank(name: str) -> tuple[int, int]:
+    """Measured bytes of a run that follow from its rank, all of which stay; and the rank."""
+    found = record(name).content
+    terms = (found["measured"]["terms"][term] for term in ("adapters", "gradients", "optimizer"))
+    return sum(terms), found["plan"]["lora_rank"]
 
 
 def rows_filled(document: Document) -> Found:

@@ -51,9 +51,9 @@ def section() -> str:
         "second process took all else of the card, or the allocator alone got a limit, which the next plan lifts "
         "(`python -m reports.validation.taken run OUT`; records in `reports/validation/taken/`, each with its plan). "
         f"Of {len(found())} runs {sentence()} When planning began again, tensors had no more than {left:,} bytes of "
-        f"the card. By the plan that each ended with, {within} reserved no more than its bound. In the probe step and in "
-        "the evaluation before training `--replan` was given, which may shorten the sequence; in training nothing has "
-        "to be."
+        f"the card. By the plan that each ended with, {within} reserved no more than its bound. In the probe step and "
+        "in the evaluation before training `--replan` was given, which may shorten the sequence; in training nothing "
+        "has to be."
     )
     rows = [_row(name, record) for name, record in found().items()]
     heads = (
