@@ -72,6 +72,10 @@ def model_letters(model: ModelShape) -> dict[str, int]:
     }
 
 
+TRAIN_SCHEDULE = "train.schedule"
+"""The setting ``schedule`` where no optimisation is the schedule of the learning rate."""
+
+
 @dataclass(frozen=True)
 class Configuration:
     """A valid set of optimisations with values for their knobs, and what follows from it.
@@ -193,7 +197,7 @@ def compose(
     situation = situation.choosing(names)
     if onto is None:
         letters = model_letters(situation.model) | _claimed_letters(situation)
-        settings = {"dtype": "fp32", "attention": "eager", "executor": "resident"}
+        settings = {"dtype": "fp32", "attention": "eager", "executor": "resident", "schedule": TRAIN_SCHEDULE}
         onto = Configuration((), {}, _nothing_on(), letters, settings, situation.model)
     ledger, letters = onto.ledger, dict(onto.letters)
     settings, complete = dict(onto.settings), dict(onto.knobs)

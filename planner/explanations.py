@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from planner.evaluate import Limits, Outcome
 from planner.optimizations import all_optimizations
+from planner.plan import ON_WHERE_ASKED
 from planner.solver import Objective, Search
 from planner.units import format_bytes, format_count
 from planner.weighing import CARD_MEMORY, HOST_MEMORY
@@ -87,7 +88,7 @@ def reasons_for_rejections(
                 f"a last resort: tried where {optimization.last_resort} lacks no more than this saves of the card",
             )
         elif optimization.asked:
-            reasons[name] = (f"on only where it is asked for, by --with {name}: {optimization.effect}",)
+            reasons[name] = (f"{ON_WHERE_ASKED}, by --with {name}: {optimization.effect}",)
         else:
             reasons[name] = (_why_off(name, found, limits, objective),)
     return reasons

@@ -60,6 +60,10 @@ class Choice(Strict):
     knobs: dict[str, Scalar] = {}
 
 
+ON_WHERE_ASKED = "on only where it is asked for"
+"""How the reason begins why an optimisation is off that is on only where somebody asks for it."""
+
+
 class Rejection(Strict):
     """An optimisation that is off, and why."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from planner.calibration import calibration
+from planner.compose import TRAIN_SCHEDULE
 from planner.optimizations.base import Scalar, Situation
-from planner.plan import Rope
+from planner.plan import Rope, Train
 from planner.rope_scaling import rope_warnings
 from planner.units import format_bytes, format_count
 
@@ -47,6 +48,24 @@ def warnings_of(situation: Situation, total: int, rope: Rope, *, here: bool = Fa
     if rates:
         warnings.append(f"The model's own dropout ({', '.join(rates)}) is off while training, so recomputing is exact.")
     return warnings
+
+
+def schedule_without_effect(train: Mapping[str, object], schedule: str) -> list[str]:
+    """A sentence for each setting of the rate that the chosen schedule does not go by.
+
+    Args:
+        train: settings that are asked for.
+        schedule: the optimisation that schedules the rate, or ``train.schedule``.
+    """
+    if schedule == TRAIN_SCHEDULE:
+        return []
+    usual = Train()
+    unused = ["schedule", *(["warmup"] if schedule == "one_cycle" else [])]
+    return [
+        f"--set train.{name}={train[name]} has no effect: {schedule} schedules the learning rate."
+        for name in unused
+        if name in train and train[name] != getattr(usual, name)
+    ]
 
 
 def disk_without_effect(disk_bytes: int, rejected: Mapping[str, Sequence[str]]) -> list[str]:

@@ -21,6 +21,7 @@ from planner.longest import COARSEST
 from planner.machine import cpu_profile, detect_local
 from planner.model import ModelShape, load_model
 from planner.on_card import SpaceOnCard
+from planner.optimizations.adapters.lora import alpha_of
 from planner.optimizations.base import Scalar, Situation
 from planner.plan import (
     Choice,
@@ -35,7 +36,7 @@ from planner.plan import (
 from planner.plan_facts import RANDOM, digest, gpu_facts, profile_data, slug, source_of
 from planner.plan_memory import memory_of
 from planner.plan_time import Prices, plan_time
-from planner.plan_warnings import disk_without_effect, knobs_without_effect, warnings_of
+from planner.plan_warnings import disk_without_effect, knobs_without_effect, schedule_without_effect, warnings_of
 from planner.rope_scaling import rope_mistakes, rope_of
 from planner.sets import usable
 from planner.settings import check_sets, unknown_names
@@ -258,7 +259,8 @@ def plan_of(solved: Solved) -> Plan:
         name: dict(values) for name, values in best.configuration.knobs.items()
     }
     if "lora" in knobs:
-        knobs["lora"] |= {"rank": want.rank, "alpha": knobs["lora"]["alpha"] or 2 * want.rank}
+        alpha = alpha_of(int(knobs["lora"]["alpha"] or 0), want.rank, by_root="rslora" in knobs)
+        knobs["lora"] |= {"rank": want.rank, "alpha": alpha}
     chosen = reasons_for_choices(found, limits, request.objective, request.required)
     rejected = reasons_for_rejections(found, limits, request.objective, request.excluded)
     executor = _executor(best.configuration.settings["executor"])
@@ -304,6 +306,7 @@ def plan_of(solved: Solved) -> Plan:
             *warnings_of(situation, want.total, rope, here=request.gpu in ("local", "cpu")),
             *knobs_without_effect(request.knobs, rejected),
             *disk_without_effect(request.disk_bytes, rejected),
+            *schedule_without_effect(request.train, best.configuration.settings["schedule"]),
             *warnings,
         ],
         not_modelled=list(NOT_MODELLED),

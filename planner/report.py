@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.ledger import GROUPS, Phase
-from planner.plan import Plan, Scalar
+from planner.plan import ON_WHERE_ASKED, Plan, Rejection, Scalar
 from planner.report_time import phase_told, time_facts, time_section
 from planner.rope_scaling import rope_told
 from planner.units import GIB, MIB, format_bytes
@@ -89,7 +89,7 @@ def report(
         made = ((choice.id, [choice.reason, *_knobs(choice.knobs)]) for choice in plan.choices)
         yield section("Switched on, and why", _named(made))
     if plan.rejected:
-        yield section("Left off, and why", _named((each.id, each.reasons) for each in plan.rejected))
+        yield section("Left off, and why", _named(_left_off(plan.rejected)))
     if plan.not_modelled:
         yield section("Not modelled", _bullets(plan.not_modelled))
     if written is not None:
@@ -312,6 +312,18 @@ def _knobs(knobs: Mapping[str, Scalar]) -> list[str]:
 
 def _named(rows: Iterable[tuple[str, Iterable[str]]]) -> RenderableType:
     return hanging((Text(printable(name), style="bold"), "\n".join(map(printable, lines))) for name, lines in rows)
+
+
+def _left_off(rejected: Iterable[Rejection]) -> Iterator[tuple[str, Iterable[str]]]:
+    """Each with its reasons; in one row what is on only where it is asked for, of which `plan optimizations` tells."""
+    asked = []
+    for each in rejected:
+        if any(reason.startswith(ON_WHERE_ASKED) for reason in each.reasons):
+            asked.append(each.id)
+        else:
+            yield each.id, each.reasons
+    if asked:
+        yield "only if asked for", [f"{', '.join(asked)}: --with NAME; `plan optimizations` says what each does"]
 
 
 def _bullets(lines: Iterable[str], mark: str = "*") -> RenderableType:

@@ -6,7 +6,11 @@ and how it is switched on, and planning still needs no torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, Protocol
+
+Schedule = Literal["one_cycle", "polynomial_decay", "warmup_stable_decay"]
+"""Schedules of the learning rate that a plan may have in place of ``train.schedule``."""
 
 
 class Session(Protocol):
@@ -29,7 +33,23 @@ class Session(Protocol):
         ...
 
     def adapt(self, *, rank: int, alpha: int) -> None:
-        """Put LoRA adapters on every linear of every layer."""
+        """Put LoRA adapters on every linear of every layer; an alpha of 0 stands for what is usual."""
+        ...
+
+    def scale_by_root_of_rank(self) -> None:
+        """Scale the adapters by alpha over the square root of their rank."""
+        ...
+
+    def raise_second_rate(self, *, ratio: float) -> None:
+        """Let the second matrix of each adapter learn so many times as fast as the first."""
+        ...
+
+    def rate_for_rows(self, *, rows: int) -> None:
+        """Take the learning rate for that of a step of so many rows; another goes by the square root."""
+        ...
+
+    def schedule_rate(self, kind: Schedule, knobs: Mapping[str, float]) -> None:
+        """Let the learning rate go by this schedule, whatever ``train.schedule`` says."""
         ...
 
     def fuse_activation(self) -> None:

@@ -27,10 +27,11 @@ from trainer.data import NOT_TRAINED, collate, evaluation_batches, prepare
 from trainer.measure import Recorder
 from trainer.output import RunFolder
 from trainer.probing import probe
+from trainer.rates import Rates
 from trainer.run import execute
 from trainer.session import ResidentSession
 from trainer.step import nothing
-from trainer.training import learning_rate_factor, planned_steps
+from trainer.training import planned_steps
 
 LEAN: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "alpha": 8},
@@ -264,7 +265,7 @@ def test_accumulated_gradients_are_those_of_one_large_batch(place: Path) -> None
 )
 def test_learning_rate_rises_then_never_rises_again(steps: int, warmup: float, schedule: str) -> None:
     train = Train(warmup=warmup, schedule=schedule)
-    factors = [learning_rate_factor(train, done, steps) for done in range(steps)]
+    factors = [Rates().factor(train, done, steps) for done in range(steps)]
     assert all(0 < factor <= 1 for factor in factors) and max(factors) == 1
     top = factors.index(1.0)
     assert factors[: top + 1] == sorted(factors[: top + 1])

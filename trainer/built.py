@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from trainer.averaging import Averages
 from trainer.data import Tokenise
 from trainer.host_memory import Arena
+from trainer.rates import Rates
 from trainer.step import Loss
 from trainer.streamed.disk_file import DiskFile
 from trainer.streamed.loss import StreamedLoss
@@ -28,6 +29,7 @@ class BuiltRun:
         config: the base model's own, with the plan's rotary scaling: what a user of the adapter builds the base from.
         tokenise: texts to token ids, with nothing added and no control token recognised inside a text.
         dtype: of frozen weights and activations; adapters and optimiser state are float32 whatever it is.
+        rates: how the learning rate goes.
         most_documents: that share one row.
         averages: of the adapters over the steps, if they are kept.
         executor: ``resident`` or ``streamed``.
@@ -43,6 +45,7 @@ class BuiltRun:
     tokenizer: Any
     tokenise: Tokenise
     optimizer: torch.optim.Optimizer
+    rates: Rates
     scaler: torch.amp.GradScaler | None
     loss: Loss
     dtype: torch.dtype

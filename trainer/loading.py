@@ -32,6 +32,7 @@ from transformers.utils import logging
 from planner.errors import PlanError
 from planner.model import shipped_folder
 from planner.model_hub import HUB_ID
+from planner.optimizations.adapters.lora import alpha_of
 from planner.plan_facts import RANDOM
 from trainer.adapters import make_lean, trainable_to_float32
 from trainer.data import Tokenise
@@ -248,13 +249,19 @@ def _move(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         buffer.data = buffer.data.to(device)
 
 
-def add_adapters(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> PeftModel:
-    """LoRA in float32 on every linear of every layer; the same seed gives the same adapters."""
+def add_adapters(model: PreTrainedModel, *, rank: int, alpha: int, seed: int, by_root: bool = False) -> PeftModel:
+    """LoRA in float32 on every linear of every layer; the same seed gives the same adapters.
+
+    Args:
+        alpha: see `planner.optimizations.adapters.lora.alpha_of`.
+        by_root: whether the adapters are scaled by alpha over the root of their rank.
+    """
     linears = {path: module for path, module in layers_of(model).named_modules() if is_linear(module)}
     names = {path.rpartition(".")[2] for path in linears}
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha_of(alpha, rank, by_root=by_root),
+        use_rslora=by_root,
         target_modules=sorted(names),
         lora_dropout=0.0,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in linears.values()),

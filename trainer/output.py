@@ -7,11 +7,12 @@ import os
 import shutil
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from planner.errors import PlanError
 from planner.plan import Plan
 from planner.rope_scaling import rope_told
+from planner.session import Schedule
 from planner.units import MIB, format_bytes
 from trainer.built import BuiltRun
 
@@ -156,7 +157,7 @@ Rank {plan.lora_rank} on every linear of every layer, trained for {step} steps o
 
 | | |
 |---|---|
-| learning rate | {train.lr:g}, {train.schedule}, warm-up {train.warmup:g} |
+| learning rate | {train.lr:g}, {_schedule(plan)} |
 | rows per step | {train.batch} × {train.accumulation} |
 | seed | {train.seed} |
 | planned for | {plan.gpu.name} |
@@ -169,6 +170,12 @@ What was switched on:
 
 The context it was trained on is no promise of the context the model makes use of.
 """
+
+
+def _schedule(plan: Plan) -> str:
+    train, chosen = plan.train, [choice.id for choice in plan.choices if choice.id in get_args(Schedule)]
+    warm_up = f", warm-up {train.warmup:g}"
+    return (chosen[0] if chosen else train.schedule) + ("" if "one_cycle" in chosen else warm_up)
 
 
 def _how_to_load(plan: Plan) -> str:

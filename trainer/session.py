@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from planner.errors import PlanError, did_you_mean
-from planner.model import load_model as plan_shape
 from planner.optimizations.mlp.fused_activation import FUSED
 from planner.plan import Choice, Plan
-from trainer.attention import BLOCKS, KERNEL_OPS, NAMES, register
+from planner.session import Schedule
+from trainer.attention import NAMES, register
 from trainer.averaging import Averages, Averaging
 from trainer.built import BuiltRun
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
+from trainer.config_check import check_config
 from trainer.device import take_device
 from trainer.disk_room import scratch_folder
 from trainer.four_bit import FourBit
 from trainer.host_memory import Arena
 from trainer.host_store import HostStore
-from trainer.layers import activation_field, layers_of, mlp_width
+from trainer.layers import activation_field, layers_of
 from trainer.loading import (
-    RANDOM,
     add_adapters,
     find_source,
     for_training,
@@ -37,6 +36,8 @@ from trainer.loading import (
     tokenise_bytes,
     tokenise_with,
 )
+from trainer.optimizers import Updating
+from trainer.rates import Rates
 from trainer.rotary import go_by_batch, scale
 from trainer.step import Loss, make_loss
 from trainer.streamed import split
@@ -65,7 +66,7 @@ class ResidentSession:
         self._streaming_weights = False
         self.weights = Weights()
         self._loss_rows: int | None = None
-        self._optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+        self._updating, self._rates, self._by_root = Updating(), Rates(), False
         self._averaging: Averaging | None = None
         self._most_documents = 1
 
@@ -116,6 +117,26 @@ class ResidentSession:
         """See the protocol."""
         self._once("adapt")
         self._rank = (rank, alpha)
+
+    def scale_by_root_of_rank(self) -> None:
+        """See the protocol."""
+        self._once("scale_by_root_of_rank")
+        self._by_root = True
+
+    def raise_second_rate(self, *, ratio: float) -> None:
+        """See the protocol."""
+        self._once("raise_second_rate")
+        self._updating.ratio = ratio
+
+    def rate_for_rows(self, *, rows: int) -> None:
+        """See the protocol."""
+        self._once("rate_for_rows")
+        self._updating.rows = rows
+
+    def schedule_rate(self, kind: Schedule, knobs: Mapping[str, float]) -> None:
+        """See the protocol."""
+        self._once("schedule_rate")
+        self._rates = Rates(kind, dict(knobs))
 
     def fuse_activation(self) -> None:
         """See the protocol."""
@@ -174,7 +195,7 @@ class ResidentSession:
     def optimize_with(self, name: Literal["adamw", "adamw_8bit"]) -> None:
         """See the protocol."""
         self._once("optimize_with")
-        self._optimizer = name
+        self._updating.name = name
 
     def pack_documents(self, *, most: int) -> None:
         """See the protocol."""
@@ -205,7 +226,7 @@ class ResidentSession:
         stock = read_config(source)
         scale(stock, plan.rope)
         config = for_training(stock)
-        self._check_config(config)
+        check_config(plan, config, self._kernel, streaming=bool(self._streaming))
         if self._fused_activation:
             name = activation_field(config)
             setattr(config, name, self._fused(getattr(config, name)))
@@ -228,7 +249,9 @@ class ResidentSession:
             raise
         model.requires_grad_(False)
         go_by_batch(model)
-        return add_adapters(model, rank=self._rank[0], alpha=self._rank[1], seed=plan.train.seed), tokenizer, stock
+        rank, alpha = self._rank
+        adapted = add_adapters(model, rank=rank, alpha=alpha, seed=plan.train.seed, by_root=self._by_root)
+        return adapted, tokenizer, stock
 
     def _give_back(self) -> None:
         if self.weights.host is not None:
@@ -253,7 +276,7 @@ class ResidentSession:
         for parameter in trained:  # these buffers stay for the whole run, so they never fragment memory
             parameter.grad = torch.zeros_like(parameter)
         try:
-            optimizer = self._make_optimizer(adapted)
+            optimizer = self._updating.optimizer(adapted, self._plan.train)
             host, disk, loss = self._executor(model, streaming, device)  # last, as nobody would give its memory back
         except BaseException:
             self._give_back()
@@ -264,6 +287,7 @@ class ResidentSession:
             tokenizer=tokenizer,
             tokenise=tokenise_with(tokenizer) if tokenizer is not None else tokenise_bytes,
             optimizer=optimizer,
+            rates=self._rates,
             scaler=torch.amp.GradScaler(device.type) if self._scale_loss else None,
             loss=loss,
             dtype=self._dtype,
@@ -325,49 +349,11 @@ class ResidentSession:
         checkpoint_layers(layers, store)
         return host
 
-    def _make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        train = self._plan.train
-        if self._optimizer == "adamw":
-            return torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
-        from bitsandbytes.optim import AdamW8bit
-
-        return AdamW8bit(parameters, lr=train.lr, weight_decay=train.weight_decay)
-
     def _fused(self, activation: str) -> str:
         if activation not in FUSED:
             why = f"is planned for, and the model has {activation}, which it does not know."
             raise PlanError("fused_activation", why, "Plan again for this model.")
         return FUSED[activation]
-
-    def _check_config(self, config: PretrainedConfig) -> None:
-        planned, asked = self._plan.model, f"model {self._plan.model.source}"
-        shape = plan_shape(planned.source.removeprefix(RANDOM))
-        again = "Plan again for this model."
-        if (shape.parameters, shape.layers) != (planned.parameters, planned.layers):
-            has = f"{shape.parameters:,} parameters in {shape.layers} layers"
-            why = f"has {has}, and the plan was made for {planned.parameters:,} in {planned.layers}."
-            raise PlanError(asked, why, again)
-        for name, value in (
-            ("layers", config.num_hidden_layers),
-            ("width", config.hidden_size),
-            ("mlp_width", mlp_width(config)),
-            ("heads", config.num_attention_heads),
-            ("kv_heads", getattr(config, "num_key_value_heads", None) or config.num_attention_heads),
-            ("vocab", config.vocab_size),
-            ("activation", getattr(config, activation_field(config))),
-        ):
-            if value != getattr(shape, name):
-                why = f"has {name} {value} where it is loaded from, and {getattr(shape, name)} was planned for."
-                raise PlanError(asked, why, again)
-        window = getattr(config, "sliding_window", None)
-        plain = self._kernel not in KERNEL_OPS and not self._streaming
-        if self._kernel and plain and window and window < self._plan.total_tokens:
-            why = f"attends within a window of {window:,} tokens; the {self._kernel} kernel has none."
-            raise PlanError(asked, why, again)
-        if self._kernel not in (None, BLOCKS) and shape.attention_softcap is not None:
-            why = f"caps its scores at {shape.attention_softcap:g}, which the {self._kernel} kernel does not."
-            raise PlanError(asked, why, again)
 
     def _once(self, what: str) -> None:
         if what in self._asked:

@@ -54,7 +54,7 @@ def train_steps(
     """
     train = plan.train
     steps, batches = planned_steps(train, len(data.train.rows)), _batches(train, data)
-    schedule = LambdaLR(built.optimizer, lambda done: learning_rate_factor(train, done, steps))
+    schedule = LambdaLR(built.optimizer, lambda done: built.rates.factor(train, done, steps))
     done = skips_in_a_row = 0
     inside: Inside | None = None
     if saved is not None:
@@ -159,15 +159,6 @@ def _batches(train: Train, data: Data) -> Iterator[Batch]:
     rows = data.train.rows
     stream = epochs(rows, train.batch, train.seed)
     return stream if train.steps else islice(stream, _micro_batches(train, len(rows)))
-
-
-def learning_rate_factor(train: Train, done: int, steps: int) -> float:
-    """The share of ``train.lr`` after ``done`` steps: a linear rise, then the schedule down to zero."""
-    warm = math.ceil(train.warmup * steps)
-    if done < warm:
-        return (done + 1) / warm
-    share = min(1.0, (done - warm) / max(1, steps - warm))
-    return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[train.schedule]
 
 
 def wait_for(device: torch.device) -> None:

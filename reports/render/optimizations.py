@@ -56,8 +56,9 @@ def page(each: Optimization) -> str:
     parts = [f"# {each.id}: {each.title}\n\n{docstring}\n\n", table(("", ""), _facts(each, source))]
     run, where = _shown(each)
     before = run_without(each.id, run)
-    parts += ["\n## Formulas\n\n", *_letters(each, run, before), *_terms(each, run, before), *_work(run, before)]
-    parts += [f"Numbers: {where}.\n", "\n## Evidence\n\n"]
+    formulas = [*_letters(each, run, before), *_terms(each, run, before), *_work(run, before)]
+    numbers = f"Numbers: {where}.\n" if formulas else "It changes no term of memory and no work of a step.\n"
+    parts += ["\n## Formulas\n\n", *formulas, numbers, "\n## Evidence\n\n"]
     parts += [f"* {one.statement}: {one.source}\n" for one in each.evidence]
     return NOTE.format(source=source) + "".join(parts)
 

@@ -15,6 +15,13 @@ from planner.session import Session
 from planner.symbols import Letters, Number
 
 RANKS = (8, 4, 2, 16, 32, 64)
+BY_ROOT = 6
+"""Alpha where adapters are scaled by it over the root of their rank: at rank 8 about as strong as twice the rank is."""
+
+
+def alpha_of(alpha: int, rank: int, *, by_root: bool) -> int:
+    """What adapters are scaled by, over their rank or its root; 0 stands for what is usual."""
+    return alpha or (BY_ROOT if by_root else 2 * rank)
 
 
 def adapter_parameters(x: Letters) -> Number:
@@ -66,7 +73,7 @@ class Lora(Optimization):
         Knob("rank", "rank of the adapters", lambda situation: RANKS, letter="R", low=1, high=1024),
         Knob(
             "alpha",
-            "adapters are scaled by alpha / rank; 0 stands for twice the rank",
+            "adapters are scaled by alpha / rank; 0 stands for twice the rank, or for 6 over its root with rslora",
             lambda _: (0,),
             low=0,
             high=65536,
@@ -147,5 +154,4 @@ class Lora(Optimization):
 
     def apply(self, session: Session) -> None:
         """Put the adapters on."""
-        rank = int(session.knob("rank"))
-        session.adapt(rank=rank, alpha=int(session.knob("alpha")) or 2 * rank)
+        session.adapt(rank=int(session.knob("rank")), alpha=int(session.knob("alpha")))

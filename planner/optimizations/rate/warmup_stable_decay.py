@@ -1,0 +1,41 @@
+"""Keep the learning rate as it is after warming up, and let it fall in the last part of the run alone (WSD).
+
+The run can be prolonged from any step before the fall, which a rate that has fallen all the way does not allow: where
+nobody knows how long a run is to be, this or a constant rate is the one to take. It falls in a straight line to 0.
+"""
+
+from __future__ import annotations
+
+from planner.ledger import Ledger
+from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.session import Session
+
+
+class WarmupStableDecay(Optimization):
+    """A learning rate that stays, and falls at the end."""
+
+    id = "warmup_stable_decay"
+    title = "a learning rate that falls at the end alone (WSD)"
+    numbers = (29,)
+    asked = True
+    claims = frozenset({"setting schedule"})
+    requires = (Needs("adapters/weights", "it is their rate"),)
+    knobs = (Knob("decay", "share of the steps in which it falls", lambda _: (0.2,), low=0.0, high=1.0, whole=False),)
+    evidence = (
+        Evidence("stable rates with a short decay", "Hu et al. 2024, arXiv 2404.06395"),
+        Evidence("the trace is that of transformers' WSD schedule", "tests/test_trainer_rates.py"),
+    )
+    exact = False
+    effect = "the learning rate stays until the last part of the run"
+
+    def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
+        """It is the schedule."""
+        return {"schedule": self.id}
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """Nothing changes: rates are numbers of the host."""
+        return ledger
+
+    def apply(self, session: Session) -> None:
+        """Be the schedule."""
+        session.schedule_rate("warmup_stable_decay", {"decay": float(session.knob("decay"))})

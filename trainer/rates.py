@@ -1,0 +1,55 @@
+"""The learning rate of every step: one function has it, whatever schedule the plan has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from planner.plan import Train
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How the rate goes over a run, as a share of the highest.
+
+    Attributes:
+        kind: one of `planner.session.Schedule`, or empty for ``train.schedule``.
+        knobs: of that schedule.
+    """
+
+    kind: str = ""
+    knobs: Mapping[str, float] = field(default_factory=dict)
+
+    def factor(self, train: Train, done: int, steps: int) -> float:
+        """The share of the rate for a step.
+
+        Args:
+            done: steps before it; those that were skipped do not count.
+            steps: of the run.
+        """
+        if self.kind == "one_cycle":
+            return one_cycle(done, steps, **self.knobs)
+        warm = math.ceil(train.warmup * steps)
+        if done < warm:
+            return (done + 1) / warm
+        share = min(1.0, (done - warm) / max(1, steps - warm))
+        if self.kind == "polynomial_decay":
+            end = self.knobs["end"]
+            return end + (1 - end) * (1 - share) ** self.knobs["power"]
+        if self.kind == "warmup_stable_decay":
+            falling = math.ceil(self.knobs["decay"] * steps)
+            return 1.0 if done < steps - falling else (steps - done) / falling
+        return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[train.schedule]
+
+
+def one_cycle(done: int, steps: int, share: float, rise: float, fall: float) -> float:
+    """From 1 / ``rise`` to 1 in ``share`` of the steps and on to 1 / ``rise`` / ``fall``, each along half a cosine."""
+    top = share * steps - 1
+    if done <= top:
+        return _between(1 / rise, 1.0, done / top if top > 0 else 1.0)
+    return _between(1.0, 1 / rise / fall, min(1.0, (done - top) / (steps - 1 - top)))
+
+
+def _between(begin: float, end: float, share: float) -> float:
+    return end + (begin - end) * 0.5 * (1 + math.cos(math.pi * share))
