@@ -110,3 +110,7 @@ class Session(Protocol):
     def average_weights(self, *, kind: Literal["ema", "swa"], decay: float, place: Literal["gpu", "host"]) -> None:
         """Keep averages of the adapters over the steps; they are what is evaluated, saved and merged."""
         ...
+
+    def look_ahead(self, *, every: int, share: float, place: Literal["gpu", "host"]) -> None:
+        """Let slow adapters follow every so many steps by this share of the way, and the others begin from them."""
+        ...

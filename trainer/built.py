@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from trainer.averaging import Averages
 from trainer.data import Tokenise
 from trainer.host_memory import Arena
+from trainer.lookahead import Lookahead
 from trainer.rates import Rates
 from trainer.step import Loss
 from trainer.streamed.disk_file import DiskFile
@@ -31,7 +32,7 @@ class BuiltRun:
         dtype: of frozen weights and activations; adapters and optimiser state are float32 whatever it is.
         rates: how the learning rate goes.
         most_documents: that share one row.
-        averages: of the adapters over the steps, if they are kept.
+        averages: of the adapters over the steps, or slow adapters, if any are kept.
         executor: ``resident`` or ``streamed``.
         host: the host memory that what is on its way to or from the card is kept in, if any.
         disk: what of the disk is used while it trains, if any.
@@ -51,7 +52,7 @@ class BuiltRun:
     dtype: torch.dtype
     device: torch.device
     most_documents: int
-    averages: Averages | None
+    averages: Averages | Lookahead | None
     executor: Literal["resident", "streamed"]
     host: Arena | None
     disk: DiskFile | None

@@ -200,7 +200,7 @@ class Running:
 
 
 def put_averages(built: BuiltRun) -> None:
-    """From here on the adapters are their averages over the steps, where these are kept: saved, evaluated, merged."""
+    """From here on the adapters are their averages, or the slow ones, where any are kept: saved, evaluated, merged."""
     if built.averages is not None:
         built.averages.put()
 

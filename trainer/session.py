@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from planner.errors import PlanError, did_you_mean
@@ -36,6 +37,7 @@ from trainer.loading import (
     tokenise_bytes,
     tokenise_with,
 )
+from trainer.lookahead import Lookahead
 from trainer.optimizers import Updating
 from trainer.rates import Rates
 from trainer.rotary import go_by_batch, scale
@@ -67,7 +69,7 @@ class ResidentSession:
         self.weights = Weights()
         self._loss_rows: int | None = None
         self._updating, self._rates, self._by_root = Updating(), Rates(), False
-        self._averaging: Averaging | None = None
+        self._averaging: Callable[[list[nn.Parameter]], Averages | Lookahead] | None = None
         self._most_documents = 1
 
     @contextmanager
@@ -205,7 +207,13 @@ class ResidentSession:
     def average_weights(self, *, kind: Literal["ema", "swa"], decay: float, place: Literal["gpu", "host"]) -> None:
         """See the protocol."""
         self._once("average_weights")
-        self._averaging = Averaging.of(kind, decay, place)
+        how = Averaging.of(kind, decay, place)
+        self._averaging = lambda trained: Averages(trained, how)
+
+    def look_ahead(self, *, every: int, share: float, place: Literal["gpu", "host"]) -> None:
+        """See the protocol."""
+        self._once("look_ahead")
+        self._averaging = lambda trained: Lookahead(trained, every=every, share=share, place=place)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -293,7 +301,7 @@ class ResidentSession:
             dtype=self._dtype,
             device=device,
             most_documents=self._most_documents,
-            averages=Averages(trained, self._averaging) if self._averaging else None,
+            averages=self._averaging(trained) if self._averaging else None,
             executor="streamed" if streaming else "resident",
             host=host,
             disk=disk,

@@ -16,7 +16,8 @@ from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimizatio
 from planner.session import Session
 
 
-def _places(situation: Situation) -> tuple[Scalar, ...]:
+def places(situation: Situation) -> tuple[Scalar, ...]:
+    """Where a copy of the adapters may lie."""
     return ("gpu", "host") if situation.gpu.kind == "gpu" else ("gpu",)
 
 
@@ -39,7 +40,7 @@ class WeightAveraging(Optimization):
             high=0.999999,
             whole=False,
         ),
-        Knob("place", "where the averages lie: gpu or host", _places),
+        Knob("place", "where the averages lie: gpu or host", places),
     )
     evidence = (
         Evidence("averages of the iterates", "Polyak and Juditsky 1992; Izmailov et al. 2018, arXiv 1803.05407"),
