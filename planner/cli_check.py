@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from planner.planning import Request
 
 MOST_LINES = 20
-# Not compared: words for people; the longest sequence, for which nothing is left free here; what follows from the data,
-# which may have changed or lie elsewhere; and what plans of before did not tell.
+# Not compared: words for people; the longest sequence, for which nothing is left free here; and what follows from the
+# data, which may have changed or lie elsewhere.
 PASSED_OVER = frozenset(
     {
         "summary",
@@ -34,13 +34,14 @@ PASSED_OVER = frozenset(
         "time.epoch",
         "time.cost",
         "time.rates",
-        "time.step_seconds.on_card",
         "provenance.command",
         "longest",
         "rope.reason",
         "gpu.profile_file",
     }
 )
+NEW = frozenset({"time.step_seconds.on_card"})
+"""What plans of before did not tell: not compared where a file says nothing of it."""
 CAUSES = {
     "provenance.profile_sha256": "the card's profile",
     "provenance.model_sha256": "the model's config",
@@ -223,7 +224,7 @@ def differences(plan: Plan, now: Plan) -> Iterator[Difference]:
 
 
 def _walk(place: str, old: Any, new: Any) -> Iterator[Difference]:
-    if place in PASSED_OVER:
+    if place in PASSED_OVER or (place in NEW and old is None):
         return
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:

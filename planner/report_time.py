@@ -64,9 +64,10 @@ def time_facts(plan: Plan) -> Iterator[tuple[str, str]]:
 def _waits_for_host(time: Time) -> str:
     alone = time.step_seconds.on_card
     assert alone is not None, "it is launch-bound"
-    own = any(kind == "launch" and rate.basis == "measured" for kind, rate in time.rates.items())
-    more = "" if own else "; `plan measure` tells how fast this one is"
-    return f"the host, which launches kernels: the card alone would take {format_seconds(alone)}. Hosts differ{more}"
+    return (
+        f"the host, which launches kernels: the card alone would take {format_seconds(alone)}. How fast a host is "
+        "differs from one to the next, and from minute to minute"
+    )
 
 
 def time_section(plan: Plan) -> RenderableType | None:

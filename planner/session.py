@@ -36,11 +36,11 @@ class Session(Protocol):
         """Put LoRA adapters on every linear of every layer; an alpha of 0 stands for what is usual."""
         ...
 
-    def scale_by_root_of_rank(self) -> None:
+    def use_rslora(self) -> None:
         """Scale the adapters by alpha over the square root of their rank."""
         ...
 
-    def raise_second_rate(self, *, ratio: float) -> None:
+    def use_loraplus(self, *, ratio: float) -> None:
         """Let the second matrix of each adapter learn so many times as fast as the first."""
         ...
 
@@ -97,6 +97,10 @@ class Session(Protocol):
 
     def chunk_loss(self, *, rows: int) -> None:
         """Compute loss and its gradient for this many trained tokens at a time."""
+        ...
+
+    def smooth_loss(self, *, share: float) -> None:
+        """Spread so much of each target over the vocabulary, in the loss that is differentiated."""
         ...
 
     def optimize_with(self, name: Literal["adamw", "adamw_8bit"]) -> None:

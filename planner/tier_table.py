@@ -12,6 +12,7 @@ from planner.evaluate import Outcome
 from planner.hardware import HardwareProfile
 from planner.lengths import check_length
 from planner.optimizations import all_optimizations
+from planner.optimizations.adapters.lora import alpha_of
 from planner.optimizations.base import Scalar
 from planner.planning import Request, Solved, solved
 from planner.suggestions import Need, needed
@@ -131,7 +132,10 @@ def knobs_of(outcome: Outcome, rank: int) -> dict[str, dict[str, Scalar]]:
     """The knobs of what is on, as a plan has them."""
     knobs = {name: dict(values) for name, values in outcome.configuration.knobs.items() if values}
     if "lora" in knobs:
-        knobs["lora"] |= {"rank": rank, "alpha": knobs["lora"]["alpha"] or 2 * rank}
+        knobs["lora"] |= {
+            "rank": rank,
+            "alpha": alpha_of(int(knobs["lora"]["alpha"]), rank, by_root="rslora" in outcome.configuration.ids),
+        }
     return knobs
 
 

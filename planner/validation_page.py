@@ -81,6 +81,7 @@ def page(
     more: Sequence[str] = (),
     failed: Mapping[str, int] | None = None,
     within: Mapping[str, Collection[str]] | None = None,
+    note: str = "",
 ) -> str:
     """The page's text.
 
@@ -88,6 +89,7 @@ def page(
         drawn: by picture, its file as seen from the page.
         more: what is told besides, before the list of all runs.
         failed: by set, runs that had too little of the card's memory; else all of them are of the set without a name.
+        note: what has to be known of the figures before they are read.
         within: by a title, names of runs of the last set that are told by themselves as well; ``failed`` may name it.
     """
     failed = {"": sum(failure.out_of_memory for failure in failures)} if failed is None else failed
@@ -97,6 +99,7 @@ def page(
         f"one; room is how far a bound was above what was measured.{_held(records)}",
         *(f"![{CAPTIONS[name]}]({place})" for name, place in drawn.items()),
         "## All together",
+        note,
         *_by_set(records, failed),
         *_by_themselves(records, failed, within or {}),
         _bullets(sentences(records, failures)),

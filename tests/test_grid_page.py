@@ -22,6 +22,8 @@ from reports.validation.grid import EXCLUDED, FAILED, FRESH, GRID, NEW
 from reports.validation.peers import by_accelerate
 from reports.validation.several import is_timed
 
+ROOT = FOLDER.parents[2]
+
 
 @cache
 def page() -> str:
@@ -161,6 +163,12 @@ def test_what_was_made_once_more_is_told_with_both_errors() -> None:
         assert f"| {name} | {percent(then.error)} | " in section
         assert f"| {percent(now.error)} | {format_bytes(-now.over)} |" in section
     (over,) = (record for record in before.values() if record.over > 0)
+    first = max(abs(before.get(name, record).error) for name, record in MEASURED.items() if name not in LONGER)
+    note = grid_again.sentence()
+    assert f"the largest error of an expected peak was {100 * first:.2f} %" in note and first > 0.12
+    assert f"1 of {len(grid_records.found()[0])} reserved more than its bound, by {format_bytes(over.over)}" in note
+    assert f"## All together\n\n{note}\n\n###" in page(), "before any figure"
+    assert note.partition(" All of them")[0] in (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"reserved {format_bytes(over.over)} more" in section and "| −" in section
     assert f"made once more, {len(before) - 1} in all" in section and section in page()
 

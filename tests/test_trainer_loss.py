@@ -44,6 +44,55 @@ def test_float64_equals_cross_entropy(tokens: int, rows: int, biased: bool, seed
     torch.testing.assert_close(hidden.grad, 3 * gradient / 7, rtol=1e-12, atol=1e-12)
 
 
+@given(
+    tokens=st.integers(1, 40),
+    rows=st.integers(1, 50),
+    biased=st.booleans(),
+    seed=st.integers(0, 9),
+    smoothing=st.sampled_from([0.05, 0.1, 0.5, 0.9]),
+    softcap=st.sampled_from([None, 3.0]),
+)
+@settings(deadline=None, max_examples=60)
+def test_a_smoothed_loss_is_that_of_torch(
+    tokens: int, rows: int, biased: bool, seed: int, smoothing: float, softcap: float | None
+) -> None:
+    hidden, weight, bias, targets = _case(tokens, torch.float64, seed)
+    divisor, given_bias = torch.tensor(7.0, dtype=torch.float64), bias if biased else None
+    found = []
+    for whole in (False, True):
+        rows_of = hidden.clone().requires_grad_()
+        if whole:
+            logits = rows_of @ weight.t() + (0 if given_bias is None else given_bias)
+            logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+            loss = cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing) / divisor
+        else:
+            loss = chunked_cross_entropy(
+                rows_of,
+                weight,
+                given_bias,
+                targets,
+                rows=rows,
+                divisor=divisor,
+                softcap=softcap,
+                smoothing=smoothing,
+            )
+        (3 * loss).backward()
+        found.append((loss.detach(), rows_of.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_judged_is_not_smoothed() -> None:
+    hidden, weight, bias, targets = _case(9, torch.float64)
+    given = {"rows": 4, "divisor": torch.tensor(9.0, dtype=torch.float64)}
+    plain, smoothed = (
+        chunked_cross_entropy(hidden, weight, bias, targets, smoothing=share, **given)  # type: ignore[arg-type]
+        for share in (0.0, 0.3)
+    )
+    assert torch.equal(plain, smoothed)
+    trained = chunked_cross_entropy(hidden.requires_grad_(), weight, bias, targets, smoothing=0.3, **given)  # type: ignore[arg-type]
+    assert trained.item() != plain.item()
+
+
 @pytest.mark.parametrize(("dtype", "loss_error", "gradient_error"), [
     (torch.float32, 1e-6, 1e-6),
     (torch.float16, 1e-3, 2e-3),

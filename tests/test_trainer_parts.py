@@ -15,11 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface
 
 from planner.errors import PlanError
+from trainer import measure
 from trainer.adapters import make_lean, trainable_to_float32
 from trainer.attention import KERNELS, attention_name, register
 from trainer.checkpointing import DeviceStore, checkpoint_layers
 from trainer.counting import TensorBytes
 from trainer.four_bit import FUSED_ROWS, FourBit, multiplied, quantised
+from trainer.measure import Recorder
 from trainer.step import Evaluation, update
 
 
@@ -195,3 +197,21 @@ def test_a_four_bit_product_is_that_of_bitsandbytes_and_made_before_the_wide_mat
         multiplied(four_bit, rows.requires_grad_())
     result, wide = len(rows) * 128 * dtype.itemsize, 64 * 128 * dtype.itemsize
     assert sizes.made[0] == result and wide in sizes.made and sizes.made.count(result) == 1
+
+
+def test_what_the_driver_said_before_a_run_had_less_does_not_count_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample that is under way while the run is held to less."""
+    recorder, reads = Recorder(torch.device("cpu")), []
+
+    def read() -> int:
+        reads.append(1)
+        if len(reads) == 1:
+            recorder.held(2)
+            return 1000
+        recorder._stop.set()
+        return 10
+
+    monkeypatch.setattr(recorder, "_driver", read)
+    monkeypatch.setattr(measure, "_EVERY_SECONDS", 0)
+    recorder._sample_until_stopped()
+    assert recorder.driver == 10 and recorder.before is not None and recorder.before["driver_bytes"] is None

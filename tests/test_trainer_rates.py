@@ -20,14 +20,15 @@ from transformers import AutoModelForCausalLM, get_polynomial_decay_schedule_wit
 from planner.cli_check import same_settings
 from planner.compose import problems
 from planner.errors import PlanError
-from planner.optimizations.adapters.lora import BY_ROOT, alpha_of
+from planner.optimizations.adapters.lora import RSLORA_ALPHA, alpha_of
 from planner.optimizations.base import Situation
 from planner.plan import Plan, Train
 from planner.planning import Request
 from planner.planning import make_plan as planned
 from planner.smaller import same_training
+from planner.tier_table import tier_table
 from trainer import running
-from trainer.optimizers import Updating
+from trainer.optimizers import OptimizerChoice
 from trainer.rates import Rates
 from trainer.run import execute
 from trainer.session import build
@@ -107,6 +108,50 @@ def test_warm_up_and_decay_are_those_of_transformers(steps: int, decay: float) -
 def test_warming_up_comes_first(kind: str) -> None:
     found = _ours(kind, SCHEDULES[kind], 20, warmup=0.2)
     assert found[:4] == [0.25, 0.5, 0.75, 1.0] and found[4] == 1.0 and found[-1] < 0.4
+
+
+BOUNDS: list[tuple[str, dict[str, float]]] = [
+    *(
+        ("one_cycle", {"share": share, "rise": 25.0, "fall": fall})
+        for share in (0.01, 0.5, 0.99)
+        for fall in (1.0, 1e9)
+    ),
+    *(("polynomial_decay", {"power": power, "end": end}) for power in (0.1, 20.0) for end in (0.0, 1.0)),
+    *(("warmup_stable_decay", {"decay": decay}) for decay in (0.0, 0.5, 1.0)),
+    ("", {}),
+]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+@pytest.mark.parametrize("warmup", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize(("kind", "knobs"), BOUNDS, ids=str)
+def test_every_step_has_a_rate_at_the_bounds_of_the_knobs_too(
+    kind: str, knobs: dict[str, float], warmup: float, steps: int
+) -> None:
+    """And there is one after the last step, which torch asks for; some step has the highest rate, and none has more."""
+    rates = [Rates(kind, knobs).factor(Train(warmup=warmup), done, steps) for done in range(steps + 1)]
+    assert all(0 <= rate <= 1 + 1e-12 for rate in rates)
+    assert max(rates[:-1]) > 0.3, "a run trains"
+    if kind == "one_cycle" and knobs["share"] * steps < 1:
+        assert rates[0] == 1.0
+
+
+def test_a_fall_that_begins_while_it_warms_up_takes_the_lower_rate() -> None:
+    found = _ours("warmup_stable_decay", {"decay": 0.8}, 10, warmup=0.5)
+    assert found == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125], rel=EXACT)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_a_run_ends_whatever_share_of_it_falls(place: Path, tmp_path: Path, decay: float) -> None:
+    assert execute(_plan(place, tmp_path / "run", {"warmup_stable_decay": {"decay": decay}}, steps=2)) == 0
+    assert (tmp_path / "run" / "adapter").is_dir()
+
+
+def test_the_model_card_tells_the_rates_that_were_used(place: Path, tmp_path: Path) -> None:
+    more: dict[str, dict[str, Any]] = {"batch_rate": {"rows": 1}, "lora_plus": {"ratio": 16.0}}
+    assert execute(_plan(place, tmp_path / "run", more, steps=1, accumulation=4, schedule="constant", warmup=0.0)) == 0
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "| learning rate | 0.02, 0.32 for second matrices, constant" in card
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +264,7 @@ def _by_hand(values: list[Tensor], gradients: list[list[Tensor]], rate: float, d
 def test_the_second_matrix_learns_so_many_times_as_fast(place: Path, decay: float) -> None:
     model, ratio = _adapted(place), 16.0
     train = Train(lr=1e-3, weight_decay=decay)
-    optimizer = Updating(ratio=ratio).optimizer(model, train)
+    optimizer = OptimizerChoice(ratio=ratio).optimizer(model, train)
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1.6e-2]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [decay, decay]
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -239,7 +284,7 @@ def test_a_ratio_of_one_is_plain_adamw_to_the_bit(place: Path) -> None:
     found = []
     for ratio in (None, 1.0):
         model = _adapted(place)
-        optimizer = Updating(ratio=ratio).optimizer(model, Train(lr=1e-3, weight_decay=0.1))
+        optimizer = OptimizerChoice(ratio=ratio).optimizer(model, Train(lr=1e-3, weight_decay=0.1))
         for step in range(3):
             _gradients(model, step)
             optimizer.step()
@@ -248,7 +293,7 @@ def test_a_ratio_of_one_is_plain_adamw_to_the_bit(place: Path) -> None:
 
 
 def test_eight_bit_moments_take_two_rates_as_well(place: Path) -> None:
-    optimizer = Updating("adamw_8bit", ratio=4.0).optimizer(_adapted(place, double=False), Train(lr=1e-3))
+    optimizer = OptimizerChoice("adamw_8bit", ratio=4.0).optimizer(_adapted(place, double=False), Train(lr=1e-3))
     assert type(optimizer).__name__ == "AdamW8bit"
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 4e-3]
 
@@ -280,7 +325,7 @@ def test_a_run_with_two_rates_and_a_schedule_goes_on_where_it_was_stopped(
 def test_four_times_the_rows_have_twice_the_rate(place: Path, tmp_path: Path, rows: int, factor: float) -> None:
     plan = _plan(place, tmp_path / "run", {"batch_rate": {"rows": rows}}, batch=2, accumulation=2, schedule="constant")
     assert build(plan).optimizer.param_groups[0]["lr"] == pytest.approx(factor * 1e-2, rel=EXACT)
-    assert Updating(rows=None).rate(plan.train) == 1e-2
+    assert OptimizerChoice(rows=None).rate(plan.train) == 1e-2
 
 
 def _scales(model: PeftModel) -> set[float]:
@@ -290,14 +335,14 @@ def _scales(model: PeftModel) -> set[float]:
 def test_adapters_are_scaled_by_the_root_of_their_rank(place: Path, tmp_path: Path) -> None:
     plans = [_plan(place, tmp_path / name, more, alpha=0) for name, more in (("plain", {}), ("root", {"rslora": {}}))]
     plain, root = (build(plan).model for plan in plans)
-    assert _scales(plain) == {2.0} and _scales(root) == {BY_ROOT / 2.0}
+    assert _scales(plain) == {2.0} and _scales(root) == {RSLORA_ALPHA / 2.0}
     assert alpha_of(0, 8, by_root=True) / 8**0.5 == pytest.approx(alpha_of(0, 8, by_root=False) / 8, rel=0.07)
     knobs = planned(Request(tier=1, required=("rslora",))).knobs("lora")
-    assert knobs["alpha"] == BY_ROOT and planned(Request(tier=1)).knobs("lora")["alpha"] == 2 * knobs["rank"]
+    assert knobs["alpha"] == RSLORA_ALPHA and planned(Request(tier=1)).knobs("lora")["alpha"] == 2 * knobs["rank"]
 
 
 def test_a_saved_adapter_is_scaled_so_by_whoever_loads_it(place: Path, tmp_path: Path) -> None:
-    assert execute(_plan(place, tmp_path / "run", {"rslora": {}}, alpha=3)) == 0
+    assert execute(_plan(place, tmp_path / "run", {"rslora": {}}, alpha=3, merge=True)) == 0
     base = AutoModelForCausalLM.from_pretrained(place / "model", dtype=torch.float64)
     weights = {name: value.clone() for name, value in base.state_dict().items()}
     loaded = PeftModel.from_pretrained(base, str(tmp_path / "run" / "adapter"))
@@ -308,3 +353,12 @@ def test_a_saved_adapter_is_scaled_so_by_whoever_loads_it(place: Path, tmp_path:
     merged = loaded.double().merge_and_unload().state_dict()
     key = name.removeprefix("base_model.model.") + ".weight"
     torch.testing.assert_close(merged[key] - weights[key], 1.5 * change.double(), rtol=1e-9, atol=1e-12)
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged", dtype=torch.float64).state_dict()
+    torch.testing.assert_close(ours[key], merged[key], rtol=1e-2, atol=1e-3)  # written in 16 bits
+    assert not torch.equal(ours[key], weights[key].bfloat16().double())
+
+
+def test_tiers_tell_the_alpha_that_plans_have() -> None:
+    found = {row.tier: row.knobs for row in tier_table(Request(required=("rslora",))).tiers}
+    for tier in (1, 5):
+        assert found[tier]["lora"]["alpha"] == planned(Request(tier=tier, required=("rslora",))).knobs("lora")["alpha"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def _slice_loss_and_gradient(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None, smoothing: float
 ) -> Tensor:
     """Summed loss of some rows (float32 scalar); overwrites ``hidden`` ``[C, D]`` with its own gradient."""
     logits = hidden @ weight.t() if bias is None else torch.addmm(bias, hidden, weight.t())
@@ -27,11 +27,15 @@ def _slice_loss_and_gradient(
         wide = bent.mul(softcap)
     wide.sub_(wide.amax(dim=-1, keepdim=True))
     chosen = wide.gather(1, targets[:, None]).squeeze(1)
+    if smoothing:
+        chosen.mul_(1 - smoothing).add_(wide.mean(dim=-1), alpha=smoothing)
     wide.exp_()
     total = wide.sum(dim=-1, keepdim=True)
     loss = (total.squeeze(1).log() - chosen).sum()
     wide.div_(total)
-    wide.scatter_add_(1, targets[:, None], torch.full_like(targets[:, None], -1, dtype=wide.dtype))
+    if smoothing:
+        wide.sub_(smoothing / wide.shape[-1])
+    wide.scatter_add_(1, targets[:, None], torch.full_like(targets[:, None], smoothing - 1, dtype=wide.dtype))
     if bent is not None:
         wide.mul_(bent.square_().neg_().add_(1))  # the slope of tanh
         del bent
@@ -52,13 +56,14 @@ class _ChunkedLoss(torch.autograd.Function):
         rows: int,
         divisor: Tensor,
         softcap: float | None,
+        smoothing: float,
     ) -> Tensor:
         gradient = hidden.detach().clone() if hidden.requires_grad else None
         total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             work = gradient[part] if gradient is not None else hidden[part].clone()
-            total += _slice_loss_and_gradient(work, weight, bias, targets[part], softcap)
+            total += _slice_loss_and_gradient(work, weight, bias, targets[part], softcap, smoothing)
         if gradient is not None:
             ctx.save_for_backward(gradient, divisor)
             ctx.rows = rows
@@ -72,7 +77,7 @@ class _ChunkedLoss(torch.autograd.Function):
         factor = (outputs[0] / divisor).to(torch.promote_types(gradient.dtype, torch.float32))
         for part in gradient.split(ctx.rows):
             part.copy_(part.to(factor.dtype) * factor)
-        return gradient, None, None, None, None, None, None
+        return gradient, None, None, None, None, None, None, None
 
 
 def chunked_cross_entropy(
@@ -84,6 +89,7 @@ def chunked_cross_entropy(
     rows: int,
     divisor: Tensor,
     softcap: float | None = None,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy of the rows, summed and divided by ``divisor``, with ``rows`` rows of logits alive at once.
 
@@ -95,6 +101,7 @@ def chunked_cross_entropy(
         rows: rows of logits computed at a time.
         divisor: scalar, usually the number of trained tokens in the whole optimiser step.
         softcap: logits are bent by tanh so that none passes it (Gemma 2); None: they are not.
+        smoothing: share of each target that is spread over the vocabulary; where nothing is differentiated, none is.
 
     Raises:
         ValueError: the head is trainable (its gradient is not computed here) or ``rows`` is not positive.
@@ -103,4 +110,5 @@ def chunked_cross_entropy(
         raise ValueError("chunked loss: the output head is trainable, and its gradient is not computed here")
     if rows < 1:
         raise ValueError(f"chunked loss: rows must be at least 1, not {rows}")
-    return _ChunkedLoss.apply(hidden, weight, bias, targets, rows, divisor, softcap)
+    smoothing = smoothing if hidden.requires_grad else 0.0
+    return _ChunkedLoss.apply(hidden, weight, bias, targets, rows, divisor, softcap, smoothing)

@@ -10,11 +10,11 @@ import torch
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 
-from planner.plan import Train
+from planner.plan import Plan, Train
 
 
 @dataclass
-class Updating:
+class OptimizerChoice:
     """What hooks ask of the optimiser.
 
     Attributes:
@@ -50,3 +50,10 @@ class Updating:
         made = create_loraplus_optimizer(model, kind, **given)
         made.param_groups[:] = [group for group in made.param_groups if group["params"]]
         return made
+
+
+def rates_told(plan: Plan) -> str:
+    """The highest rate of a plan's run, and that of second matrices where it is another."""
+    rows, ratio = plan.knobs("batch_rate").get("rows"), plan.knobs("lora_plus").get("ratio")
+    rate = OptimizerChoice(rows=None if rows is None else int(rows)).rate(plan.train)
+    return f"{rate:g}" + ("" if ratio is None else f", {float(ratio) * rate:g} for second matrices")

@@ -15,6 +15,7 @@ from planner.rope_scaling import rope_told
 from planner.session import Schedule
 from planner.units import MIB, format_bytes
 from trainer.built import BuiltRun
+from trainer.optimizers import rates_told
 
 _LOGS = 64 * MIB  # tokenizer, logs and records, generously
 
@@ -157,7 +158,7 @@ Rank {plan.lora_rank} on every linear of every layer, trained for {step} steps o
 
 | | |
 |---|---|
-| learning rate | {train.lr:g}, {_schedule(plan)} |
+| learning rate | {rates_told(plan)}, {_schedule(plan)} |
 | rows per step | {train.batch} × {train.accumulation} |
 | seed | {train.seed} |
 | planned for | {plan.gpu.name} |

@@ -25,30 +25,34 @@ class Rates:
         """The share of the rate for a step.
 
         Args:
-            done: steps before it; those that were skipped do not count.
+            done: steps before it, all of them where the run is over; those that were skipped do not count.
             steps: of the run.
         """
         if self.kind == "one_cycle":
             return one_cycle(done, steps, **self.knobs)
         warm = math.ceil(train.warmup * steps)
+        rise = (done + 1) / warm if done < warm else 1.0
+        if self.kind == "warmup_stable_decay":  # where both are under way, the lower of the two
+            falling = math.ceil(self.knobs["decay"] * steps)
+            return min(rise, max(0, steps - done) / falling if falling else 1.0, 1.0)
         if done < warm:
-            return (done + 1) / warm
+            return rise
         share = min(1.0, (done - warm) / max(1, steps - warm))
         if self.kind == "polynomial_decay":
             end = self.knobs["end"]
             return end + (1 - end) * (1 - share) ** self.knobs["power"]
-        if self.kind == "warmup_stable_decay":
-            falling = math.ceil(self.knobs["decay"] * steps)
-            return 1.0 if done < steps - falling else (steps - done) / falling
         return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[train.schedule]
 
 
 def one_cycle(done: int, steps: int, share: float, rise: float, fall: float) -> float:
-    """From 1 / ``rise`` to 1 in ``share`` of the steps and on to 1 / ``rise`` / ``fall``, each along half a cosine."""
-    top = share * steps - 1
+    """From 1 / ``rise`` to 1 in ``share`` of the steps and on to 1 / ``rise`` / ``fall``, each along half a cosine.
+
+    Where ``share`` of the steps is less than one, the first has the highest rate.
+    """
+    top = max(0.0, share * steps - 1)
     if done <= top:
-        return _between(1 / rise, 1.0, done / top if top > 0 else 1.0)
-    return _between(1.0, 1 / rise / fall, min(1.0, (done - top) / (steps - 1 - top)))
+        return _between(1 / rise, 1.0, done / top) if top else 1.0
+    return _between(1.0, 1 / rise / fall, min(1.0, (done - top) / max(1, steps - 1 - top)))
 
 
 def _between(begin: float, end: float, share: float) -> float:

@@ -38,7 +38,7 @@ from trainer.loading import (
     tokenise_with,
 )
 from trainer.lookahead import Lookahead
-from trainer.optimizers import Updating
+from trainer.optimizers import OptimizerChoice
 from trainer.rates import Rates
 from trainer.rotary import go_by_batch, scale
 from trainer.step import Loss, make_loss
@@ -68,7 +68,8 @@ class ResidentSession:
         self._streaming_weights = False
         self.weights = Weights()
         self._loss_rows: int | None = None
-        self._updating, self._rates, self._by_root = Updating(), Rates(), False
+        self._smoothing = 0.0
+        self._optimizing, self._rates, self._by_root = OptimizerChoice(), Rates(), False
         self._averaging: Callable[[list[nn.Parameter]], Averages | Lookahead] | None = None
         self._most_documents = 1
 
@@ -120,20 +121,20 @@ class ResidentSession:
         self._once("adapt")
         self._rank = (rank, alpha)
 
-    def scale_by_root_of_rank(self) -> None:
+    def use_rslora(self) -> None:
         """See the protocol."""
-        self._once("scale_by_root_of_rank")
+        self._once("use_rslora")
         self._by_root = True
 
-    def raise_second_rate(self, *, ratio: float) -> None:
+    def use_loraplus(self, *, ratio: float) -> None:
         """See the protocol."""
-        self._once("raise_second_rate")
-        self._updating.ratio = ratio
+        self._once("use_loraplus")
+        self._optimizing.ratio = ratio
 
     def rate_for_rows(self, *, rows: int) -> None:
         """See the protocol."""
         self._once("rate_for_rows")
-        self._updating.rows = rows
+        self._optimizing.rows = rows
 
     def schedule_rate(self, kind: Schedule, knobs: Mapping[str, float]) -> None:
         """See the protocol."""
@@ -194,10 +195,15 @@ class ResidentSession:
         self._once("chunk_loss")
         self._loss_rows = rows
 
+    def smooth_loss(self, *, share: float) -> None:
+        """See the protocol."""
+        self._once("smooth_loss")
+        self._smoothing = share
+
     def optimize_with(self, name: Literal["adamw", "adamw_8bit"]) -> None:
         """See the protocol."""
         self._once("optimize_with")
-        self._updating.name = name
+        self._optimizing.name = name
 
     def pack_documents(self, *, most: int) -> None:
         """See the protocol."""
@@ -273,6 +279,8 @@ class ResidentSession:
         """
         if self._offloading and not self._checkpointing:
             raise PlanError("the plan's choices", "keep layer inputs in host memory, but keep no layer inputs.")
+        if self._smoothing and self._loss_rows is None:
+            raise PlanError("the plan's choices", "ask for a smoothed loss, but not for the loss by slices.")
         streaming = self._streaming_options()
         if self._streaming_weights and streaming is None:
             raise PlanError("the plan's choices", "keep weights in host memory, but ask for no layers in pieces.")
@@ -284,7 +292,7 @@ class ResidentSession:
         for parameter in trained:  # these buffers stay for the whole run, so they never fragment memory
             parameter.grad = torch.zeros_like(parameter)
         try:
-            optimizer = self._updating.optimizer(adapted, self._plan.train)
+            optimizer = self._optimizing.optimizer(adapted, self._plan.train)
             host, disk, loss = self._executor(model, streaming, device)  # last, as nobody would give its memory back
         except BaseException:
             self._give_back()
@@ -331,7 +339,11 @@ class ResidentSession:
         """What runs forward and backward, and the host memory and the disk it works with."""
         if streaming is None:
             store = self._checkpoint(model, device)
-            return (store.arena if store is not None else None), None, make_loss(model, self._loss_rows)
+            return (
+                (store.arena if store is not None else None),
+                None,
+                make_loss(model, self._loss_rows, self._smoothing),
+            )
         assert self._loss_rows is not None
         made = build_streamed(
             model,
@@ -342,6 +354,7 @@ class ResidentSession:
             device=device,
             rows=self._loss_rows,
             scaled=self._scale_loss,
+            smoothing=self._smoothing,
         )
         return made.host, made.disk, made.loss
 

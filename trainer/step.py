@@ -34,18 +34,20 @@ class Head:
 
     Attributes:
         divided: what its logits are divided by (Granite); ``softcap``: what they are capped at by tanh (Gemma 2).
+        smoothing: share of each target that is spread over the vocabulary in training.
     """
 
     linear: nn.Module
     divided: float
     softcap: float | None
+    smoothing: float = 0.0
 
     @staticmethod
-    def of(base: PreTrainedModel) -> Head:
+    def of(base: PreTrainedModel, smoothing: float = 0.0) -> Head:
         """The head of a model."""
         linear: Any = base.get_output_embeddings()
         divided = getattr(base.config, "logits_scaling", None) or 1.0
-        return Head(linear, divided, getattr(base.config, "final_logit_softcapping", None))
+        return Head(linear, divided, getattr(base.config, "final_logit_softcapping", None), smoothing)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[…, D]`` final hidden states to ``[…, V]`` logits."""
@@ -61,16 +63,24 @@ class Head:
 
     def loss(self, hidden: Tensor, targets: Tensor, rows: int, divisor: Tensor) -> Tensor:
         """Cross-entropy of ``[T, D]`` scaled hidden states, summed and divided, ``rows`` rows of logits at a time."""
-        weight, bias, softcap = self.linear.weight, self.linear.bias, self.softcap
-        return chunked_cross_entropy(hidden, weight, bias, targets, rows=rows, divisor=divisor, softcap=softcap)
+        return chunked_cross_entropy(
+            hidden,
+            self.linear.weight,
+            self.linear.bias,
+            targets,
+            rows=rows,
+            divisor=divisor,
+            softcap=self.softcap,
+            smoothing=self.smoothing,
+        )
 
 
-def make_loss(base: PreTrainedModel, rows: int | None) -> Loss:
+def make_loss(base: PreTrainedModel, rows: int | None, smoothing: float = 0.0) -> Loss:
     """The loss of a batch: ``rows`` rows of logits at a time, or (None) as transformers computes it.
 
     The model's causal mask keeps padding on the right out of every real token's sight.
     """
-    decoder, head = base.get_decoder(), Head.of(base)
+    decoder, head = base.get_decoder(), Head.of(base, smoothing)
 
     def hidden_of(batch: Batch) -> Tensor:
         packing = {} if batch.documents is None else {"position_ids": batch.positions, "documents": batch.documents}

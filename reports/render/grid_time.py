@@ -23,7 +23,7 @@ from reports.validation.fit import Constant, run_of, with_values
 
 ON_CARD = "those that wait for the card"
 ON_HOST = "those that wait for the host, which launches kernels"
-BY_HOST = "the same, with the seconds of a launch that this host took"
+BY_HOST = "all, with the seconds of a launch that each host took"
 LAUNCH = (Constant("launch_seconds", ("launch_seconds",)),)
 DIGITS = 6  # of a plan's seconds
 
@@ -116,9 +116,9 @@ def section(sets: Sequence[tuple[str, Sequence[Record]]]) -> str:
         f"How long a host takes to launch a kernel was measured after each run, in the same process: {took[0]:.0f} to "
         f"{took[-1]:.0f} µs, {statistics.median(took):.0f} in the middle of {len(took)} timed runs; the constant that "
         f"plans are made with has {constant:.0f}. The last row of each set is the estimate with what its own process "
-        "took, which was not known before the run. A step waits for the host where its plan says that the card alone "
-        f"would need less than {LAUNCH_BOUND:.0%} of its time. A host's speed is no constant: of the steps of one run "
-        f"that waits for it the slowest took {unsteady(every.values()):.1f} times as long as the fastest, in the "
-        "middle of these runs."
+        "took, which was not known before the run. A step waits for the host where the card alone, by today's "
+        f"formulas, would need less than {LAUNCH_BOUND:.0%} of its time: a split that was made after the runs. A "
+        "host's speed is no constant: of the steps of one run that waits for it the slowest took "
+        f"{unsteady(every.values()):.1f} times as long as the fastest, in the middle of these runs."
     )
     return f"## Seconds of a step\n\n{told}\n\n{table(heads, rows)}"

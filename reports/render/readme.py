@@ -14,7 +14,7 @@ from planner.hardware import load_profile
 from planner.markdown import fenced, percent, table
 from planner.planning import Request, make_plan
 from planner.units import GIB, format_bytes, format_seconds
-from reports.render import grid, grid_longest, grid_records, taken
+from reports.render import grid, grid_again, grid_longest, grid_records, taken
 from reports.render.demo import demo
 from reports.render.records import on_cards, over_bound, records, step_ratios, summary
 
@@ -110,7 +110,7 @@ def validated() -> str:
 
 def _failed(many: int) -> str:
     if not many:
-        return "Every run that was to end has ended, within its plan's bound."
+        return "Every run that was to end has ended."
     return f"{many} more runs failed, each held to its plan's bound: there it was too low."
 
 
@@ -152,9 +152,10 @@ def measured() -> str:
         f"{grid.parts_told(found_in_grid)}. Plans were frozen before. The other sets, and every run: "
         "[predictions against runs](reports/validation.md).\n\n"
         f"{table(heads, rows)}\n"
-        f"{_failed(len(failed))} {len(grid_records.pending())} runs of the grid have not been made yet. "
+        f"{grid_again.sentence().partition(' All of them')[0]} {_failed(len(failed))} "
+        f"{len(grid_records.pending())} runs of the grid have not been made yet. "
         f"{grid_longest.sentence()} {grid_longest.host_sentence()}\n\n"
-        f"Of {len(taken.found())} runs on a card that memory was taken from on the way, {taken.sentence()}\n\n"
+        f"Of {len(taken.CASES)} runs on a card that memory was taken from on the way, {taken.sentence()}\n\n"
         f"Before that, {older.count} runs on H100 and H200 ([validation](docs/validation.md)): error of the predicted "
         f"peak, without its sign, median {percent(older.median)[1:]}, largest {percent(older.largest)[1:]}; more than "
         f"the bound was reserved in {over_bound(found)}. Steps took {ratios[0]:.2f} to {ratios[-1]:.2f} times as long "

@@ -22,8 +22,20 @@ def found() -> dict[str, dict[str, Any]]:
 
 def apart(record: dict[str, Any]) -> float:
     """The largest difference of a loss from that of the run that nothing was taken from, as a share."""
-    pairs = zip(record["taken"]["losses"], record["undisturbed"]["losses"], strict=True)
-    return max(abs(one / other - 1) for one, other in pairs)
+    return largest_difference(record["taken"], record["undisturbed"])
+
+
+def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Of the losses of all steps and of the held-out rows after training."""
+    pairs = [*zip(one["losses"], other["losses"], strict=True)]
+    pairs.append((one["evaluation"]["after"]["loss"], other["evaluation"]["after"]["loss"]))
+    return max(abs(this / that - 1) for this, that in pairs)
+
+
+def between_equal_runs() -> float:
+    """The same between two runs of a case that nothing was taken from, of those that were made twice."""
+    before = json.loads((FOLDER / "others" / "undisturbed.json").read_text(encoding="utf-8"))["runs"]
+    return max(largest_difference(run, found()[name]["undisturbed"]) for name, run in before.items())
 
 
 def as_long(record: dict[str, Any]) -> bool:
@@ -32,13 +44,19 @@ def as_long(record: dict[str, Any]) -> bool:
 
 
 def sentence() -> str:
-    """How many ended, and how far their losses are from those of runs that nothing was taken from."""
+    """How many ended and how, and how far their losses are from those of runs that nothing was taken from."""
     ended = [record for record in found().values() if len(record["taken"]["losses"]) == STEPS]
-    same = [record for record in ended if as_long(record)]
-    most = max(apart(record) for record in same)
+    resumed = [record for record in ended if record["stopped"] is not None]
+    shorter = [record for record in ended if not as_long(record)]
+    lifted = [record for record in ended if record["by"] == "limit"]
+    at_once = len(ended) - len(resumed) - len(shorter)
+    most = max(apart(record) for record in ended if as_long(record))
     return (
-        f"{len(ended)} ended with all {STEPS} steps; where sequences stayed as long, {len(same)}, "
-        f"the loss of no step was off by more than {100 * most:.4f} % from that of a run that nothing was taken from."
+        f"{at_once} went on by a smaller plan at full length, {len(lifted)} of these once the limit had been lifted, "
+        f"{len(shorter)} with a shorter sequence, and {len(resumed)} found no smaller plan, was stored, and went on "
+        f"when the memory was back. At full length no loss was off by more than {100 * most:.3f} % from that of a run "
+        f"that nothing was taken from; two such runs by the same plan differ by up to {100 * between_equal_runs():.3f} "
+        "%."
     )
 
 
@@ -50,7 +68,7 @@ def section() -> str:
         "Training that cannot have what it was planned for is gone on with by the next smaller plan, or stored. Here a "
         "second process took all else of the card, or the allocator alone got a limit, which the next plan lifts "
         "(`python -m reports.validation.taken run OUT`; records in `reports/validation/taken/`, each with its plan). "
-        f"Of {len(found())} runs {sentence()} When planning began again, tensors had no more than {left:,} bytes of "
+        f"Of {len(CASES)} runs {sentence()} When planning began again, tensors had no more than {left:,} bytes of "
         f"the card. By the plan that each ended with, {within} reserved no more than its bound. In the probe step and "
         "in the evaluation before training `--replan` was given, which may shorten the sequence; in training nothing "
         "has to be."

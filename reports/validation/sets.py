@@ -2,7 +2,8 @@
 
 A run's set follows from its model and its length alone, whatever it is called; `fit` asks here. Constants that are
 shipped were fitted to nothing that is held out. Six runs that are older than this rule had been in fits, and formulas
-were made with them at hand; constants were then fitted again without them. No run of the grid had been seen before.
+were made with them at hand; constants were then fitted again without them. No run of the grid had been seen by then;
+formulas that were changed after some of them are told of in reports/validation.md.
 """
 
 from __future__ import annotations

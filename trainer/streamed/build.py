@@ -84,6 +84,7 @@ def build_streamed(
     device: torch.device,
     rows: int,
     scaled: bool,
+    smoothing: float = 0.0,
 ) -> Streamed:
     """The streamed executor of a model whose adapters are on.
 
@@ -92,6 +93,7 @@ def build_streamed(
         weights: of its layers.
         tokens: of the largest micro-batch, all its rows together.
         rows: rows of logits computed at a time.
+        smoothing: share of each target that is spread over the vocabulary in training.
         scaled: there is a loss scale.
 
     Raises:
@@ -148,4 +150,4 @@ def build_streamed(
             file.close()
         host.close()
         raise
-    return Streamed(StreamedLoss(layers, Head.of(model), rows, scaled=scaled), host, layers.checkpoints.file)
+    return Streamed(StreamedLoss(layers, Head.of(model, smoothing), rows, scaled=scaled), host, layers.checkpoints.file)

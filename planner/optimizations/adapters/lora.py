@@ -15,13 +15,13 @@ from planner.session import Session
 from planner.symbols import Letters, Number
 
 RANKS = (8, 4, 2, 16, 32, 64)
-BY_ROOT = 6
+RSLORA_ALPHA = 6
 """Alpha where adapters are scaled by it over the root of their rank: at rank 8 about as strong as twice the rank is."""
 
 
 def alpha_of(alpha: int, rank: int, *, by_root: bool) -> int:
     """What adapters are scaled by, over their rank or its root; 0 stands for what is usual."""
-    return alpha or (BY_ROOT if by_root else 2 * rank)
+    return alpha or (RSLORA_ALPHA if by_root else 2 * rank)
 
 
 def adapter_parameters(x: Letters) -> Number:

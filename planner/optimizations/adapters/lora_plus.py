@@ -45,4 +45,4 @@ class LoraPlus(Optimization):
 
     def apply(self, session: Session) -> None:
         """Set the ratio."""
-        session.raise_second_rate(ratio=float(session.knob("ratio")))
+        session.use_loraplus(ratio=float(session.knob("ratio")))

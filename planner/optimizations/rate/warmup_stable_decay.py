@@ -1,7 +1,7 @@
 """Keep the learning rate as it is after warming up, and let it fall in the last part of the run alone (WSD).
 
-The run can be prolonged from any step before the fall, which a rate that has fallen all the way does not allow: where
-nobody knows how long a run is to be, this or a constant rate is the one to take. It falls in a straight line to 0.
+Until the fall begins, nothing of a run depends on how long it is to be. It falls in a straight line to 0; where
+warming up is not over when the fall begins, the lower of both rates is taken.
 """
 
 from __future__ import annotations
