@@ -114,7 +114,9 @@ def _stock(folder: Path, *lengths: int, trained: int | None = None) -> tuple[Ten
     return _stock_of(folder, _batch(*lengths, trained=trained))
 
 
-def _stock_of(folder: Path, batch: Batch, device: torch.device = CPU) -> tuple[Tensor, dict[str, Tensor]]:
+def _stock_of(
+    folder: Path, batch: Batch, device: torch.device = CPU, smoothing: float = 0.0
+) -> tuple[Tensor, dict[str, Tensor]]:
     """What plain transformers and PEFT give for a batch, with transformers' own default attention."""
     config = AutoConfig.from_pretrained(folder)
     dropouts = {name: 0.0 for name in config.to_dict() if name.endswith(("dropout", "pdrop"))}
@@ -128,13 +130,21 @@ def _stock_of(folder: Path, batch: Batch, device: torch.device = CPU) -> tuple[T
     with patch("torch.nn.functional.softmax", _wide_softmax):
         logits = adapted(input_ids=batch.inputs, use_cache=False).logits
     assert logits.dtype == torch.float64
-    loss = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=NOT_TRAINED)
+    targets = batch.targets.flatten()
+    loss = cross_entropy(logits.flatten(0, 1), targets, ignore_index=NOT_TRAINED, label_smoothing=smoothing)
     loss.backward()
     return loss.detach(), _gradients(adapted)
 
 
 def _ours(
-    folder: Path, batch: Batch, *, kernel: str | None, store: Store | None, rows: int | None, rope: Rope = UNSCALED
+    folder: Path,
+    batch: Batch,
+    *,
+    kernel: str | None,
+    store: Store | None,
+    rows: int | None,
+    rope: Rope = UNSCALED,
+    smoothing: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     source = find_source(str(folder))
     config = load_config(source)
@@ -154,7 +164,7 @@ def _ours(
     assert make_lean(adapted) == LAYERS * len(plan_shape(folder).linears)
     if store is not None:
         checkpoint_layers(layers_of(model), store)
-    loss = make_loss(model, rows)(batch, torch.tensor(float(batch.trained), dtype=torch.float64), nothing)
+    loss = make_loss(model, rows, smoothing)(batch, torch.tensor(float(batch.trained), dtype=torch.float64), nothing)
     loss.backward()
     return loss.detach(), _gradients(adapted)
 
@@ -172,6 +182,13 @@ def _batch(*lengths: int, trained: int | None = None) -> Batch:
     generator = torch.Generator().manual_seed(11)
     rows = [torch.randint(VOCAB, (length + 1,), generator=generator) for length in lengths]
     return collate([Row(row, min(trained or 10**6, len(row) - 1)) for row in rows])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_smoothed_step_equals_stock_step(folders: dict[str, Path], family: str) -> None:
+    batch = _batch(31, 19, trained=7)
+    ours = _ours(folders[family], batch, kernel=_kernel(family), store=None, rows=3, smoothing=0.2)
+    _assert_same(ours, _stock_of(folders[family], batch, smoothing=0.2))
 
 
 @pytest.mark.parametrize("family", CONFIGS)

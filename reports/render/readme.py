@@ -147,7 +147,7 @@ def measured() -> str:
     found = on_cards(records())
     older, ratios = summary(found), step_ratios(found)
     return (
-        f"A grid of {len(found_in_grid)} runs on two H200, held to 8, 12 and 24 GiB or standing in for other cards, of "
+        f"A grid of {len(found_in_grid)} runs on H200s, held to 8, 12 and 24 GiB or standing in for other cards, of "
         f"{len({record.content['model']['id'] for record in found_in_grid})} models, 512 to 524,288 tokens; "
         f"{grid.parts_told(found_in_grid)}. Plans were frozen before. The other sets, and every run: "
         "[predictions against runs](reports/validation.md).\n\n"

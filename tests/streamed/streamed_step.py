@@ -61,6 +61,7 @@ def make_streamed_loss(
     codec: Codec | None = None,
     disk: Path | None = None,
     on: On = ON_CPU,
+    smoothing: float = 0.0,
 ) -> tuple[StreamedLoss, PeftModel]:
     """The loss over a model in float64 with adapters that are not zero, and that model."""
     source = find_source(str(folder))
@@ -121,7 +122,7 @@ def make_streamed_loss(
         keep_outputs=keep_outputs,
         weights=weights,
     )
-    return StreamedLoss(layers, Head.of(model), rows, scaled=scaled), adapted
+    return StreamedLoss(layers, Head.of(model, smoothing), rows, scaled=scaled), adapted
 
 
 def make_streamed(
@@ -139,6 +140,7 @@ def make_streamed(
     rope: Rope = UNSCALED,
     disk: Path | None = None,
     on: On = ON_CPU,
+    smoothing: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean loss of a batch, and the gradients of all adapters by name."""
     made, adapted = make_streamed_loss(
@@ -155,6 +157,7 @@ def make_streamed(
         rope=rope,
         disk=disk,
         on=on,
+        smoothing=smoothing,
     )
     divisor = torch.tensor(float(batch.trained), dtype=on.dtype, device=on.device)
     loss = made(batch.to(on.device), divisor, nothing)

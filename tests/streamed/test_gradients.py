@@ -40,6 +40,13 @@ def test_step_equals_stock_step(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_smoothed_step_equals_stock_step(folders: dict[str, Path], family: str) -> None:
+    batch = _batch(23, 9, trained=5)
+    ours = make_streamed(folders[family], batch, chunk=7, group=2, rows=3, smoothing=0.2)
+    _assert_same(ours, _stock_of(folders[family], batch, smoothing=0.2))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("spacing", [2, 3])
 @pytest.mark.parametrize("keep_outputs", [False, True])
 def test_spacing_and_kept_outputs_change_nothing(
