@@ -74,6 +74,8 @@ def model_letters(model: ModelShape) -> dict[str, int]:
 
 TRAIN_SCHEDULE = "train.schedule"
 """The setting ``schedule`` where no optimisation is the schedule of the learning rate."""
+TRAIN_CLIPPING = "train.max_grad_norm"
+"""The setting ``clipping`` where no optimisation clips the gradients."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,8 @@ def compose(
     situation = situation.choosing(names)
     if onto is None:
         letters = model_letters(situation.model) | _claimed_letters(situation)
-        settings = {"dtype": "fp32", "attention": "eager", "executor": "resident", "schedule": TRAIN_SCHEDULE}
+        settings = {"dtype": "fp32", "attention": "eager", "executor": "resident"}
+        settings |= {"schedule": TRAIN_SCHEDULE, "clipping": TRAIN_CLIPPING}
         onto = Configuration((), {}, _nothing_on(), letters, settings, situation.model)
     ledger, letters = onto.ledger, dict(onto.letters)
     settings, complete = dict(onto.settings), dict(onto.knobs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from planner.calibration import calibration
-from planner.compose import TRAIN_SCHEDULE
+from planner.compose import TRAIN_CLIPPING, TRAIN_SCHEDULE
 from planner.optimizations.base import Scalar, Situation
 from planner.plan import Rope, Train
 from planner.rope_scaling import rope_warnings
@@ -50,20 +50,21 @@ def warnings_of(situation: Situation, total: int, rope: Rope, *, here: bool = Fa
     return warnings
 
 
-def schedule_without_effect(train: Mapping[str, object], schedule: str) -> list[str]:
-    """A sentence for each setting of the rate that the chosen schedule does not go by.
+def settings_without_effect(train: Mapping[str, object], settings: Mapping[str, str]) -> list[str]:
+    """A sentence for each setting of training in whose place an optimisation is.
 
     Args:
         train: settings that are asked for.
-        schedule: the optimisation that schedules the rate, or ``train.schedule``.
+        settings: of the configuration: what schedules the learning rate, and what clips gradients.
     """
-    if schedule == TRAIN_SCHEDULE:
-        return []
-    usual = Train()
-    unused = ["schedule", *(["warmup"] if schedule == "one_cycle" else [])]
+    usual, schedule, clipping = Train(), settings["schedule"], settings["clipping"]
+    instead = {"max_grad_norm": f"{clipping} clips the gradients"} if clipping != TRAIN_CLIPPING else {}
+    if schedule != TRAIN_SCHEDULE:
+        names = ("schedule", "warmup") if schedule == "one_cycle" else ("schedule",)
+        instead |= dict.fromkeys(names, f"{schedule} schedules the learning rate")
     return [
-        f"--set train.{name}={train[name]} has no effect: {schedule} schedules the learning rate."
-        for name in unused
+        f"--set train.{name}={train[name]} has no effect: {why}."
+        for name, why in instead.items()
         if name in train and train[name] != getattr(usual, name)
     ]
 

@@ -118,3 +118,15 @@ class Session(Protocol):
     def look_ahead(self, *, every: int, share: float, place: Literal["gpu", "host"]) -> None:
         """Let slow adapters follow every so many steps by this share of the way, and the others begin from them."""
         ...
+
+    def add_gradient_noise(self, *, variance: float, decay: float) -> None:
+        """Add noise of this variance to the gradients of the first step, and less by this power to later ones."""
+        ...
+
+    def centralize_gradients(self) -> None:
+        """Take the mean of each row off the gradients of the first matrix of each adapter."""
+        ...
+
+    def clip_by_rows(self, *, ratio: float, floor: float) -> None:
+        """Clip each row's gradient to this share of the row's norm, which counts as no smaller than the floor."""
+        ...

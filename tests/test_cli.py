@@ -179,7 +179,7 @@ def test_every_mistake_is_told_at_once(capsys: Capture, tmp_path: Path) -> None:
         ("--gpuu rtx2060s", "Did you mean '--gpu'?"),
         ("gpux", "Did you mean 'gpus'?"),
         ("--gpu rtx2060s --with chunkd_loss", "Did you mean chunked_loss?"),
-        ("--gpu rtx2060s --without lorra", "Did you mean lora?"),
+        ("--gpu rtx2060s --without lorra", "Did you mean lora or rslora or lora_plus?"),
         ("explain chunkd_loss", "Did you mean chunked_loss"),
         ("explain", "Missing argument 'NAME'"),
         ("--gpu rtx2060s --with lora --without lora", "--with lora --without lora: asks for both. Drop one."),

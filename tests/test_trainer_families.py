@@ -11,6 +11,7 @@ from trainer_tiny import make_plan, save_model
 
 from trainer import session
 from trainer.data import synthetic_batch
+from trainer.gradients import Shaping
 from trainer.layers import layers_of
 from trainer.step import nothing, update
 
@@ -41,6 +42,6 @@ def test_a_quantised_model_learns(tmp_path: Path, family: str, source: str) -> N
     for _ in range(STEPS):
         loss = built.loss(batch, torch.tensor(float(batch.trained)), nothing)
         loss.backward()
-        update(built.optimizer, built.scaler, built.trained, 1.0)
+        update(built.optimizer, built.scaler, lambda: Shaping().shape(built.trained, [], 0, 1.0))
         losses.append(float(loss.detach()))
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from trainer.attention import KERNELS, attention_name, register
 from trainer.checkpointing import DeviceStore, checkpoint_layers
 from trainer.counting import TensorBytes
 from trainer.four_bit import FUSED_ROWS, FourBit, multiplied, quantised
+from trainer.gradients import Shaping
 from trainer.measure import Recorder
 from trainer.step import Evaluation, update
 
@@ -125,10 +127,14 @@ def _trained(gradient: float) -> nn.Parameter:
     return parameter
 
 
+def _clip(parameter: nn.Parameter, most: float) -> float:
+    return Shaping().shape([parameter], [], 0, most)
+
+
 def test_update_clips_and_keeps_gradient_buffers() -> None:
     parameter = _trained(4.0)
     buffer = parameter.grad
-    made = update(torch.optim.SGD([parameter], lr=1.0), None, [parameter], 1.0)
+    made = update(torch.optim.SGD([parameter], lr=1.0), None, partial(_clip, parameter, 1.0))
     assert made.taken and math.isclose(made.gradient_norm, 4 * math.sqrt(3), rel_tol=1e-6)
     torch.testing.assert_close(parameter.data, torch.full((3,), 1 - 1 / math.sqrt(3)))
     assert parameter.grad is buffer and not buffer.any()
@@ -137,7 +143,7 @@ def test_update_clips_and_keeps_gradient_buffers() -> None:
 def test_update_without_a_loss_scale_stops_at_the_first_infinity() -> None:
     parameter = _trained(math.inf)
     with pytest.raises(PlanError, match="norm is inf"):
-        update(torch.optim.SGD([parameter], lr=1.0), None, [parameter], 1.0)
+        update(torch.optim.SGD([parameter], lr=1.0), None, partial(_clip, parameter, 1.0))
     assert torch.equal(parameter.data, torch.ones(3))
 
 
@@ -146,10 +152,10 @@ def test_update_with_a_loss_scale_skips_an_overflow_and_lowers_the_scale() -> No
     scaler.scale(torch.ones(()))
     parameter = _trained(math.inf)
     optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=True)
-    assert not update(optimizer, scaler, [parameter], 1.0).taken
+    assert not update(optimizer, scaler, partial(_clip, parameter, 1.0)).taken
     assert torch.equal(parameter.data, torch.ones(3)) and scaler.get_scale() == 4.0
     parameter.grad = torch.full((3,), 4.0)
-    made = update(optimizer, scaler, [parameter], 100.0)
+    made = update(optimizer, scaler, partial(_clip, parameter, 100.0))
     assert made.taken and math.isclose(made.gradient_norm, math.sqrt(3), rel_tol=1e-6)
     assert (parameter.data < 1).all()
 

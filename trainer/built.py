@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from trainer.averaging import Averages
 from trainer.data import Tokenise
+from trainer.gradients import Shaping
 from trainer.host_memory import Arena
 from trainer.lookahead import Lookahead
 from trainer.rates import Rates
@@ -30,7 +31,7 @@ class BuiltRun:
         config: the base model's own, with the plan's rotary scaling: what a user of the adapter builds the base from.
         tokenise: texts to token ids, with nothing added and no control token recognised inside a text.
         dtype: of frozen weights and activations; adapters and optimiser state are float32 whatever it is.
-        rates: how the learning rate goes.
+        rates: how the learning rate goes; ``shaping``: what is done to gradients before the optimiser.
         most_documents: that share one row.
         averages: of the adapters over the steps, or slow adapters, if any are kept.
         executor: ``resident`` or ``streamed``.
@@ -47,6 +48,7 @@ class BuiltRun:
     tokenise: Tokenise
     optimizer: torch.optim.Optimizer
     rates: Rates
+    shaping: Shaping
     scaler: torch.amp.GradScaler | None
     loss: Loss
     dtype: torch.dtype
@@ -70,6 +72,11 @@ class BuiltRun:
     def trained(self) -> list[nn.Parameter]:
         """What is trained: the adapters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
+    def first_matrices(self) -> list[nn.Parameter]:
+        """Of what is trained, the first matrix of each adapter."""
+        return [each for name, each in self.model.named_parameters() if each.requires_grad and "lora_A" in name]
 
     @property
     def streamed(self) -> StreamedLoss | None:

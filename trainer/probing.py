@@ -44,7 +44,7 @@ def probe(plan: Plan, built: BuiltRun, recorder: Recorder, announce: Announce = 
             recorder.mark(Phase.OPTIMIZER)
             if built.scaler is not None:
                 built.scaler.unscale_(built.optimizer)
-            torch.nn.utils.clip_grad_norm_(built.trained, train.max_grad_norm)
+            built.shaping.shape(built.trained, built.first_matrices, 0, train.max_grad_norm)
             built.optimizer.step()  # past the scaler, which might skip it; the result is thrown away
             wait_for(built.device)
             seconds = time.perf_counter() - began

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from planner.errors import PlanError, did_you_mean
 from planner.optimizations.mlp.fused_activation import FUSED
 from planner.plan import Choice, Plan
-from planner.session import Schedule
 from trainer.attention import NAMES, register
-from trainer.averaging import Averages, Averaging
 from trainer.built import BuiltRun
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
 from trainer.config_check import check_config
@@ -37,27 +34,23 @@ from trainer.loading import (
     tokenise_bytes,
     tokenise_with,
 )
-from trainer.lookahead import Lookahead
-from trainer.optimizers import OptimizerChoice
-from trainer.rates import Rates
 from trainer.rotary import go_by_batch, scale
 from trainer.step import Loss, make_loss
 from trainer.streamed import split
 from trainer.streamed.build import Streaming, build_streamed
 from trainer.streamed.disk_file import DiskFile
 from trainer.streamed.weights import StreamedWeights, Weights
+from trainer.update_hooks import UpdateHooks
 
 STOCK_ATTENTION = "eager"
 """What transformers does when nothing else is asked for: every score of every head written out."""
 
 
-class ResidentSession:
+class ResidentSession(UpdateHooks):
     """Implements `planner.session.Session`: hooks say what they want, ``build`` makes it."""
 
     def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._choice: Choice | None = None
-        self._asked: set[str] = set()
+        super().__init__(plan)
         self._four_bit: FourBit | None = None
         self._dtype, self._scale_loss = torch.float32, False
         self._kernel: str | None = None
@@ -69,8 +62,6 @@ class ResidentSession:
         self.weights = Weights()
         self._loss_rows: int | None = None
         self._smoothing = 0.0
-        self._optimizing, self._rates, self._by_root = OptimizerChoice(), Rates(), False
-        self._averaging: Callable[[list[nn.Parameter]], Averages | Lookahead] | None = None
         self._most_documents = 1
 
     @contextmanager
@@ -120,26 +111,6 @@ class ResidentSession:
         """See the protocol."""
         self._once("adapt")
         self._rank = (rank, alpha)
-
-    def use_rslora(self) -> None:
-        """See the protocol."""
-        self._once("use_rslora")
-        self._by_root = True
-
-    def use_loraplus(self, *, ratio: float) -> None:
-        """See the protocol."""
-        self._once("use_loraplus")
-        self._optimizing.ratio = ratio
-
-    def rate_for_rows(self, *, rows: int) -> None:
-        """See the protocol."""
-        self._once("rate_for_rows")
-        self._optimizing.rows = rows
-
-    def schedule_rate(self, kind: Schedule, knobs: Mapping[str, float]) -> None:
-        """See the protocol."""
-        self._once("schedule_rate")
-        self._rates = Rates(kind, dict(knobs))
 
     def fuse_activation(self) -> None:
         """See the protocol."""
@@ -200,26 +171,10 @@ class ResidentSession:
         self._once("smooth_loss")
         self._smoothing = share
 
-    def optimize_with(self, name: Literal["adamw", "adamw_8bit"]) -> None:
-        """See the protocol."""
-        self._once("optimize_with")
-        self._optimizing.name = name
-
     def pack_documents(self, *, most: int) -> None:
         """See the protocol."""
         self._once("pack_documents")
         self._most_documents = most
-
-    def average_weights(self, *, kind: Literal["ema", "swa"], decay: float, place: Literal["gpu", "host"]) -> None:
-        """See the protocol."""
-        self._once("average_weights")
-        how = Averaging.of(kind, decay, place)
-        self._averaging = lambda trained: Averages(trained, how)
-
-    def look_ahead(self, *, every: int, share: float, place: Literal["gpu", "host"]) -> None:
-        """See the protocol."""
-        self._once("look_ahead")
-        self._averaging = lambda trained: Lookahead(trained, every=every, share=share, place=place)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -304,6 +259,7 @@ class ResidentSession:
             tokenise=tokenise_with(tokenizer) if tokenizer is not None else tokenise_bytes,
             optimizer=optimizer,
             rates=self._rates,
+            shaping=self._shaping,
             scaler=torch.amp.GradScaler(device.type) if self._scale_loss else None,
             loss=loss,
             dtype=self._dtype,
@@ -375,14 +331,6 @@ class ResidentSession:
             why = f"is planned for, and the model has {activation}, which it does not know."
             raise PlanError("fused_activation", why, "Plan again for this model.")
         return FUSED[activation]
-
-    def _once(self, what: str) -> None:
-        if what in self._asked:
-            raise PlanError(self._who(), f"asks for {what}, which another choice of the plan asked for already.")
-        self._asked.add(what)
-
-    def _who(self) -> str:
-        return f"choice {self._choice.id}" if self._choice else "the plan's choices"
 
 
 def build(plan: Plan) -> BuiltRun:

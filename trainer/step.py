@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from planner.errors import PlanError
@@ -131,20 +130,18 @@ class Update:
     taken: bool
 
 
-def update(
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-    parameters: Sequence[Tensor],
-    most: float,
-) -> Update:
-    """Clip gradients to a norm of ``most``, step, and set the gradients to zero where they are.
+def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, shape: Callable[[], float]) -> Update:
+    """Shape the gradients, step, and set the gradients to zero where they are.
+
+    Args:
+        shape: changes the gradients once the loss scale is off them, and gives their norm; see `Shaping`.
 
     Raises:
         PlanError: a gradient is not finite and no loss scale is there to be lowered.
     """
     if scaler is not None:
         scaler.unscale_(optimizer)
-    norm = float(clip_grad_norm_(parameters, most))
+    norm = shape()
     if scaler is None:
         if not math.isfinite(norm):
             why = f"the gradients' norm is {norm}, so a step would destroy the adapters."

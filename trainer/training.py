@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -66,6 +67,12 @@ def train_steps(
     place.step, place.skips, place.schedule = done, skips_in_a_row, schedule
     if saver is not None:
         saver.begin(schedule, done, skips_in_a_row, saved)
+
+    trained, first = built.trained, built.first_matrices
+
+    def shape(before: int) -> float:
+        return built.shaping.shape(trained, first, before, train.max_grad_norm)
+
     for step in range(done + 1, steps + 1):
         began, rate = time.perf_counter() - (inside.seconds if inside else 0.0), schedule.get_last_lr()[0]
         parts = list(islice(batches, train.accumulation))
@@ -81,7 +88,7 @@ def train_steps(
             why = f"the loss of step {step} is {loss}."
             raise PlanError("training", why, "A smaller learning rate is the first thing to try: --set train.lr=…")
         place.changing = True
-        made = update(built.optimizer, built.scaler, built.trained, train.max_grad_norm)
+        made = update(built.optimizer, built.scaler, partial(shape, step - 1))
         recorder.mark(BETWEEN)
         if made.taken:
             schedule.step()

@@ -274,6 +274,9 @@ GRID: tuple[Case, ...] = (*_whole(), *_passes(), *_stood_in_for(), *_new(), *_fr
 
 LATER: frozenset[str] = frozenset(
     {
+        "adaptive_clipping",
+        "gradient_centralization",
+        "gradient_noise",
         "batch_rate",
         "label_smoothing",
         "lookahead",

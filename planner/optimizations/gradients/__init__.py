@@ -1,0 +1,1 @@
+"""Optimisations of the gradients between the backward pass and the optimiser."""

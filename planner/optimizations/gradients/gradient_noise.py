@@ -1,0 +1,42 @@
+"""Add noise to the gradients, less with every step.
+
+Its variance is ``variance`` over (1 + steps done) to the power ``decay``. It comes after the loss scale is taken off
+and before gradients are clipped. The noise of a step follows from the seed and the step alone, so that a run which goes
+on has the same. Shown for very deep networks with SGD; Adam divides gradients by their size, noise and all, and what it
+is worth for LoRA nobody has shown. It is made a mebibyte at a time, which is left out of what a step takes.
+"""
+
+from __future__ import annotations
+
+from planner.ledger import Ledger
+from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.session import Session
+
+
+class GradientNoise(Optimization):
+    """Noise on the gradients that fades."""
+
+    id = "gradient_noise"
+    title = "noise on the gradients, less with every step"
+    numbers = (24,)
+    asked = True
+    requires = (Needs("gradients/adapters", "it is they that get the noise"),)
+    knobs = (
+        Knob("variance", "of the noise of the first step", lambda _: (0.01,), low=0.0, high=100.0, whole=False),
+        Knob("decay", "power of the steps by which the variance falls", lambda _: (0.55,), low=0.0, high=10.0,
+             whole=False),
+    )  # fmt: skip
+    evidence = (
+        Evidence("noise that fades", "Neelakantan et al. 2015, arXiv 1511.06807"),
+        Evidence("its variance is that of the definition", "tests/test_trainer_gradients.py"),
+    )
+    exact = False
+    effect = "noise is added to the gradients"
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """Nothing changes, but for a mebibyte."""
+        return ledger
+
+    def apply(self, session: Session) -> None:
+        """Add the noise."""
+        session.add_gradient_noise(variance=float(session.knob("variance")), decay=float(session.knob("decay")))

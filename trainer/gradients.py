@@ -1,0 +1,74 @@
+"""What happens to gradients between the backward pass and the optimiser: noise, centralisation, clipping, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+
+PIECE = 2**18
+"""Elements of noise that are made at a time: a mebibyte."""
+
+
+@dataclass
+class Shaping:
+    """What is done to gradients, by what a plan's hooks ask for.
+
+    Attributes:
+        noise: variance of the first step's noise, and the power by which it falls; None adds none.
+        centralized: whether rows of first matrices lose their mean.
+        by_rows: clip each row's gradient to this share of its norm, which counts as no smaller than the second number;
+            None: the norm of all is clipped.
+        seed: of the noise.
+    """
+
+    noise: tuple[float, float] | None = None
+    centralized: bool = False
+    by_rows: tuple[float, float] | None = None
+    seed: int = 0
+
+    def shape(self, trained: Sequence[Tensor], first: Sequence[Tensor], done: int, most: float) -> float:
+        """Change the gradients in place; gives their norm before they are clipped.
+
+        Args:
+            trained: all that has a gradient; ``first``: those of it that are first matrices, ``[R, inputs]``.
+            done: steps before this one.
+            most: what the norm of all is clipped to, unless rows are.
+        """
+        if self.noise is not None:
+            self._add_noise(trained, done, *self.noise)
+        if self.centralized:
+            for parameter in first:
+                if parameter.grad is not None:
+                    parameter.grad.sub_(parameter.grad.mean(dim=-1, keepdim=True))
+        if self.by_rows is None:
+            return float(clip_grad_norm_(trained, most))
+        norm = float(get_total_norm([each.grad for each in trained if each.grad is not None]))
+        with torch.no_grad():
+            for parameter in trained:
+                _clip_rows(parameter, *self.by_rows)
+        return norm
+
+    def _add_noise(self, trained: Sequence[Tensor], done: int, variance: float, decay: float) -> None:
+        size = (variance / (1 + done) ** decay) ** 0.5
+        # A generator of the CPU takes 32 bits of its seed.
+        generator = torch.Generator(trained[0].device).manual_seed(crc32(f"noise {self.seed} {done}".encode()))
+        for parameter in trained:
+            if parameter.grad is None:
+                continue
+            for piece in parameter.grad.view(-1).split(PIECE):
+                noise = torch.randn(piece.shape, generator=generator, device=piece.device, dtype=piece.dtype)
+                piece.add_(noise, alpha=size)
+
+
+def _clip_rows(parameter: Tensor, ratio: float, floor: float) -> None:
+    gradient = parameter.grad
+    if gradient is None:
+        return
+    allowed = ratio * parameter.norm(dim=-1, keepdim=True).clamp_(min=floor)
+    norm = gradient.norm(dim=-1, keepdim=True)
+    gradient.mul_(torch.where(norm > allowed, allowed / norm, torch.ones_like(norm)))

@@ -1,0 +1,88 @@
+"""What optimisations ask of the optimiser's side of a run: rates, gradients, and what is kept beside the adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from torch import nn
+
+from planner.errors import PlanError
+from planner.plan import Choice, Plan
+from planner.session import Schedule
+from trainer.averaging import Averages, Averaging
+from trainer.gradients import Shaping
+from trainer.lookahead import Lookahead
+from trainer.optimizers import OptimizerChoice
+from trainer.rates import Rates
+
+
+class UpdateHooks:
+    """The part of `planner.session.Session` that is about the optimiser; each method may be called once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._choice: Choice | None = None
+        self._asked: set[str] = set()
+        self._optimizing, self._rates, self._by_root = OptimizerChoice(), Rates(), False
+        self._shaping = Shaping(seed=plan.train.seed)
+        self._averaging: Callable[[list[nn.Parameter]], Averages | Lookahead] | None = None
+
+    def use_rslora(self) -> None:
+        """See the protocol."""
+        self._once("use_rslora")
+        self._by_root = True
+
+    def use_loraplus(self, *, ratio: float) -> None:
+        """See the protocol."""
+        self._once("use_loraplus")
+        self._optimizing.ratio = ratio
+
+    def rate_for_rows(self, *, rows: int) -> None:
+        """See the protocol."""
+        self._once("rate_for_rows")
+        self._optimizing.rows = rows
+
+    def schedule_rate(self, kind: Schedule, knobs: Mapping[str, float]) -> None:
+        """See the protocol."""
+        self._once("schedule_rate")
+        self._rates = Rates(kind, dict(knobs))
+
+    def optimize_with(self, name: Literal["adamw", "adamw_8bit"]) -> None:
+        """See the protocol."""
+        self._once("optimize_with")
+        self._optimizing.name = name
+
+    def average_weights(self, *, kind: Literal["ema", "swa"], decay: float, place: Literal["gpu", "host"]) -> None:
+        """See the protocol."""
+        self._once("average_weights")
+        how = Averaging.of(kind, decay, place)
+        self._averaging = lambda trained: Averages(trained, how)
+
+    def look_ahead(self, *, every: int, share: float, place: Literal["gpu", "host"]) -> None:
+        """See the protocol."""
+        self._once("look_ahead")
+        self._averaging = lambda trained: Lookahead(trained, every=every, share=share, place=place)
+
+    def add_gradient_noise(self, *, variance: float, decay: float) -> None:
+        """See the protocol."""
+        self._once("add_gradient_noise")
+        self._shaping.noise = (variance, decay)
+
+    def centralize_gradients(self) -> None:
+        """See the protocol."""
+        self._once("centralize_gradients")
+        self._shaping.centralized = True
+
+    def clip_by_rows(self, *, ratio: float, floor: float) -> None:
+        """See the protocol."""
+        self._once("clip_by_rows")
+        self._shaping.by_rows = (ratio, floor)
+
+    def _once(self, what: str) -> None:
+        if what in self._asked:
+            raise PlanError(self._who(), f"asks for {what}, which another choice of the plan asked for already.")
+        self._asked.add(what)
+
+    def _who(self) -> str:
+        return f"choice {self._choice.id}" if self._choice else "the plan's choices"
