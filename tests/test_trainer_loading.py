@@ -306,7 +306,7 @@ def test_weights_beside_another_config_are_refused(llama: Path, monkeypatch: pyt
     plan, shape = make_plan(llama), plan_shape(str(llama))
     for name, other in (("heads", 3), ("vocab", 999), ("activation", "gelu")):
         made = replace(shape, **{name: other})
-        monkeypatch.setattr("trainer.session.plan_shape", lambda _, made=made: made)
+        monkeypatch.setattr("trainer.config_check.plan_shape", lambda _, made=made: made)
         planned = plan.model.model_copy(update={"parameters": made.parameters})
         session = ResidentSession(plan.model_copy(update={"model": planned}))
         session.adapt(rank=1, alpha=1)
