@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from run_folder import lines, record
+from run_folder import lines, record, stopped_and_resumed
 from torch import Tensor, nn
 from trainer_tiny import make_plan, save_model, write_sources
 
 from planner.plan import Plan
 from planner.planning import Request
 from planner.planning import make_plan as planned
-from trainer import gradients, running
+from trainer import gradients
 from trainer.gradients import Shaping
 from trainer.run import execute
 from trainer.session import build
@@ -157,21 +156,10 @@ def test_first_matrices_are_half_of_what_is_trained(place: Path) -> None:
 def test_a_run_does_it_and_goes_on_with_it(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    more, steps = {name: SLICES[name]}, running.train_steps
+    more = {name: SLICES[name]}
     assert execute(_plan(place, tmp_path / "plain", {})) == 0
     assert execute(_plan(place, tmp_path / "whole", more)) == 0
-
-    def interrupted(*given: Any) -> Iterator[dict[str, Any]]:
-        for step in steps(*given):
-            yield step
-            if step["step"] == 3:
-                raise KeyboardInterrupt
-
-    stopped = _plan(place, tmp_path / "run", more, save_minutes=1e-9)
-    with monkeypatch.context() as patched:
-        patched.setattr(running, "train_steps", interrupted)
-        assert execute(stopped) == 130
-    assert execute(stopped, resume=True) == 0
+    stopped_and_resumed(_plan(place, tmp_path / "run", more, save_minutes=1e-9), monkeypatch, after=3)
     plain, whole, resumed = (record(tmp_path / each)["losses"] for each in ("plain", "whole", "run"))
     assert resumed == whole and whole[0] == plain[0] and whole[1:] != plain[1:]
     norms = [line["gradient_norm"] for line in lines(tmp_path / "whole") if "step" in line]

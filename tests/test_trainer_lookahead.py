@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from run_folder import record
+from run_folder import record, stopped_and_resumed
 from safetensors.torch import load_file
 from torch import Tensor
 from trainer_tiny import make_plan, save_model, write_sources
@@ -21,7 +20,6 @@ from planner.optimizations.base import Situation
 from planner.plan import Plan
 from planner.planning import Request
 from planner.planning import make_plan as planned
-from trainer import running
 from trainer.lookahead import Lookahead
 from trainer.run import execute
 
@@ -105,20 +103,8 @@ def test_a_run_begins_again_from_the_slow_adapters_and_saves_them(place: Path, t
 
 
 def test_a_run_goes_on_between_two_times(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = running.train_steps
     assert execute(_plan(place, tmp_path / "whole", {})) == 0
-
-    def interrupted(*given: Any) -> Iterator[dict[str, Any]]:
-        for step in steps(*given):
-            yield step
-            if step["step"] == 4:
-                raise KeyboardInterrupt
-
-    stopped = _plan(place, tmp_path / "run", {}, save_minutes=1e-9)
-    with monkeypatch.context() as patched:
-        patched.setattr(running, "train_steps", interrupted)
-        assert execute(stopped) == 130
-    assert execute(stopped, resume=True) == 0
+    stopped_and_resumed(_plan(place, tmp_path / "run", {}, save_minutes=1e-9), monkeypatch, after=4)
     assert record(tmp_path / "run")["losses"] == record(tmp_path / "whole")["losses"]
     one, other = _saved(tmp_path / "run"), _saved(tmp_path / "whole")
     assert all(torch.equal(one[name], other[name]) for name in one)

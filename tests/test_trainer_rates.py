@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from run_folder import lines, record
+from run_folder import lines, record, stopped_and_resumed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from trainer_tiny import make_plan, save_model, write_sources
@@ -27,7 +27,6 @@ from planner.planning import Request
 from planner.planning import make_plan as planned
 from planner.smaller import same_training
 from planner.tier_table import tier_table
-from trainer import running
 from trainer.optimizers import OptimizerChoice
 from trainer.rates import Rates
 from trainer.run import execute
@@ -302,21 +301,10 @@ def test_a_run_with_two_rates_and_a_schedule_goes_on_where_it_was_stopped(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_cycle = {"one_cycle": SCHEDULES["one_cycle"]}
-    more, steps = {"lora_plus": {"ratio": 16.0}} | one_cycle, running.train_steps
+    more = {"lora_plus": {"ratio": 16.0}} | one_cycle
     assert execute(_plan(place, tmp_path / "plain", one_cycle)) == 0
     assert execute(_plan(place, tmp_path / "whole", more)) == 0
-
-    def interrupted(*given: Any) -> Iterator[dict[str, Any]]:
-        for step in steps(*given):
-            yield step
-            if step["step"] == 3:
-                raise KeyboardInterrupt
-
-    stopped = _plan(place, tmp_path / "run", more, save_minutes=1e-9)
-    with monkeypatch.context() as patched:
-        patched.setattr(running, "train_steps", interrupted)
-        assert execute(stopped) == 130
-    assert execute(stopped, resume=True) == 0
+    stopped_and_resumed(_plan(place, tmp_path / "run", more, save_minutes=1e-9), monkeypatch, after=3)
     plain, whole, resumed = (record(tmp_path / name)["losses"] for name in ("plain", "whole", "run"))
     assert resumed == whole and whole[0] == plain[0] and whole[2:] != plain[2:]
 
@@ -354,8 +342,12 @@ def test_a_saved_adapter_is_scaled_so_by_whoever_loads_it(place: Path, tmp_path:
     key = name.removeprefix("base_model.model.") + ".weight"
     torch.testing.assert_close(merged[key] - weights[key], 1.5 * change.double(), rtol=1e-9, atol=1e-12)
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged", dtype=torch.float64).state_dict()
-    torch.testing.assert_close(ours[key], merged[key], rtol=1e-2, atol=1e-3)  # written in 16 bits
-    assert not torch.equal(ours[key], weights[key].bfloat16().double())
+    # Written in the base's own type: the whole change, to its last bit but one.
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged", dtype="auto").state_dict()[key].dtype
+    step = torch.finfo(written).eps
+    torch.testing.assert_close(ours[key], merged[key], rtol=step, atol=0)
+    for wrong in (0.0, 0.75, 1.0, 2.0):  # none, over the rank, alpha of the rank, the usual
+        assert not torch.allclose(ours[key], weights[key] + wrong * change.double(), rtol=step, atol=0)
 
 
 def test_tiers_tell_the_alpha_that_plans_have() -> None:

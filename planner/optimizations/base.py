@@ -247,9 +247,12 @@ class Optimization(ABC):
         """Values of the settings it claims (``dtype``, ``attention``)."""
         return {}
 
-    @abstractmethod
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
-        """The ledger with this optimisation switched on; it reads no more of the ledger than it claims or needs."""
+        """The ledger with this optimisation switched on; it reads no more of the ledger than it claims or needs.
+
+        Unless it is overridden no term and no work changes.
+        """
+        return ledger
 
     @abstractmethod
     def apply(self, session: Session) -> None:

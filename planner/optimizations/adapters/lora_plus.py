@@ -8,8 +8,7 @@ memory: moments are as many, in two groups.
 
 from __future__ import annotations
 
-from planner.ledger import Ledger
-from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.optimizations.base import Evidence, Knob, Needs, Optimization
 from planner.session import Session
 
 
@@ -38,10 +37,6 @@ class LoraPlus(Optimization):
     )
     exact = False
     effect = "the second matrix of each adapter learns faster"
-
-    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
-        """Nothing changes: the same moments in two groups."""
-        return ledger
 
     def apply(self, session: Session) -> None:
         """Set the ratio."""

@@ -9,8 +9,7 @@ takes nothing.
 
 from __future__ import annotations
 
-from planner.ledger import Ledger
-from planner.optimizations.base import Evidence, Knobs, Needs, Optimization, Situation
+from planner.optimizations.base import Evidence, Needs, Optimization
 from planner.session import Session
 
 
@@ -29,10 +28,6 @@ class RsLora(Optimization):
     )
     exact = False
     effect = "adapters are scaled by alpha over the root of their rank"
-
-    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
-        """Nothing changes: one number for another."""
-        return ledger
 
     def apply(self, session: Session) -> None:
         """Scale by the root."""

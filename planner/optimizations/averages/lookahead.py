@@ -11,9 +11,8 @@ adapters is left out of the time.
 
 from __future__ import annotations
 
-from planner.ledger import ALWAYS, Basis, Device, Ledger, Term
-from planner.optimizations.adapters.lora import adapter_parameters, float32
-from planner.optimizations.averages.weight_averaging import places
+from planner.ledger import Ledger
+from planner.optimizations.averages.weight_averaging import copy_of_adapters, places
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
 from planner.session import Session
 
@@ -41,18 +40,7 @@ class Lookahead(Optimization):
 
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
         """A copy of the adapters."""
-        return ledger.with_terms(
-            Term(
-                "averages/adapters",
-                adapter_parameters,
-                float32,
-                ALWAYS,
-                "the slow adapters",
-                "trainer/lookahead.py",
-                device=Device.HOST if knobs["place"] == "host" else Device.GPU,
-                basis=Basis.EXACT,
-            )
-        )
+        return ledger.with_terms(copy_of_adapters(knobs, "the slow adapters", "trainer/lookahead.py"))
 
     def apply(self, session: Session) -> None:
         """Keep the slow adapters."""

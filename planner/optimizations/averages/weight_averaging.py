@@ -21,6 +21,20 @@ def places(situation: Situation) -> tuple[Scalar, ...]:
     return ("gpu", "host") if situation.gpu.kind == "gpu" else ("gpu",)
 
 
+def copy_of_adapters(knobs: Knobs, what: str, source: str) -> Term:
+    """The term of a second set of adapters, which there is one of at most."""
+    return Term(
+        "averages/adapters",
+        adapter_parameters,
+        float32,
+        ALWAYS,
+        what,
+        source,
+        device=Device.HOST if knobs["place"] == "host" else Device.GPU,
+        basis=Basis.EXACT,
+    )
+
+
 class WeightAveraging(Optimization):
     """An average of the adapters over the steps, which is what is evaluated and saved."""
 
@@ -51,18 +65,7 @@ class WeightAveraging(Optimization):
 
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
         """A copy of the adapters."""
-        return ledger.with_terms(
-            Term(
-                "averages/adapters",
-                adapter_parameters,
-                float32,
-                ALWAYS,
-                "the averaged adapters",
-                "trainer/averaging.py",
-                device=Device.HOST if knobs["place"] == "host" else Device.GPU,
-                basis=Basis.EXACT,
-            )
-        )
+        return ledger.with_terms(copy_of_adapters(knobs, "the averaged adapters", "trainer/averaging.py"))
 
     def apply(self, session: Session) -> None:
         """Keep the averages."""

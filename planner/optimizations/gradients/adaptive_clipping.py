@@ -7,7 +7,6 @@ networks without norms, trained with SGD.
 
 from __future__ import annotations
 
-from planner.ledger import Ledger
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
 from planner.session import Session
 
@@ -36,10 +35,6 @@ class AdaptiveClipping(Optimization):
     def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
         """It is the clipping."""
         return {"clipping": self.id}
-
-    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
-        """Nothing changes, but for the norms of one matrix's rows."""
-        return ledger
 
     def apply(self, session: Session) -> None:
         """Clip so."""

@@ -8,8 +8,7 @@ is worth for LoRA nobody has shown. It is made a mebibyte at a time, which is le
 
 from __future__ import annotations
 
-from planner.ledger import Ledger
-from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.optimizations.base import Evidence, Knob, Needs, Optimization
 from planner.session import Session
 
 
@@ -32,10 +31,6 @@ class GradientNoise(Optimization):
     )
     exact = False
     effect = "noise is added to the gradients"
-
-    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
-        """Nothing changes, but for a mebibyte."""
-        return ledger
 
     def apply(self, session: Session) -> None:
         """Add the noise."""

@@ -7,8 +7,7 @@ off their noise counts by its root; the linear rule is that of SGD, which nothin
 
 from __future__ import annotations
 
-from planner.ledger import Ledger
-from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.optimizations.base import Evidence, Knob, Needs, Optimization
 from planner.session import Session
 
 
@@ -27,10 +26,6 @@ class BatchRate(Optimization):
     )
     exact = False
     effect = "the learning rate grows with the rows of a step"
-
-    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
-        """Nothing changes: one number for another."""
-        return ledger
 
     def apply(self, session: Session) -> None:
         """Set the rows that the rate is for."""

@@ -7,7 +7,6 @@ convolutional networks with SGD; for LoRA nobody has shown it. Adam's momentum s
 
 from __future__ import annotations
 
-from planner.ledger import Ledger
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
 from planner.session import Session
 
@@ -38,10 +37,6 @@ class OneCycle(Optimization):
     def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
         """It is the schedule."""
         return {"schedule": self.id}
-
-    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
-        """Nothing changes: rates are numbers of the host."""
-        return ledger
 
     def apply(self, session: Session) -> None:
         """Be the schedule."""

@@ -6,7 +6,6 @@ After ``train.warmup`` it is ``end`` of ``train.lr`` and the rest times the shar
 
 from __future__ import annotations
 
-from planner.ledger import Ledger
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
 from planner.session import Session
 
@@ -31,10 +30,6 @@ class PolynomialDecay(Optimization):
     def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
         """It is the schedule."""
         return {"schedule": self.id}
-
-    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
-        """Nothing changes: rates are numbers of the host."""
-        return ledger
 
     def apply(self, session: Session) -> None:
         """Be the schedule."""
