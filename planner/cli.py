@@ -15,9 +15,10 @@ import click
 
 from planner import __version__
 from planner.cli_check import check, planned_again
-from planner.cli_lists import explain, gpus, models, optimizations, schema
+from planner.cli_lists import explain, gpus, models, schema
 from planner.cli_measure import measure
 from planner.cli_merge import merge
+from planner.cli_optimizations import optimizations
 from planner.cli_output import check_target, console, print_json, write_plan
 from planner.cli_request import (
     OPTIONS,

@@ -1,8 +1,7 @@
-"""Subcommands that look things up: cards, models, optimisations, one name explained, the schema of a plan."""
+"""Subcommands that look things up: cards, models, one name explained, the schema of a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,8 +12,6 @@ from planner.units import format_bytes
 
 if TYPE_CHECKING:
     from planner.hardware import HardwareProfile, Sourced
-    from planner.optimizations.base import Optimization
-    from planner.plan import Plan
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of a table.")
 
@@ -80,48 +77,6 @@ def models(json_: bool) -> None:
     print_table(table, f"made for: tokens. `--model` also takes {other}. planned no: `plan --model ID` says why.")
 
 
-@click.command(short_help="List the optimisations, with why each is on or off.")
-@planning_options("gpu", "model", "tier", "context")
-@as_json
-def optimizations(json_: bool, **options: Any) -> None:
-    """List the optimisations, and for a card and a model whether each is on, and why.
-
-    \b
-    plan optimizations
-    plan optimizations --gpu rtx4090 --model llama-3.1-8b
-    """
-    from planner.optimizations import all_optimizations
-
-    plan = plan_for(options)
-    states = {choice.id: ("on", [choice.reason]) for choice in plan.choices}
-    states |= {rejection.id: ("off", rejection.reasons) for rejection in plan.rejected}
-    known = all_optimizations()
-    if json_:
-        listed = [_optimization(each, *states.get(name, ("off", [])), plan) for name, each in known.items()]
-        answer = {
-            "gpu": plan.gpu.id,
-            "model": plan.model.id,
-            "tier": plan.tier,
-            "total_tokens": plan.total_tokens,
-        }
-        print_object({**answer, "optimizations": listed})
-        return
-    from rich.text import Text
-
-    table = plain_table("", "id", "what it is, and why it is on or off")
-    for state in ("on", "off"):
-        for name, each in known.items():
-            found, reasons = states.get(name, ("off", []))
-            if found == state:
-                effect = "" if each.exact else f" ({each.effect})"
-                told = Text(f"{each.title}{effect}\n").append("; ".join(reasons), style="dim")
-                colour = "green" if state == "on" else "red"
-                table.add_row(Text(state, style=colour), Text(name, style="bold"), told)
-    tier = f"tier {plan.tier}, " if plan.tier else ""
-    where = f"{plan.model.id} on {plan.gpu.name}, {tier}{plan.total_tokens:,} tokens"
-    print_table(table, f"For {where}. `plan explain NAME` shows formulas and sources.")
-
-
 @click.command(short_help="Show formula, numbers and source behind a name.")
 @click.argument("name")
 @planning_options("gpu", "model", "tier", "context")
@@ -178,27 +133,6 @@ def _card(card: HardwareProfile) -> dict[str, Any]:
 def _fact(fact: Sourced) -> dict[str, Any]:
     told = {"value": fact.value, "basis": fact.basis, "source": fact.source}
     return told | ({"why": fact.why} if fact.value is None else {})
-
-
-def _optimization(each: Optimization, state: str, reasons: Sequence[str], plan: Plan) -> dict[str, Any]:
-    values = plan.knobs(each.id)
-    return {
-        "id": each.id,
-        "title": each.title,
-        "state": state,
-        "reasons": list(reasons),
-        "exact": each.exact,
-        "effect": each.effect,
-        "numbers": list(each.numbers),
-        "claims": sorted(each.claims),
-        "makes": sorted(each.makes),
-        "requires": [requirement.text for requirement in each.requires],
-        "knobs": [
-            {"name": k.name, "meaning": k.meaning, "low": k.low, "high": k.high, "value": values.get(k.name)}
-            for k in each.knobs
-        ],
-        "evidence": [{"statement": one.statement, "source": one.source} for one in each.evidence],
-    }
 
 
 def _bytes(size: float | None) -> str:

@@ -25,8 +25,9 @@ from planner.explain_formulas import (
     values,
 )
 from planner.ledger import Term, Work
-from planner.optimizations import all_optimizations
+from planner.optimizations import all_optimizations, given_items
 from planner.optimizations.base import Knob, Optimization
+from planner.optimizations.item import Given, Item
 from planner.plan import Plan
 from planner.rope_scaling import MEANINGS, ROPE_SETTINGS, rope_warnings
 from planner.symbols import BY_SYMBOL, LETTERS, symbolic_letters
@@ -83,6 +84,8 @@ def explanation(name: str, plan: Plan, gpu: str = "") -> Explanation:
     knobs = {f"{owner}.{knob.name}": (each, knob) for owner, each in known.items() for knob in each.knobs}
     if asked in known:
         return _optimisation(known[asked], run)
+    if asked in given_items():
+        return _given(given_items()[asked], run)
     if asked in BY_SYMBOL:
         return _letter(asked, run)
     if asked in knobs:
@@ -96,7 +99,7 @@ def explanation(name: str, plan: Plan, gpu: str = "") -> Explanation:
         return _term(terms[asked], run)
     if asked in work:
         return _work(work[asked], run)
-    raise _unknown(asked, list(dict.fromkeys([*known, *terms, *work, *words, *knobs, *ROPE_SETTINGS])))
+    raise _unknown(asked, list(dict.fromkeys([*known, *given_items(), *terms, *work, *words, *knobs, *ROPE_SETTINGS])))
 
 
 def _terms_and_work(run: Run) -> tuple[dict[str, Term], dict[str, Work]]:
@@ -194,6 +197,23 @@ def _optimisation(each: Optimization, run: Run) -> Explanation:
     return Explanation(each.id, "optimisation", each.title, _docstring(each), facts, formulas, letters, _where(run))
 
 
+def _given(each: Given, run: Run) -> Explanation:
+    """What no plan switches on or off."""
+    state, why = each.state(run.situation)
+    facts = (("In this plan", f"{state}: {why}"), *_claimed(each), *_evidence(each))
+    return Explanation(each.id, "optimisation", each.title, _docstring(each), facts, (), (), _where(run))
+
+
+def _claimed(each: Item) -> Iterable[tuple[str, str]]:
+    for one in each.claimed:
+        yield "Claimed", f"item {one.number}: {one.words} ({one.verdict}). {one.true}"
+
+
+def _evidence(each: Item) -> Iterable[tuple[str, str]]:
+    for one in each.evidence:
+        yield "Evidence", f"{one.statement} ({one.source})"
+
+
 def _about(each: Optimization, run: Run) -> Iterable[tuple[str, str]]:
     on = next((choice.reason for choice in run.plan.choices if choice.id == each.id), None)
     off = next(("; ".join(rejection.reasons) for rejection in run.plan.rejected if rejection.id == each.id), "")
@@ -211,12 +231,12 @@ def _about(each: Optimization, run: Run) -> Iterable[tuple[str, str]]:
     if each.makes:
         yield "Makes", ", ".join(sorted(each.makes))
     if each.claims:
-        yield "Claims", ", ".join(sorted(each.claims))
-    for one in each.evidence:
-        yield "Evidence", f"{one.statement} ({one.source})"
+        yield "Replaces", ", ".join(sorted(each.claims))
+    yield from _claimed(each)
+    yield from _evidence(each)
 
 
-def _docstring(each: Optimization) -> str:
+def _docstring(each: Item) -> str:
     """What the file of an optimisation says of itself, each paragraph on one line."""
     text = inspect.getdoc(sys.modules[type(each).__module__]) or inspect.getdoc(each) or ""
     return "\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from planner.ledger import Device, Phase, Resource, Term, Work
 from planner.machine import cpu_profile, detect_local
 from planner.model import load_model
 from planner.optimizations import all_optimizations
-from planner.optimizations.base import Optimization, Situation
+from planner.optimizations.base import Knobs, Optimization, Situation
 from planner.plan import Plan
 from planner.symbols import LETTERS, Letters, symbolic_letters
 from planner.units import format_bytes
@@ -115,7 +115,12 @@ def run_without(name: str, run: Run) -> Run:
     ids = set(run.configuration.ids) - {name}
     while broken := problems(ids, run.situation):
         ids -= set(broken)
-    return _at(run.plan, run.situation, compose(ids, run.configuration.knobs, run.situation))
+    return run_of(run.plan, run.situation, ids, run.configuration.knobs)
+
+
+def run_of(plan: Plan, situation: Situation, ids: Iterable[str], knobs: Mapping[str, Knobs]) -> Run:
+    """A set of optimisations at a plan's length; knobs that are not given have the value that is best first."""
+    return _at(plan, situation, compose(ids, knobs, situation))
 
 
 def _at(plan: Plan, situation: Situation, configuration: Configuration) -> Run:

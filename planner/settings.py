@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from planner.compose import problems
 from planner.errors import PlanError, did_you_mean, raise_all
-from planner.optimizations import all_optimizations
+from planner.optimizations import all_optimizations, given_items
 from planner.optimizations.base import Knob, Scalar, Situation
 from planner.plan import Rope, Scaling, Train
 from planner.units import format_count, parse_count
@@ -167,9 +167,11 @@ def _kinds(name: str) -> tuple[object, ...]:
 
 def unknown_names(required: Sequence[str], excluded: Sequence[str]) -> list[PlanError]:
     """One mistake for each name that no optimisation has."""
-    known = all_optimizations()
+    known, given = all_optimizations(), given_items()
     return [
-        PlanError(
+        PlanError(f"{option} {name}", "no plan switches it on or off.", f"`plan explain {name}` says why.")
+        if name in given
+        else PlanError(
             f"{option} {name if name.strip() else repr(name)}",
             "no optimisation has that name.",
             _named_like(name.strip().lower()),

@@ -34,11 +34,11 @@ def test_the_lists_as_tables_fit_80_columns(capsys: Capture) -> None:
 
 def test_optimisations_have_the_state_they_have_in_the_plan(capsys: Capture) -> None:
     listed = answered(capsys, "optimizations", "--gpu", "cpu", "--model", "smollm2-135m", "--context", "1K", "--json")
-    states = {each["id"]: each["state"] for each in listed["optimizations"]}
+    states = {each["id"]: each["state"] for each in listed}
     plan = make_plan(Request(gpu="cpu", model="smollm2-135m", total_tokens=1024))
     assert {name for name, state in states.items() if state == "on"} == {choice.id for choice in plan.choices}
     assert states["nf4_weights"] == "off"
-    nf4 = next(each for each in listed["optimizations"] if each["id"] == "nf4_weights")
+    nf4 = next(each for each in listed if each["id"] == "nf4_weights")
     assert any("needs a graphics card" in reason for reason in nf4["reasons"])
 
 

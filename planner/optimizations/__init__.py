@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from planner.errors import PlanError, did_you_mean
 from planner.optimizations.base import REGISTRY, Optimization
+from planner.optimizations.item import GIVEN, NUMBERED, Given, Item
 
 ENTRY_POINTS = "planner.optimizations"
 
@@ -32,6 +33,18 @@ def all_optimizations() -> Mapping[str, Optimization]:
     """Every registered optimisation by id, in a fixed order; further packages may add theirs by entry point."""
     _load()
     return _instances(tuple(REGISTRY.values()))
+
+
+def given_items() -> Mapping[str, Given]:
+    """What no plan switches on or off, by id, in a fixed order."""
+    _load()
+    return {name: GIVEN[name]() for name in sorted(GIVEN)}
+
+
+def all_items() -> Mapping[str, Item]:
+    """Everything that stands for a numbered item, or for none: by number, then by id."""
+    items: list[Item] = [*all_optimizations().values(), *given_items().values()]
+    return {each.id: each for each in sorted(items, key=lambda each: (each.numbers or (NUMBERED + 1,), each.id))}
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 from planner.hardware import HardwareProfile
 from planner.ledger import Ledger
 from planner.model import ModelShape
+from planner.optimizations.item import Item
 from planner.session import Session
 
 Scalar = int | float | str
@@ -191,13 +192,12 @@ Knobs = Mapping[str, Scalar]
 REGISTRY: dict[str, type[Optimization]] = {}
 
 
-class Optimization(ABC):
+class Optimization(Item):
     """One optimisation. A concrete subclass registers itself by its ``id``.
 
     Class attributes:
         id: name in plan files and on the command line.
-        title: a few words for people.
-        numbers: which of the 44 claimed optimisations it realises.
+        title, claimed: as of every item (`planner.optimizations.item`).
         claims: what it replaces: ``term.attribute`` (attribute: count, bits, device, phases) or ``letter X``
             or ``setting name``. Within one configuration each may be claimed once.
         makes: names of the terms it adds.
@@ -216,15 +216,11 @@ class Optimization(ABC):
         effect: what it does to the result where it is not exact, in a few words.
     """
 
-    id: ClassVar[str]
-    title: ClassVar[str]
-    numbers: ClassVar[tuple[int, ...]] = ()
     claims: ClassVar[frozenset[str]] = frozenset()
     makes: ClassVar[frozenset[str]] = frozenset()
     adds: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[tuple[Requirement, ...]] = ()
     knobs: ClassVar[tuple[Knob, ...]] = ()
-    evidence: ClassVar[tuple[Evidence, ...]]
     exact: ClassVar[bool] = True
     free: ClassVar[bool] = False
     asked: ClassVar[bool] = False

@@ -12,6 +12,7 @@ from planner.units import GIB, format_seconds
 from reports.render import claims_cards, claims_counts, claims_memory, claims_plans, claims_records, claims_terms
 from reports.render.claims_counts import backing
 from reports.render.claims_data import Claim, Document, Found, document, listed
+from reports.render.claims_items import items
 from reports.render.claims_memory import marked, memory
 from reports.render.claims_tiers import tiers
 
@@ -61,6 +62,12 @@ of host RAM and no disk, and at most {STEP} a step. None of the document's cards
 larger ones, some of them held to the memory of a small one ([validation](../docs/validation.md)).
 
 {summary(found, given)}
+## The numbered items
+
+What stands for each item here, as its own class in [`planner/optimizations`](../planner/optimizations) says; `plan
+optimizations` has the same with state and effect on a card. Figures are those of the rows further down.
+
+{items()}
 {sections(found, given)}
 ## Memory, line by line
 

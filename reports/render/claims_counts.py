@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from planner.compose import compose, problems
 from planner.evaluate import Evaluator
 from planner.explain_formulas import Run as Explained
 from planner.explain_formulas import planned_run, run_without
+from planner.hardware import load_profile
 from planner.ledger import Device
-from planner.model import load_model
-from planner.optimizations import all_optimizations
+from planner.model import list_models, load_model
+from planner.optimizations import all_items, all_optimizations, given_items
+from planner.optimizations.base import Situation
+from planner.planning import HOST_BYTES
 from planner.tiers import TIERS
 from reports.render.claims_data import Document, Found, listed
 from reports.render.claims_plans import planned
@@ -51,22 +55,42 @@ def extreme_members(document: Document, named: int, counted_again: int) -> Found
 def numbers() -> dict[int, list[str]]:
     """For each item that is realised here the optimisations that do."""
     found: dict[int, list[str]] = {}
-    for name, each in all_optimizations().items():
+    for name, each in all_items().items():
         for number in each.numbers:
             found.setdefault(number, []).append(name)
     return dict(sorted(found.items()))
 
 
+@cache
+def idle() -> tuple[int, ...]:
+    """Items for which nothing can be switched on and no run has anything, on any shipped model on a card."""
+    card = load_profile(CARD)
+    situations = [Situation(card, load_model(facts.id), HOST_BYTES) for facts in list_models()]
+    at_work = {number for each in all_optimizations().values() for number in each.numbers}
+    for each in given_items().values():
+        if any(each.state(situation)[0] == "always" for situation in situations):
+            at_work |= {*each.numbers}
+    return tuple(number for number in numbers() if number not in at_work)
+
+
 def realised(document: Document) -> Found:
     """How many of the items the planner has."""
-    have = list(numbers())
-    return Found(f"this planner has {len(have)} of the {counted(document)} items ({listed(have)}) so far", len(have))
+    have = [number for number in numbers() if number not in idle()]
+    missing = [number for number in range(1, counted(document) + 1) if number not in numbers()]
+    told = f"; {listed(missing)} are not there yet" if missing else ""
+    text = (
+        f"{len(have)} of the {counted(document)} items are at work here, by choice of a plan or in every run; one card "
+        f"has nothing to do for {listed(list(idle()))}{told}"
+    )
+    return Found(text, len(have))
 
 
 def complete(document: Document) -> Found:
     """The same as a share of all; the value is in percent."""
-    have, all_of_them = len(numbers()), counted(document)
-    return Found(f"{100 * have / all_of_them:.0f} %: {realised(document).text}", 100 * have / all_of_them)
+    found = realised(document)
+    assert found.value is not None
+    share = 100 * found.value / counted(document)
+    return Found(f"{share:.0f} %: {found.text}", share)
 
 
 def together(document: Document) -> Found:
@@ -79,7 +103,12 @@ def together(document: Document) -> Found:
 
 def duplicates(document: Document) -> Found:
     """Items that one and the same optimisation realises."""
-    twice = {name: each.numbers for name, each in all_optimizations().items() if len(each.numbers) > 1}
+    twice = {name: each.numbers for name, each in all_items().items() if len(each.numbers) > 1}
+    twice |= {
+        each.again: (*all_optimizations()[each.again].numbers, *each.numbers)
+        for each in given_items().values()
+        if each.again
+    }
     told = "; ".join(f"{' and '.join(map(str, each))} are both `{name}`" for name, each in twice.items())
     return Found(
         f"items {told}; 3 and 35 are two stages of one thing, of which one can be on", holds="no" if twice else "yes"
@@ -88,8 +117,9 @@ def duplicates(document: Document) -> Found:
 
 def item_again(document: Document, item: int, first: int) -> Found:
     """Whether an item is another one over again; the value is what it adds, in GB."""
-    same = sorted(set(numbers().get(item, [])) & set(numbers().get(first, [])))
-    assert same, f"items {first} and {item} are not the same here"
+    again = {each.again for each in given_items().values() if item in each.numbers}
+    same = sorted(again & {*numbers()[first]})
+    assert same, f"item {item} is not item {first} again here"
     return Found(f"0 GB: it is item {first} counted again (`{same[0]}` is both)", 0.0)
 
 

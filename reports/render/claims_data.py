@@ -199,6 +199,7 @@ class Document(Strict):
         numbers: for each line that holds a numeric statement its numbers, as ``claims_source.figures`` reads them, or
             what it says in place of one.
         items: the numbered items, section by section: first and last.
+        item_lines: the line on which each item begins, in the order of their numbers.
         papers: those listed.
     """
 
@@ -208,6 +209,7 @@ class Document(Strict):
     set_aside: tuple[SetAside, ...]
     sections: tuple[Section, ...]
     items: dict[str, tuple[int, int]]
+    item_lines: tuple[int, ...]
     papers: tuple[Paper, ...]
     claims: tuple[Claim, ...]
     memory: tuple[MemoryTable, ...]

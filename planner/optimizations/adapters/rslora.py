@@ -10,6 +10,7 @@ takes nothing.
 from __future__ import annotations
 
 from planner.optimizations.base import Evidence, Needs, Optimization
+from planner.optimizations.item import Claimed
 from planner.session import Session
 
 
@@ -18,7 +19,15 @@ class RsLora(Optimization):
 
     id = "rslora"
     title = "adapters scaled by the root of their rank (rsLoRA)"
-    numbers = (8,)
+    claimed = (
+        Claimed(
+            8,
+            "optimal convergence",
+            "not shown",
+            "The paper that is named is about training from nothing. With alpha over the root of the rank, higher "
+            "ranks learn as fast as lower ones.",
+        ),
+    )
     asked = True
     requires = (Needs("adapters/weights", "it is they that are scaled"),)
     evidence = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from planner.ledger import Ledger
 from planner.optimizations.base import Evidence, Knob, Knobs, Optimization, Scalar, Situation
+from planner.optimizations.item import Claimed
 from planner.session import Session
 from planner.symbols import Letters, Number, least, round_up
 
@@ -99,7 +100,15 @@ class ExactAttention(Optimization):
 
     id = "exact_attention"
     title = "exact attention without stored scores"
-    numbers = (1, 10)
+    claimed = (
+        Claimed(
+            1,
+            "80 % of the memory of activations",
+            "in part",
+            "It takes off what grows with the square of the sequence: 75 % of a layer's activations at 2,048 "
+            "tokens, 98 % at 32,768.",
+        ),
+    )
     claims = frozenset(
         {"attention/scores.count", "attention/scores.bits", "attention/qkv.count"}
         | {f"{name}.count" for name in EAGER}

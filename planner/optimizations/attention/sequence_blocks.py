@@ -12,6 +12,7 @@ from planner import streamed_blocks as blocks
 from planner.baseline_formulas import float32
 from planner.ledger import Device, Ledger, Phase, Resource, Term, Work, held
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.optimizations.item import Claimed
 from planner.session import Session
 from planner.symbols import Letters, Number
 
@@ -45,7 +46,15 @@ class SequenceBlocks(Optimization):
 
     id = "sequence_blocks"
     title = "attention by blocks of the sequence, merged by their log-sum-exp"
-    numbers = (1,)
+    claimed = (
+        Claimed(
+            42,
+            "memory that does not grow, and context without an end",
+            "does not hold",
+            "Blocks of the row keep the card's share small, but every token still takes host memory: on one card "
+            "there is no ring.",
+        ),
+    )
     last_resort = "streamed"
     claims = frozenset(
         {"letter S_b", "attention/shared.count", "attention/group.count", "attention/group_backward.count"}

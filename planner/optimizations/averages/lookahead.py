@@ -14,6 +14,7 @@ from __future__ import annotations
 from planner.ledger import Ledger
 from planner.optimizations.averages.weight_averaging import copy_of_adapters, places
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.optimizations.item import Claimed
 from planner.session import Session
 
 
@@ -22,7 +23,14 @@ class Lookahead(Optimization):
 
     id = "lookahead"
     title = "slow adapters that follow every few steps (Lookahead)"
-    numbers = (23,)
+    claimed = (
+        Claimed(
+            23,
+            "better convergence",
+            "not shown",
+            "It takes one more copy of the adapters; no trainings with and without it are recorded.",
+        ),
+    )
     asked = True
     makes = frozenset({"averages/adapters"})
     requires = (Needs("adapters/weights", "it is the adapters that are followed"),)

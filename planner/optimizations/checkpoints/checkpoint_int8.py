@@ -9,6 +9,7 @@ from __future__ import annotations
 from planner.ledger import Ledger
 from planner.optimizations.base import Evidence, Knobs, Needs, Optimization, Situation
 from planner.optimizations.checkpoints.coding import WholeBlocks
+from planner.optimizations.item import Claimed
 from planner.session import Session
 
 
@@ -17,7 +18,15 @@ class CheckpointInt8(Optimization):
 
     id = "checkpoint_int8"
     title = "kept layer inputs in eight bits"
-    numbers = (38,)
+    claimed = (
+        Claimed(
+            38,
+            "1.44 GB less by activations in 4 bits",
+            "does not hold",
+            "Nothing of the card: what is kept of the layers lies in host memory. 8 bits halve it there, and "
+            "gradients are nearly the same.",
+        ),
+    )
     claims = frozenset({"letter b_c"})
     requires = (
         Needs("buffers/staging", "only streamed layers write their inputs down in another form"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from planner.ledger import Ledger
 from planner.optimizations.base import Evidence, Knobs, Needs, Optimization, Situation
 from planner.optimizations.checkpoints.coding import WholeBlocks
+from planner.optimizations.item import Claimed
 from planner.session import Session
 
 
@@ -18,7 +19,15 @@ class CheckpointNf4(Optimization):
 
     id = "checkpoint_nf4"
     title = "kept layer inputs in four bits (NF4)"
-    numbers = (38,)
+    claimed = (
+        Claimed(
+            38,
+            "1.44 GB less by activations in 4 bits",
+            "does not hold",
+            "Nothing of the card: what is kept of the layers lies in host memory, where 42.9 GB become 12.1 GB, "
+            "and gradients are other ones.",
+        ),
+    )
     claims = frozenset({"letter b_c"})
     requires = (
         Needs("buffers/staging", "only streamed layers write their inputs down in another form"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from planner.baseline_formulas import bits_of_activation
 from planner.ledger import Device, Ledger, Phase, Resource, Term, Work, held
 from planner.optimizations.base import Evidence, Knobs, OnCard, Optimization, Situation
+from planner.optimizations.item import Claimed
 from planner.session import Session
 from planner.symbols import Letters, Number
 
@@ -46,7 +47,14 @@ class CheckpointOffload(Optimization):
 
     id = "checkpoint_offload"
     title = "checkpoints in host memory"
-    numbers = (4,)
+    claimed = (
+        Claimed(
+            4,
+            "60 % of the memory of activations",
+            "in part",
+            "What is left of them, the input of each layer, goes to host memory.",
+        ),
+    )
     claims = frozenset({"activations/checkpoints.device", "activations/checkpoints.phases"})
     makes = frozenset({"buffers/checkpoints_out", "buffers/checkpoints_last", "buffers/checkpoints_in"})
     adds = frozenset({"link/out", "link/in", "link_exposed/out", "link_exposed/in"})

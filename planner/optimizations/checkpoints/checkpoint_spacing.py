@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from planner.ledger import Ledger
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Scalar, Situation
+from planner.optimizations.item import Claimed
 from planner.session import Session
 
 
@@ -31,7 +32,15 @@ class CheckpointSpacing(Optimization):
 
     id = "checkpoint_spacing"
     title = "one layer input kept for several layers"
-    numbers = (37,)
+    claimed = (
+        Claimed(
+            37,
+            "1.92 GB less than a checkpoint for each layer",
+            "in part",
+            "On the card segments take more: 3.59 GB against 1.41 GB at 4,096 tokens. Nested, over host memory, "
+            "they turn 42.9 GB into 14.8 GB there, for one more forward pass.",
+        ),
+    )
     claims = frozenset({"letter L_s"})
     requires = (Needs("buffers/staging", "on the card spacing saves nothing once layers are recomputed"),)
     knobs = (Knob("every", "layers for which one input is kept", _spacings, letter="L_s", low=2, high=1024),)

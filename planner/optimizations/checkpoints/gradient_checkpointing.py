@@ -21,6 +21,7 @@ from planner.baseline_work import (
 )
 from planner.ledger import STEP, Ledger, Phase, Resource, Term, Work
 from planner.optimizations.base import Evidence, Knobs, Optimization, Situation
+from planner.optimizations.item import Claimed
 from planner.session import Session
 from planner.symbols import Letters, Number
 
@@ -47,7 +48,15 @@ class GradientCheckpointing(Optimization):
 
     id = "gradient_checkpointing"
     title = "recompute each layer in the backward pass"
-    numbers = (4,)
+    claimed = (
+        Claimed(
+            4,
+            "60 % of the memory of activations",
+            "in part",
+            "More than is said: 91.8 % in a pair of recorded runs, 17.9 GB to 1.48 GB, for the forward pass of "
+            "each layer once more.",
+        ),
+    )
     claims = frozenset(
         {"letter A", "letter p", "activations/inputs.count", "activations/norms.count", "activations/outputs.count"}
         | {"activations/forward.count", "activations/forward.bits"}

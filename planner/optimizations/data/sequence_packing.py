@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from planner.ledger import Ledger
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.optimizations.item import Claimed
 from planner.session import Session
 
 
@@ -19,7 +20,15 @@ class SequencePacking(Optimization):
 
     id = "sequence_packing"
     title = "short documents joined into full rows"
-    numbers = (43,)
+    claimed = (
+        Claimed(
+            43,
+            "5–6x the throughput",
+            "in part",
+            "It takes out padding, and gains what that was: 4.8 to 6.3 times by the claim's own shares, nothing "
+            "where each document is a row of its own.",
+        ),
+    )
     asked = True
     claims = frozenset({"letter d_r"})
     requires = (Needs("adapters/weights", "it is for training"),)

@@ -8,6 +8,7 @@ networks without norms, trained with SGD.
 from __future__ import annotations
 
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.optimizations.item import Claimed
 from planner.session import Session
 
 
@@ -16,7 +17,15 @@ class AdaptiveClipping(Optimization):
 
     id = "adaptive_clipping"
     title = "gradients clipped row by row (AGC)"
-    numbers = (34,)
+    claimed = (
+        Claimed(
+            34,
+            "better stability",
+            "not shown",
+            "The first step of LoRA's second matrix would be clipped to nothing without a floor; no trainings "
+            "with and without it are recorded.",
+        ),
+    )
     asked = True
     claims = frozenset({"setting clipping"})
     requires = (Needs("gradients/adapters", "it is they that are clipped"),)

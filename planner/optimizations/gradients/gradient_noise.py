@@ -9,6 +9,7 @@ is worth for LoRA nobody has shown. It is made a mebibyte at a time, which is le
 from __future__ import annotations
 
 from planner.optimizations.base import Evidence, Knob, Needs, Optimization
+from planner.optimizations.item import Claimed
 from planner.session import Session
 
 
@@ -17,7 +18,14 @@ class GradientNoise(Optimization):
 
     id = "gradient_noise"
     title = "noise on the gradients, less with every step"
-    numbers = (24,)
+    claimed = (
+        Claimed(
+            24,
+            "an escape from sharp minima",
+            "not shown",
+            "No trainings with and without it are recorded.",
+        ),
+    )
     asked = True
     requires = (Needs("gradients/adapters", "it is they that get the noise"),)
     knobs = (

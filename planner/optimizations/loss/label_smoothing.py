@@ -11,6 +11,7 @@ from __future__ import annotations
 from planner.elementwise import WIDE
 from planner.ledger import Ledger, Phase, Resource, Work
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.optimizations.item import Claimed
 from planner.session import Session
 from planner.symbols import Letters, Number
 
@@ -25,7 +26,15 @@ class LabelSmoothing(Optimization):
 
     id = "label_smoothing"
     title = "targets spread over the vocabulary by a share"
-    numbers = (26,)
+    claimed = (
+        Claimed(
+            26,
+            "less overconfidence",
+            "not shown",
+            "It is computed inside the slices of the loss, so it takes no logits; no trainings with and without "
+            "it are recorded.",
+        ),
+    )
     asked = True
     adds = frozenset({"smoothing/both"})
     requires = (Needs("loss/gradient", "the loss is smoothed slice by slice, while its logits are there"),)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from planner.activations import ACTIVATIONS, mlp_tensors
 from planner.ledger import Ledger
 from planner.optimizations.base import Evidence, Knobs, Optimization, Situation
+from planner.optimizations.item import Claimed
 from planner.session import Session
 
 FUSED = {"gelu_new": ACTIVATIONS["gelu_new"].fused}  # others are the same only nearly, or in no model that is shipped
@@ -32,7 +33,15 @@ class FusedActivation(Optimization):
 
     id = "fused_activation"
     title = "activation function in one operation"
-    numbers = (41,)
+    claimed = (
+        Claimed(
+            41,
+            "0.50 GB by one kernel for norm, attention and MLP",
+            "does not hold",
+            "No such kernel exists. The activation function in one operation saves 0.28 GB of what the loss in "
+            "slices leaves at 4,096 tokens.",
+        ),
+    )
     free = True
     claims = frozenset({"letter f", "letter g"})
     requires = (_HasUnfusedActivation(),)

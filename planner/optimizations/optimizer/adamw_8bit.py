@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from planner.ledger import ALWAYS, Basis, Ledger, Phase, Term
 from planner.optimizations.base import Capability, Evidence, Knobs, Optimization, Situation
+from planner.optimizations.item import Claimed
 from planner.session import Session
 from planner.symbols import Letters, Number, least
 
@@ -44,7 +45,14 @@ class AdamW8bit(Optimization):
 
     id = "adamw_8bit"
     title = "8-bit AdamW moments"
-    numbers = (2,)
+    claimed = (
+        Claimed(
+            2,
+            "75 % of the optimiser states",
+            "holds",
+            "74.6 % in a pair of recorded runs, 0.19 GB to 0.048 GB: the states are those of the adapters alone.",
+        ),
+    )
     claims = frozenset({"optimizer/state.count", "optimizer/state.bits", "optimizer/counters.count"})
     makes = frozenset({"optimizer/scales"})
     requires = (Capability((6, 0), "bitsandbytes builds its optimiser kernels for it"),)

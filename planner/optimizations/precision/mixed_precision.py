@@ -9,6 +9,7 @@ from __future__ import annotations
 from planner.baseline import SAVED
 from planner.ledger import Ledger, Term
 from planner.optimizations.base import Capability, Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.optimizations.item import Claimed
 from planner.session import Session
 from planner.symbols import Letters, Number
 
@@ -67,7 +68,15 @@ class MixedPrecision(Optimization):
 
     id = "mixed_precision"
     title = "16-bit compute, float32 adapters"
-    numbers = (5,)
+    claimed = (
+        Claimed(
+            5,
+            "2x faster compute",
+            "in part",
+            "Of the rate of 32 bits, 16 bits reach at most 4.0 times on RTX 2060 SUPER, which has no BF16, and "
+            "2.0 times on RTX 3090 and RTX 4090.",
+        ),
+    )
     claims = frozenset({"letter a", "letter w", "letter h", "setting dtype"})
     makes = frozenset({"adapters/casts"})
     requires = (

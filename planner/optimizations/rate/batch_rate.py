@@ -8,6 +8,7 @@ off their noise counts by its root; the linear rule is that of SGD, which nothin
 from __future__ import annotations
 
 from planner.optimizations.base import Evidence, Knob, Needs, Optimization
+from planner.optimizations.item import Claimed
 from planner.session import Session
 
 
@@ -16,7 +17,15 @@ class BatchRate(Optimization):
 
     id = "batch_rate"
     title = "learning rate by the square root of the rows of a step"
-    numbers = (8,)
+    claimed = (
+        Claimed(
+            8,
+            "optimal convergence",
+            "not shown",
+            "The paper that is named is about training from nothing. With Adam a rate goes by the square root of "
+            "the batch, as a rule of thumb.",
+        ),
+    )
     asked = True
     requires = (Needs("adapters/weights", "it is their rate"),)
     knobs = (Knob("rows", "rows of a step for which train.lr was chosen", lambda _: (1,), low=1, high=65_536),)

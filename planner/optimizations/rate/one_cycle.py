@@ -8,6 +8,7 @@ convolutional networks with SGD; for LoRA nobody has shown it. Adam's momentum s
 from __future__ import annotations
 
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.optimizations.item import Claimed
 from planner.session import Session
 
 
@@ -16,7 +17,14 @@ class OneCycle(Optimization):
 
     id = "one_cycle"
     title = "one cycle of the learning rate"
-    numbers = (12,)
+    claimed = (
+        Claimed(
+            12,
+            "10–20 % faster than a cosine",
+            "not shown",
+            "It was shown for convolutional networks; no trainings under both schedules are recorded.",
+        ),
+    )
     asked = True
     claims = frozenset({"setting schedule"})
     requires = (Needs("adapters/weights", "it is their rate"),)

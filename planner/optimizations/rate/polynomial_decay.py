@@ -7,6 +7,7 @@ After ``train.warmup`` it is ``end`` of ``train.lr`` and the rest times the shar
 from __future__ import annotations
 
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.optimizations.item import Claimed
 from planner.session import Session
 
 
@@ -15,7 +16,14 @@ class PolynomialDecay(Optimization):
 
     id = "polynomial_decay"
     title = "polynomial decay of the learning rate"
-    numbers = (29,)
+    claimed = (
+        Claimed(
+            29,
+            "another schedule",
+            "holds",
+            "It is one, beside cosine, constant, one cycle and warm-up, stable, decay; which is best is not shown.",
+        ),
+    )
     asked = True
     claims = frozenset({"setting schedule"})
     requires = (Needs("adapters/weights", "it is their rate"),)

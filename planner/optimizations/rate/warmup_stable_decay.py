@@ -7,6 +7,7 @@ warming up is not over when the fall begins, the lower of both rates is taken.
 from __future__ import annotations
 
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.optimizations.item import Claimed
 from planner.session import Session
 
 
@@ -15,7 +16,14 @@ class WarmupStableDecay(Optimization):
 
     id = "warmup_stable_decay"
     title = "a learning rate that falls at the end alone (WSD)"
-    numbers = (29,)
+    claimed = (
+        Claimed(
+            29,
+            "another schedule",
+            "holds",
+            "It is one, beside cosine, constant, one cycle and polynomial decay; which is best is not shown.",
+        ),
+    )
     asked = True
     claims = frozenset({"setting schedule"})
     requires = (Needs("adapters/weights", "it is their rate"),)
