@@ -40,7 +40,7 @@ PASSED_OVER = frozenset(
         "gpu.profile_file",
     }
 )
-NEW = frozenset({"time.step_seconds.on_card"})
+NEW = frozenset({"time.step_seconds.on_card", "train.evaluate_every"})
 """What plans of before did not tell: not compared where a file says nothing of it."""
 CAUSES = {
     "provenance.profile_sha256": "the card's profile",

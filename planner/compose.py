@@ -74,6 +74,8 @@ def model_letters(model: ModelShape) -> dict[str, int]:
 
 TRAIN_SCHEDULE = "train.schedule"
 """The setting ``schedule`` where no optimisation is the schedule of the learning rate."""
+TRAIN_RATE = "train.lr"
+"""The setting ``rate`` where no optimisation has the highest learning rate."""
 TRAIN_CLIPPING = "train.max_grad_norm"
 """The setting ``clipping`` where no optimisation clips the gradients."""
 
@@ -200,7 +202,7 @@ def compose(
     if onto is None:
         letters = model_letters(situation.model) | _claimed_letters(situation)
         settings = {"dtype": "fp32", "attention": "eager", "executor": "resident"}
-        settings |= {"schedule": TRAIN_SCHEDULE, "clipping": TRAIN_CLIPPING}
+        settings |= {"rate": TRAIN_RATE, "schedule": TRAIN_SCHEDULE, "clipping": TRAIN_CLIPPING}
         onto = Configuration((), {}, _nothing_on(), letters, settings, situation.model)
     ledger, letters = onto.ledger, dict(onto.letters)
     settings, complete = dict(onto.settings), dict(onto.knobs)

@@ -272,6 +272,8 @@ class Train(Strict):
     seed: int = Field(default=0, ge=0)
     validation: float = Field(default=0.1, ge=0, lt=1)
     evaluation_rows: int = Field(default=64, ge=1, le=1_000_000)
+    evaluate_every: int = Field(default=0, ge=0, le=1_000_000_000)
+    """Steps between two evaluations while it trains; 0: none, or ten where an optimisation goes by them."""
     save_minutes: float = Field(default=0.0, ge=0, le=100_000)
     """Minutes between two times that what `--resume` needs is stored, at the least; 0: never."""
     merge: bool = False

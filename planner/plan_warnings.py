@@ -59,6 +59,8 @@ def settings_without_effect(train: Mapping[str, object], settings: Mapping[str, 
     """
     usual, schedule, clipping = Train(), settings["schedule"], settings["clipping"]
     instead = {"max_grad_norm": f"{clipping} clips the gradients"} if clipping != TRAIN_CLIPPING else {}
+    if settings["rate"] == "rate_range_test":
+        instead["lr"] = "rate_range_test finds the highest rate"
     if schedule != TRAIN_SCHEDULE:
         names = ("schedule", "warmup") if schedule == "one_cycle" else ("schedule",)
         instead |= dict.fromkeys(names, f"{schedule} schedules the learning rate")
@@ -67,6 +69,33 @@ def settings_without_effect(train: Mapping[str, object], settings: Mapping[str, 
         for name, why in instead.items()
         if name in train and train[name] != getattr(usual, name)
     ]
+
+
+SETTLES = ("constant", "warmup_stable_decay")
+"""Schedules of the learning rate that hold it steady for most of a run."""
+
+
+def schedule_beside(choices: Mapping[str, Mapping[str, object]], train: Train, schedule: str) -> list[str]:
+    """What does not go well with a learning rate that falls to the end of a run, or with nothing held out.
+
+    Args:
+        choices: knobs of what is on; ``schedule``: the setting of the configuration.
+    """
+    name = train.schedule if schedule == TRAIN_SCHEDULE else schedule
+    steady = "--set train.schedule=constant holds it steady"
+    told = []
+    if "early_stopping" in choices and not train.validation:
+        told.append("early_stopping has no effect: --set train.validation=0 holds no documents out.")
+    elif "early_stopping" in choices and name not in SETTLES:
+        told.append(f"early_stopping may end training while the learning rate is high: by {name} it falls to the end; "
+                    f"{steady}, and --with warmup_stable_decay does until near the end.")  # fmt: skip
+    if choices.get("weight_averaging", {}).get("kind") == "swa" and name != "constant":
+        told.append(f"The mean of the last steps (swa) is made for a steady learning rate, and by {name} it falls; "
+                    f"{steady}.")  # fmt: skip
+    if train.evaluate_every and not train.validation:
+        asked = f"--set train.evaluate_every={train.evaluate_every}"
+        told.append(f"{asked} has no effect: train.validation=0 holds no documents out.")
+    return told
 
 
 def disk_without_effect(disk_bytes: int, rejected: Mapping[str, Sequence[str]]) -> list[str]:

@@ -36,7 +36,13 @@ from planner.plan import (
 from planner.plan_facts import RANDOM, digest, gpu_facts, profile_data, slug, source_of
 from planner.plan_memory import memory_of
 from planner.plan_time import Prices, plan_time
-from planner.plan_warnings import disk_without_effect, knobs_without_effect, settings_without_effect, warnings_of
+from planner.plan_warnings import (
+    disk_without_effect,
+    knobs_without_effect,
+    schedule_beside,
+    settings_without_effect,
+    warnings_of,
+)
 from planner.rope_scaling import rope_mistakes, rope_of
 from planner.sets import usable
 from planner.settings import check_sets, unknown_names
@@ -307,6 +313,7 @@ def plan_of(solved: Solved) -> Plan:
             *knobs_without_effect(request.knobs, rejected),
             *disk_without_effect(request.disk_bytes, rejected),
             *settings_without_effect(request.train, best.configuration.settings),
+            *schedule_beside(best.configuration.knobs, train, best.configuration.settings["schedule"]),
             *warnings,
         ],
         not_modelled=list(NOT_MODELLED),

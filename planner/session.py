@@ -48,6 +48,10 @@ class Session(Protocol):
         """Take the learning rate for that of a step of so many rows; another goes by the square root."""
         ...
 
+    def search_rate(self, *, steps: int, low: float, high: float) -> None:
+        """Before training try so many rates between these, and train by that at which the loss falls steepest."""
+        ...
+
     def schedule_rate(self, kind: Schedule, knobs: Mapping[str, float]) -> None:
         """Let the learning rate go by this schedule, whatever ``train.schedule`` says."""
         ...
@@ -117,6 +121,18 @@ class Session(Protocol):
 
     def look_ahead(self, *, every: int, share: float, place: Literal["gpu", "host"]) -> None:
         """Let slow adapters follow every so many steps by this share of the way, and the others begin from them."""
+        ...
+
+    def stop_early(self, *, patience: int, threshold: float) -> None:
+        """End training once so many evaluations have not been better by this share, and go back to the best."""
+        ...
+
+    def keep_checkpoints(self, *, count: int, disk_bytes: int) -> None:
+        """Write the adapters down at each evaluation; keep the best and so many newest, within these bytes or any."""
+        ...
+
+    def go_back_at_spikes(self, *, sigmas: float, window: int, every: int, most: int) -> None:
+        """Where a loss is so many deviations above the last ones, go back some steps, and on with the next batch."""
         ...
 
     def add_gradient_noise(self, *, variance: float, decay: float) -> None:

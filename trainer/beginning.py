@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LambdaLR
 
+from trainer.rates import RateFound
 from trainer.saving import Saved
 from trainer.step import Evaluation
 
@@ -36,6 +37,7 @@ class Beginning:
         before: the held-out rows; None without any.
         resumed: where the run was gone on from.
         replanned: after which steps it had too little memory and went on by a smaller plan, and why.
+        rate: what a range test of the learning rate gave; None where there was none.
     """
 
     terms: dict[str, int]
@@ -43,11 +45,13 @@ class Beginning:
     before: Evaluation | None
     resumed: tuple[dict[str, int | None], ...] = ()
     replanned: tuple[dict[str, Any], ...] = ()
+    rate: RateFound | None = None
 
     def document(self) -> dict[str, Any]:
         """As plain data."""
         several = {"resumed": list(self.resumed), "replanned": list(self.replanned)}
-        return vars(self) | {"before": vars(self.before) if self.before else None} | several
+        found = {"before": vars(self.before) if self.before else None, "rate": self.rate and self.rate.document()}
+        return vars(self) | found | several
 
     @staticmethod
     def of(saved: Saved) -> Beginning:
@@ -55,7 +59,8 @@ class Beginning:
         about = saved.about["beginning"]
         before = Evaluation(**about["before"]) if about["before"] else None
         replanned = tuple(about.get("replanned", ()))
-        return Beginning(about["terms"], about["probe_seconds"], before, tuple(about["resumed"]), replanned)
+        resumed, rate = tuple(about["resumed"]), RateFound.of(about.get("rate"))
+        return Beginning(about["terms"], about["probe_seconds"], before, resumed, replanned, rate)
 
     def gone_on(self, saved: Saved) -> Beginning:
         """The same, and that it was gone on from there."""

@@ -15,8 +15,10 @@ from trainer.averaging import Averages
 from trainer.data import Tokenise
 from trainer.gradients import Shaping
 from trainer.host_memory import Arena
+from trainer.judging import Judging
 from trainer.lookahead import Lookahead
-from trainer.rates import Rates
+from trainer.rates import Rates, RateSearch
+from trainer.spikes import Spikes
 from trainer.step import Loss
 from trainer.streamed.disk_file import DiskFile
 from trainer.streamed.loss import StreamedLoss
@@ -31,7 +33,9 @@ class BuiltRun:
         config: the base model's own, with the plan's rotary scaling: what a user of the adapter builds the base from.
         tokenise: texts to token ids, with nothing added and no control token recognised inside a text.
         dtype: of frozen weights and activations; adapters and optimiser state are float32 whatever it is.
-        rates: how the learning rate goes; ``shaping``: what is done to gradients before the optimiser.
+        rates: how the learning rate goes; ``rate_search``: how the highest is looked for, if it is.
+        shaping: what is done to gradients before the optimiser.
+        judging: what is made of evaluations while it trains; ``spikes``: of losses far above the others, if anything.
         most_documents: that share one row.
         averages: of the adapters over the steps, or slow adapters, if any are kept.
         executor: ``resident`` or ``streamed``.
@@ -49,6 +53,9 @@ class BuiltRun:
     optimizer: torch.optim.Optimizer
     rates: Rates
     shaping: Shaping
+    judging: Judging
+    spikes: Spikes | None
+    rate_search: RateSearch | None
     scaler: torch.amp.GradScaler | None
     loss: Loss
     dtype: torch.dtype

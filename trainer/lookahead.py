@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.averaging import exchange
+
 
 class Lookahead:
     """The slow copies of some tensors.
@@ -39,6 +41,10 @@ class Lookahead:
         """Write the slow ones over the others, once they have followed the steps since the last time."""
         if self._since:
             self._follow()
+
+    def exchange(self) -> None:
+        """Slow and fast ones in each other's place; once more puts them back."""
+        exchange(self.tensors, self._trained)
 
     def _follow(self) -> None:
         with torch.no_grad():

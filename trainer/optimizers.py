@@ -52,8 +52,13 @@ class OptimizerChoice:
         return made
 
 
-def rates_told(plan: Plan) -> str:
-    """The highest rate of a plan's run, and that of second matrices where it is another."""
+def rates_told(plan: Plan, found: float | None = None) -> str:
+    """The highest rate of a plan's run, or that which was found, and that of second matrices where it is another."""
     rows, ratio = plan.knobs("batch_rate").get("rows"), plan.knobs("lora_plus").get("ratio")
-    rate = OptimizerChoice(rows=None if rows is None else int(rows)).rate(plan.train)
-    return f"{rate:g}" + ("" if ratio is None else f", {float(ratio) * rate:g} for second matrices")
+    planned = OptimizerChoice(rows=None if rows is None else int(rows)).rate(plan.train)
+    rate = planned if found is None else found
+    return (
+        f"{rate:g}"
+        + ("" if found is None else " (by a range test)")
+        + ("" if ratio is None else f", {float(ratio) * rate:g} for second matrices")
+    )

@@ -34,6 +34,7 @@ class RunFolder:
     def __init__(self, plan: Plan, *, resume: bool = False) -> None:
         self._plan = plan
         self.path = Path(plan.train.out)
+        self.rate: float | None = None  # the highest learning rate, where another was found than the plan's
         asked = f"output folder {self.path}"
         if resume:
             if not self.path.is_dir():
@@ -108,13 +109,7 @@ class RunFolder:
         """
         final, made = self.path / "adapter", self.path / ".adapter-being-written"
         shutil.rmtree(made, ignore_errors=True)
-        # PEFT would otherwise ask the hub whether the vocabulary grew; it is never trained here.
-        built.model.save_pretrained(str(made), safe_serialization=True, save_embedding_layers=False)
-        if built.tokenizer is not None:
-            built.tokenizer.save_pretrained(made)
-        if self._plan.rope.scaling != "none":
-            built.config.save_pretrained(made)
-        (made / "README.md").write_text(_card(self._plan, step, ""), encoding="utf-8")
+        self.write_adapter(built, step, made)
         old = self.path / ".adapter-old"
         if final.exists():
             final.rename(old)
@@ -122,9 +117,26 @@ class RunFolder:
         shutil.rmtree(old, ignore_errors=True)
         return final
 
+    def write_adapter(self, built: BuiltRun, step: int, made: Path) -> None:
+        """Write the adapter as it is now into a folder that is not there yet."""
+        # PEFT would otherwise ask the hub whether the vocabulary grew; it is never trained here.
+        built.model.save_pretrained(str(made), safe_serialization=True, save_embedding_layers=False)
+        if built.tokenizer is not None:
+            built.tokenizer.save_pretrained(made)
+        if self._plan.rope.scaling != "none":
+            built.config.save_pretrained(made)
+        (made / "README.md").write_text(self._card(step, ""), encoding="utf-8")
+
     def complete_card(self, step: int, held_out: str) -> None:
         """Write the model card again, with what the evaluation gave."""
-        self._write("adapter/README.md", _card(self._plan, step, held_out))
+        self._write("adapter/README.md", self._card(step, held_out))
+
+    def save_picture(self, name: str, drawn: str) -> None:
+        """Write a picture."""
+        self._write(name, drawn)
+
+    def _card(self, step: int, held_out: str) -> str:
+        return _card(self._plan, step, held_out, self.rate)
 
     def save_record(self, record: dict[str, Any]) -> Path:
         """Write ``measurement.json``."""
@@ -138,7 +150,7 @@ class RunFolder:
         half.replace(final)
 
 
-def _card(plan: Plan, step: int, held_out: str) -> str:
+def _card(plan: Plan, step: int, held_out: str, rate: float | None) -> str:
     train = plan.train
     choices = "\n".join(
         f"- {choice.id}" + "".join(f", {knob} {value}" for knob, value in choice.knobs.items())
@@ -158,7 +170,7 @@ Rank {plan.lora_rank} on every linear of every layer, trained for {step} steps o
 
 | | |
 |---|---|
-| learning rate | {rates_told(plan)}, {_schedule(plan)} |
+| learning rate | {rates_told(plan, rate)}, {_schedule(plan)} |
 | rows per step | {train.batch} × {train.accumulation} |
 | seed | {train.seed} |
 | planned for | {plan.gpu.name} |

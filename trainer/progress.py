@@ -74,7 +74,7 @@ class Progress:
         self.done = step["step"]
         self.losses.append(step["loss"])
         self.seconds.append(step["seconds"])
-        self.skipped += not step["taken"]
+        self.skipped += not step["taken"] and "went_back_to" not in step
 
     def show(self, step: dict[str, Any]) -> None:
         """Write a step down and move the bar."""
@@ -83,6 +83,9 @@ class Progress:
         self._log_to_tensorboard(step)
         memory = f", {format_bytes(step['allocated_bytes'])}" if step["allocated_bytes"] else ""
         told = f"loss {step['loss']:.4f}, {step['tokens_per_second']:,.0f} tokens/s{memory}"
+        if "went_back_to" in step:
+            spike = f"Step {self.done}: loss {step['loss']:.4f} is a spike; going on from the state after step "
+            self._console.print(f"{spike}{step['went_back_to']}.", highlight=False)
         left = (self._steps - self.done) * sum(self.seconds) / len(self.seconds)
         self._bar.update(self._step_row, completed=self.done, description=told, left=left)
         if not self._console.is_terminal and (self.done % max(1, self._steps // 10) == 0 or self.done == self._steps):

@@ -1,12 +1,50 @@
-"""The learning rate of every step: one function has it, whatever schedule the plan has."""
+"""The learning rate of every step: one function has it, whatever schedule there is; and how the highest is found."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from planner.plan import Train
+
+
+@dataclass(frozen=True)
+class RateSearch:
+    """Which rates to try: ``steps`` of them from ``low`` to ``high``, each as many times the one before."""
+
+    steps: int
+    low: float
+    high: float
+
+    def rates(self) -> list[float]:
+        """All of them."""
+        return [self.low * (self.high / self.low) ** (step / (self.steps - 1)) for step in range(self.steps)]
+
+
+@dataclass(frozen=True)
+class RateFound:
+    """What a range test gave.
+
+    Attributes:
+        curve: rate, loss and smoothed loss of every step that was made.
+        rate: where the smoothed loss fell steepest; None where it never fell.
+    """
+
+    curve: tuple[tuple[float, float, float], ...]
+    rate: float | None
+
+    def document(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"rate": self.rate, "curve": [list(each) for each in self.curve]}
+
+    @staticmethod
+    def of(stored: dict[str, Any] | None) -> RateFound | None:
+        """What was stored."""
+        if stored is None:
+            return None
+        return RateFound(tuple((each[0], each[1], each[2]) for each in stored["curve"]), stored["rate"])
 
 
 @dataclass(frozen=True)

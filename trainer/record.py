@@ -7,7 +7,7 @@ import platform
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import torch
 
 from planner.plan import Plan
 from trainer.built import BuiltRun
+from trainer.judging import Judged
 from trainer.measure import Recorder
+from trainer.rates import RateFound
 from trainer.step import Evaluation
 from trainer.streamed.loss import StreamedLoss
 
@@ -45,6 +47,8 @@ class Run:
         after: the same after training.
         resumed: where it was gone on from: steps and micro-batches done, and the layer to go back through.
         replanned: where it had too little memory: steps done, why, and the bound of the plan until then.
+        judged: what evaluations while it trained gave.
+        rate: what a range test of the learning rate gave.
     """
 
     step_seconds: Sequence[float]
@@ -57,6 +61,8 @@ class Run:
     data: Mapping[str, Any]
     resumed: Sequence[Mapping[str, int | None]] = ()
     replanned: Sequence[Mapping[str, Any]] = ()
+    judged: Judged = field(default_factory=Judged)
+    rate: RateFound | None = None
 
 
 def host_predicted(plan: Plan) -> dict[str, int | None]:
@@ -118,6 +124,9 @@ def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> di
         "resumed": list(run.resumed),
         "replanned": list(run.replanned),
         "evaluation": {"before": _evaluation(run.before), "after": _evaluation(run.after)},
+        "judged": run.judged.document(),
+        "rate_search": run.rate and run.rate.document(),
+        "spikes": list(built.spikes.found) if built.spikes is not None else [],
         "data": dict(run.data),
         "kernel": built.kernel,
         "loss": built.loss_name,

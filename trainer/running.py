@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from trainer.beginning import Beginning, Place
 from trainer.built import BuiltRun
 from trainer.data import Batch, Data
 from trainer.device import hold
+from trainer.judging import Judge, Judged
 from trainer.layer_progress import LayerProgress, planned_ratio
 from trainer.loading import find_source
 from trainer.measure import BETWEEN, Recorder
@@ -23,12 +26,14 @@ from trainer.out_of_memory import explained, is_out_of_memory
 from trainer.output import RunFolder
 from trainer.probing import OverBound, check_bound, give_back_unused, probe
 from trainer.progress import Progress
+from trainer.rate_search import go_by, picture, search_rate
+from trainer.rates import RateFound
 from trainer.record import Run, measurement
 from trainer.replanning import Asked, Short, TooLittle, kept, lacked_of, let_go
 from trainer.report import closing_lines, memory_table
 from trainer.saving import Saved, Saver, digest
 from trainer.step import Evaluation, evaluate
-from trainer.training import Announce, nobody, planned_steps, train_steps
+from trainer.training import Announce, batches_of, nobody, planned_steps, train_steps
 
 INTERRUPTED = 130
 HELD_STEPS = 2
@@ -55,8 +60,13 @@ class Running:
         beginning = self._beginning(saved)
         if saved is not None:
             self._go_on(saved)
-        saver, free = self._saver(beginning), planned_steps(self.plan.train, len(self.data.train.rows)) - HELD_STEPS
         plan, built, data, recorder, place = self.plan, self.built, self.data, self.recorder, Place()
+        steps = planned_steps(plan.train, len(data.train.rows))
+        judge = self._judge_of(saved, steps)
+        if built.spikes is not None and saved is not None and saved.about.get("spikes"):
+            built.spikes.restore(saved.about["spikes"])
+        about = partial(self._about, beginning, judge)
+        saver, free = self._saver(beginning, about), steps - HELD_STEPS
         try:
             for step in train_steps(plan, built, data, recorder, self.announce, saver, saved, place):
                 self.progress.show(step)
@@ -64,6 +74,9 @@ class Running:
                     give_back_unused(self.built.device)
                     hold(self.built.device, self.asked.last_held)
                     self.recorder.held(free)
+                if judge.due(step["step"], steps) and (why := self._judge_while(judge, step["step"])):
+                    self.console.print(f"Stopped after step {step['step']}: {why}.", highlight=False)
+                    break
         except KeyboardInterrupt:
             self._tell_interrupted(saver)
             return INTERRUPTED
@@ -76,11 +89,29 @@ class Running:
             why, lacked = explained(error, plan, self.recorder.phase), lacked_of(error)
             let_go(built.device, error)  # in the host there may be too little even for what is kept
             if place.schedule is not None:
-                about = {"beginning": beginning.document(), "recorder": self.recorder.times()}
-                saved = kept(self.folder.path, built, place, digest(data.train.rows), about)
+                known = about() | {"recorder": self.recorder.times()}
+                saved = kept(self.folder.path, built, place, digest(data.train.rows), known)
             raise TooLittle(Short(why, lacked, saved)) from None
-        self._finish(beginning, saver)
+        self._finish(beginning, saver, judge)
         return 0
+
+    def _judge_of(self, saved: Saved | None, steps: int) -> Judge:
+        """What goes by evaluations while it trains; of a run that goes on, with what they gave before."""
+        every = self.built.judging.every(self.plan.train, steps)
+        judged = Judged.of(saved.about.get("judging")) if saved is not None else None
+        return Judge(self.built.judging, self.folder.path, every, judged)
+
+    def _judge_while(self, judge: Judge, step: int) -> str | None:
+        """Judge after a step what would be saved now, averages in place of the adapters; says why to stop, if so."""
+        averages = self.built.averages
+        if averages is not None:
+            averages.exchange()
+        try:
+            made = self._judge(f"after step {step}", step)
+            return judge.after(step, made.loss if made else None, partial(self.folder.write_adapter, self.built, step))
+        finally:
+            if averages is not None:
+                averages.exchange()
 
     def _beginning(self, saved: Saved | None) -> Beginning:
         """What is known when the next step begins: of a run that begins, goes on, or goes on by another plan."""
@@ -88,7 +119,8 @@ class Running:
             return Beginning.of(saved).gone_on(saved)
         terms, seconds = self._probe(saved)
         if saved is None:
-            return Beginning(terms, seconds, self._judge_first())
+            before = self._judge_first()
+            return Beginning(terms, seconds, before, rate=self._search_rate())
         return replace(Beginning.of(saved), terms=terms, probe_seconds=seconds)
 
     def _probe(self, saved: Saved | None) -> tuple[dict[str, int], float]:
@@ -121,6 +153,36 @@ class Running:
                 raise
             raise self._too_little(error, None) from error
 
+    def _search_rate(self) -> RateFound | None:
+        """A range test, where the plan asks for one; the run goes by what it finds, and a picture of it is kept."""
+        search, plan, built = self.built.rate_search, self.plan, self.built
+        if search is None:
+            return None
+        try:
+            batches = batches_of(plan.train, self.data)
+            found = search_rate(search, built, plan.train, batches, self.recorder, self.announce, self._show_rate)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or not self.asked.answers(None):
+                raise
+            raise self._too_little(error, None) from error
+        self.folder.log(rate_search=found.document())
+        if found.curve:
+            self.folder.save_picture("rate_search.svg", picture(found))
+        made = f"{len(found.curve)} steps, {self.folder.path / 'rate_search.svg'}"
+        if found.rate is None:
+            told = f"Range test ({made}): the loss never fell; train.lr {plan.train.lr:g} stays."
+        else:
+            go_by(found, built.optimizer)
+            told = f"Range test ({made}): the loss falls steepest at a rate of {found.rate:.3g}, which is taken."
+        self.console.print(told, highlight=False)
+        return found
+
+    def _show_rate(self, step: int, rate: float, loss: float) -> None:
+        assert self.built.rate_search is not None
+        steps = self.built.rate_search.steps
+        if step % max(1, steps // 10) == 0:
+            self.console.print(f"range test {step}/{steps}: rate {rate:.3g}, loss {loss:.4f}", highlight=False)
+
     def _too_little(self, error: RuntimeError, saved: Saved | None) -> TooLittle:
         return TooLittle(Short(explained(error, self.plan, self.recorder.phase), lacked_of(error), saved))
 
@@ -130,16 +192,18 @@ class Running:
             why = "the data are not those that the run was trained on so far."
             raise PlanError("--resume", why, "Put them back, or start another run with another --set train.out=…")
         self.recorder.add(saved.about["recorder"])
-        self.progress.go_on(line for line in self.folder.go_back_to(saved.step) if "step" in line)
+        self.progress.go_on(line for line in self.folder.go_back_to(saved.step) if "taken" in line)
         self.console.print(f"Going on {saved.where}.", highlight=False)
 
-    def _saver(self, beginning: Beginning) -> Saver | None:
+    def _about(self, beginning: Beginning, judge: Judge) -> dict[str, Any]:
+        """What is stored beside the state itself."""
+        about = {"beginning": beginning.document(), "recorder": self.recorder.found()}
+        about["judging"] = judge.judged.document()
+        return about | ({"spikes": self.built.spikes.document()} if self.built.spikes is not None else {})
+
+    def _saver(self, beginning: Beginning, about: Callable[[], dict[str, Any]]) -> Saver | None:
         if not self.plan.train.save_minutes:
             return None
-
-        def about() -> dict[str, Any]:
-            return {"beginning": beginning.document(), "recorder": self.recorder.found()}
-
         rows = digest(self.data.train.rows)
         saver = Saver(self.folder.path, self.plan, self.built, rows, about, self.console.print)
         saver.check_room(beginning.terms)
@@ -154,23 +218,30 @@ class Running:
             command = f"plan --plan {self.folder.path / 'plan.yaml'} --execute --resume"
             self.console.print(f"`{command}` goes on {saver.where}.", highlight=False)
 
-    def _judge(self, when: str) -> Evaluation | None:
+    def _judge(self, when: str, step: int | None = None) -> Evaluation | None:
+        """Judge the held-out rows; ``when``: in words, to follow "loss"; ``step``: the last one, while it trains."""
         if not self.judged:
             return None
-        self.announce(f"held-out rows {when} training", [batch.tokens for batch in self.judged])
+        told = when if step is not None else f"{when} training"
+        self.announce(f"held-out rows {told}", [batch.tokens for batch in self.judged])
         made = evaluate(self.built.loss, self.judged, self.built.device, self.recorder.mark)
         self.recorder.mark(BETWEEN)
-        self.folder.log(evaluation=when, loss=made.loss, perplexity=made.perplexity, tokens=made.tokens)
-        told = f"Held-out loss {when} training: {made.loss:.4f} (perplexity {made.perplexity:.3f})."
-        self.console.print(told, highlight=False)
+        where = {} if step is None else {"step": step}
+        self.folder.log(evaluation=when, **where, loss=made.loss, perplexity=made.perplexity, tokens=made.tokens)
+        self.console.print(
+            f"Held-out loss {told}: {made.loss:.4f} (perplexity {made.perplexity:.3f}).", highlight=False
+        )
         return made
 
-    def _finish(self, beginning: Beginning, saver: Saver | None) -> None:
+    def _finish(self, beginning: Beginning, saver: Saver | None, judge: Judge) -> None:
         """The adapter, the held-out rows after training, the record, and the merged model."""
         plan, built, recorder, folder, progress = self.plan, self.built, self.recorder, self.folder, self.progress
-        put_averages(built)
+        if (best := judge.put_best(built.model)) is None:
+            put_averages(built)
         recorder.mark(Phase.SAVE)
-        saved = folder.save_adapter(built, progress.done)  # before the evaluation, whatever may go wrong in it
+        trained = progress.done if best is None else best
+        folder.rate = beginning.rate.rate if beginning.rate else None
+        saved = folder.save_adapter(built, trained)  # before the evaluation, whatever may go wrong in it
         recorder.mark(BETWEEN)
         after = self._judge("after")
         run = Run(
@@ -184,10 +255,13 @@ class Running:
             data=_data_counts(self.data),
             resumed=beginning.resumed,
             replanned=beginning.replanned,
+            judged=judge.judged,
+            rate=beginning.rate,
         )
         record = measurement(plan, built, recorder, run)
         written, lines = folder.save_record(record), closing_lines(record)
-        folder.complete_card(progress.done, " ".join(lines))
+        folder.complete_card(trained, " ".join(lines))
+        lines += [told] if (told := judge.told()) else []
         if saver is not None:
             saver.finish()
         if plan.train.merge:

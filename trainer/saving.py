@@ -175,6 +175,8 @@ def fingerprint(plan: Plan) -> str:
     said = document.document()
     if said["time"]["step_seconds"]["on_card"] is None:  # a plan of before does not tell it
         del said["time"]["step_seconds"]["on_card"]
+    if not said["train"]["evaluate_every"]:  # neither does it tell of this
+        del said["train"]["evaluate_every"]
     return hashlib.sha256(json.dumps(said, indent=2, ensure_ascii=False).encode()).hexdigest()
 
 

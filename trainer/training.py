@@ -20,7 +20,7 @@ from trainer.built import BuiltRun
 from trainer.data import Batch, Data, epochs
 from trainer.measure import BETWEEN, Recorder
 from trainer.saving import Inside, Saved, Saver
-from trainer.step import update
+from trainer.step import Update, update
 
 _MOST_SKIPS = 25  # the loss scale begins at 2**16; halved this often it is below every useful value
 
@@ -54,7 +54,7 @@ def train_steps(
         PlanError: the loss or the gradients are no numbers any more.
     """
     train = plan.train
-    steps, batches = planned_steps(train, len(data.train.rows)), _batches(train, data)
+    steps, batches = planned_steps(train, len(data.train.rows)), batches_of(train, data)
     schedule = LambdaLR(built.optimizer, lambda done: built.rates.factor(train, done, steps))
     done = skips_in_a_row = 0
     inside: Inside | None = None
@@ -84,17 +84,21 @@ def train_steps(
         loss = forward_backward(built, parts, recorder, saver, saved if inside else None)
         inside = None
         recorder.mark(Phase.OPTIMIZER)
-        if built.scaler is None and not math.isfinite(loss):
+        went_back = _went_back(built, step, loss)
+        if went_back is None and built.scaler is None and not math.isfinite(loss):
             why = f"the loss of step {step} is {loss}."
             raise PlanError("training", why, "A smaller learning rate is the first thing to try: --set train.lr=…")
         place.changing = True
-        made = update(built.optimizer, built.scaler, partial(shape, step - 1))
+        if went_back is None:
+            made = update(built.optimizer, built.scaler, partial(shape, step - 1))
+        else:
+            made = Update(math.nan, taken=False)
         recorder.mark(BETWEEN)
-        if made.taken:
+        if made.taken or went_back is not None:
             schedule.step()
-            if built.averages is not None:
-                built.averages.update(step, steps)
-        skips_in_a_row = 0 if made.taken else skips_in_a_row + 1
+        if made.taken and built.averages is not None:
+            built.averages.update(step, steps)
+        skips_in_a_row = 0 if made.taken or went_back is not None else skips_in_a_row + 1
         if skips_in_a_row > _MOST_SKIPS:
             why = f"float16 overflowed in {skips_in_a_row} steps in a row, whatever the loss scale."
             raise PlanError("training", why, "The model may need bfloat16, which is a matter of the card.")
@@ -113,9 +117,24 @@ def train_steps(
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "allocated_bytes": recorder.peak("allocated_bytes"),
-        }
+        } | ({} if went_back is None else {"went_back_to": went_back})
         if saver is not None:
             saver.step_done(step, skips_in_a_row)
+
+
+def _went_back(built: BuiltRun, step: int, loss: float) -> int | None:
+    """After which step the state is that a spike made it go back to; None where there was none.
+
+    Where a loss scale is to be found, losses that are no numbers are its business.
+    """
+    spikes = built.spikes
+    if spikes is None or (built.scaler is not None and not math.isfinite(loss)):
+        return None
+    if spikes.is_spike(loss):
+        return spikes.back(step, loss, built)
+    if math.isfinite(loss):
+        spikes.good(step, loss, built)
+    return None
 
 
 def forward_backward(
@@ -161,7 +180,7 @@ def _micro_batches(train: Train, rows: int) -> int:
     return max(1, round(train.epochs * math.ceil(rows / train.batch)))
 
 
-def _batches(train: Train, data: Data) -> Iterator[Batch]:
+def batches_of(train: Train, data: Data) -> Iterator[Batch]:
     """Without end where steps are counted; where epochs are, exactly as many as they hold."""
     rows = data.train.rows
     stream = epochs(rows, train.batch, train.seed)

@@ -12,9 +12,11 @@ from planner.plan import Choice, Plan
 from planner.session import Schedule
 from trainer.averaging import Averages, Averaging
 from trainer.gradients import Shaping
+from trainer.judging import Judging
 from trainer.lookahead import Lookahead
 from trainer.optimizers import OptimizerChoice
-from trainer.rates import Rates
+from trainer.rates import Rates, RateSearch
+from trainer.spikes import Spikes
 
 
 class UpdateHooks:
@@ -25,7 +27,9 @@ class UpdateHooks:
         self._choice: Choice | None = None
         self._asked: set[str] = set()
         self._optimizing, self._rates, self._by_root = OptimizerChoice(), Rates(), False
-        self._shaping = Shaping(seed=plan.train.seed)
+        self._shaping, self._judging = Shaping(seed=plan.train.seed), Judging()
+        self._spikes: Spikes | None = None
+        self._rate_search: RateSearch | None = None
         self._averaging: Callable[[list[nn.Parameter]], Averages | Lookahead] | None = None
 
     def use_rslora(self) -> None:
@@ -42,6 +46,13 @@ class UpdateHooks:
         """See the protocol."""
         self._once("rate_for_rows")
         self._optimizing.rows = rows
+
+    def search_rate(self, *, steps: int, low: float, high: float) -> None:
+        """See the protocol."""
+        self._once("search_rate")
+        if not low < high:
+            raise PlanError(self._who(), f"goes from a rate of {low:g} to one of {high:g}.", "The first is the least.")
+        self._rate_search = RateSearch(steps, low, high)
 
     def schedule_rate(self, kind: Schedule, knobs: Mapping[str, float]) -> None:
         """See the protocol."""
@@ -63,6 +74,21 @@ class UpdateHooks:
         """See the protocol."""
         self._once("look_ahead")
         self._averaging = lambda trained: Lookahead(trained, every=every, share=share, place=place)
+
+    def stop_early(self, *, patience: int, threshold: float) -> None:
+        """See the protocol."""
+        self._once("stop_early")
+        self._judging.stopping = (patience, threshold)
+
+    def keep_checkpoints(self, *, count: int, disk_bytes: int) -> None:
+        """See the protocol."""
+        self._once("keep_checkpoints")
+        self._judging.keeping = (count, disk_bytes)
+
+    def go_back_at_spikes(self, *, sigmas: float, window: int, every: int, most: int) -> None:
+        """See the protocol."""
+        self._once("go_back_at_spikes")
+        self._spikes = Spikes(sigmas, window, every, most)
 
     def add_gradient_noise(self, *, variance: float, decay: float) -> None:
         """See the protocol."""

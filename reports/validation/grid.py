@@ -278,12 +278,16 @@ LATER: frozenset[str] = frozenset(
         "gradient_centralization",
         "gradient_noise",
         "batch_rate",
+        "early_stopping",
+        "kept_checkpoints",
         "label_smoothing",
         "lookahead",
         "lora_plus",
         "one_cycle",
         "polynomial_decay",
+        "rate_range_test",
         "rslora",
+        "spike_rewind",
         "warmup_stable_decay",
     }
 )

@@ -7,7 +7,7 @@ off their noise counts by its root; the linear rule is that of SGD, which nothin
 
 from __future__ import annotations
 
-from planner.optimizations.base import Evidence, Knob, Needs, Optimization
+from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
 from planner.optimizations.item import Claimed
 from planner.session import Session
 
@@ -27,6 +27,7 @@ class BatchRate(Optimization):
         ),
     )
     asked = True
+    claims = frozenset({"setting rate"})
     requires = (Needs("adapters/weights", "it is their rate"),)
     knobs = (Knob("rows", "rows of a step for which train.lr was chosen", lambda _: (1,), low=1, high=65_536),)
     evidence = (
@@ -35,6 +36,10 @@ class BatchRate(Optimization):
     )
     exact = False
     effect = "the learning rate grows with the rows of a step"
+
+    def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
+        """It has the highest rate."""
+        return {"rate": self.id}
 
     def apply(self, session: Session) -> None:
         """Set the rows that the rate is for."""

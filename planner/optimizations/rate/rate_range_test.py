@@ -1,0 +1,72 @@
+"""Try learning rates from small to large before training, and train by the one at which the loss falls steepest.
+
+``steps`` steps are made on the run's first rows, the rate each time as many times the one before, from ``low`` to
+``high``; it ends early where the loss diverges. Then adapters, optimiser and loss scale are what they were: a copy of
+the adapters in host memory is all it takes. The rate found is the highest of the run's schedule, ``train.lr`` stays
+where the loss never falls, and ``rate_search.svg`` in the run's folder shows the curve. The result belongs to this
+model, these data, this batch and this optimiser.
+"""
+
+from __future__ import annotations
+
+from planner.ledger import Basis, Device, Ledger, Phase, Term
+from planner.optimizations.adapters.lora import adapter_parameters, float32
+from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.optimizations.item import Claimed
+from planner.session import Session
+
+
+class RateRangeTest(Optimization):
+    """The learning rate by a range test."""
+
+    id = "rate_range_test"
+    title = "the learning rate by a range test"
+    claimed = (
+        Claimed(
+            21,
+            "finds the optimal learning rate",
+            "not shown",
+            "It finds the rate at which the loss falls steepest in a few steps; that it is the best for a whole run is "
+            "not shown.",
+        ),
+    )
+    asked = True
+    claims = frozenset({"setting rate"})
+    makes = frozenset({"adapters/before_search"})
+    requires = (Needs("adapters/weights", "it is their rate"),)
+    knobs = (
+        Knob("steps", "steps of the test", lambda _: (100,), low=3, high=100_000),
+        Knob("low", "the first rate", lambda _: (1e-6,), low=1e-12, high=1.0, whole=False),
+        Knob("high", "the last rate", lambda _: (0.1,), low=1e-9, high=100.0, whole=False),
+    )
+    evidence = (
+        Evidence("a range of rates in one run", "Smith 2015, arXiv 1506.01186"),
+        Evidence("it puts back what it changes, and finds the steepest place", "tests/test_trainer_rate_search.py"),
+    )
+    exact = False
+    effect = "the learning rate is the one at which the loss falls steepest in a test before"
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """A copy of the adapters while it is tried."""
+        return ledger.with_terms(
+            Term(
+                "adapters/before_search",
+                adapter_parameters,
+                float32,
+                frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER}),
+                "the adapters as they were before the range test",
+                "trainer/rate_search.py",
+                device=Device.HOST,
+                basis=Basis.EXACT,
+            )
+        )
+
+    def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
+        """It has the highest rate."""
+        return {"rate": self.id}
+
+    def apply(self, session: Session) -> None:
+        """Search before training."""
+        session.search_rate(
+            steps=int(session.knob("steps")), low=float(session.knob("low")), high=float(session.knob("high"))
+        )
