@@ -135,6 +135,10 @@ class Session(Protocol):
         """Where a loss is so many deviations above the last ones, go back some steps, and on with the next batch."""
         ...
 
+    def release_cache(self, *, every: int, share: float) -> None:
+        """Every so many steps give back what the allocator holds, where that is by this share more than is needed."""
+        ...
+
     def add_gradient_noise(self, *, variance: float, decay: float) -> None:
         """Add noise of this variance to the gradients of the first step, and less by this power to later ones."""
         ...

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from planner.plan import Plan
 from trainer import session
+from trainer.counting import device_of
 from trainer.data import synthetic_batch
 from trainer.fake_step import nothing_real
 from trainer.streamed.layer import Layers
@@ -32,9 +33,7 @@ WRITTEN_ONLY = frozenset({"copy_", "fill_", "zero_"})
 PICKED = frozenset({"embedding", "index_select", "gather", "index"})
 PLACED = frozenset({"scatter_add_"})
 """What reads as many elements as it gives, of however many there are; and what changes as many as it is given."""
-NO_KERNEL = frozenset(
-    {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "device"}
-)
+NO_KERNEL = frozenset({"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
 KERNELS = {"slice_backward": 2, "native_layer_norm_backward": 1, "gemm_4bit": 4, "dequantize_4bit": 1}
 """Kernels of an op that has more than one: zeros and a copy; scales, their offset, the weight and the product."""
 
@@ -66,7 +65,10 @@ class Traffic(TorchDispatchMode):
         return f"{self.phase} {self.within}".strip()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.prim.device.default:
+            return device_of(args[0])
+        # Of a copy nothing is made, and there is nothing to copy.
+        result = args[0] if func is torch.ops.aten.copy_.default else func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if name in NO_KERNEL or _is_view(func):
             return result
@@ -97,7 +99,7 @@ class Traffic(TorchDispatchMode):
         self.ops[self.place, name] += moved
 
     def _over_link(self, tensors: Iterable[Tensor]) -> bool:
-        return any(each.untyped_storage()._cdata in self._away for each in tensors if each.device.type != "meta")
+        return any(each.untyped_storage()._cdata in self._away for each in tensors if device_of(each).type != "meta")
 
 
 def _is_view(func: Any) -> bool:

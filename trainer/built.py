@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from trainer.averaging import Averages
+from trainer.cache_release import CacheRelease
 from trainer.data import Tokenise
 from trainer.gradients import Shaping
 from trainer.host_memory import Arena
@@ -36,6 +37,7 @@ class BuiltRun:
         rates: how the learning rate goes; ``rate_search``: how the highest is looked for, if it is.
         shaping: what is done to gradients before the optimiser.
         judging: what is made of evaluations while it trains; ``spikes``: of losses far above the others, if anything.
+        cache_release: when the allocator's cache is given back, if ever.
         most_documents: that share one row.
         averages: of the adapters over the steps, or slow adapters, if any are kept.
         executor: ``resident`` or ``streamed``.
@@ -56,6 +58,7 @@ class BuiltRun:
     judging: Judging
     spikes: Spikes | None
     rate_search: RateSearch | None
+    cache_release: CacheRelease | None
     scaler: torch.amp.GradScaler | None
     loss: Loss
     dtype: torch.dtype

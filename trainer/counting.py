@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -36,6 +37,11 @@ def _adds_gradients(caller: Any, first: Any, second: Any) -> bool:
         and (first.shape, first.dtype) == (second.shape, second.dtype)
         and torch._C._storage_Use_Count(first.untyped_storage()._cdata) <= _HELD_ONCE
     )
+
+
+def device_of(tensor: Tensor) -> torch.device:
+    """Where a tensor lies; of a fake one without a dispatch, of which there would be more than of all else."""
+    return tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
 
 
 class TensorBytes(TorchDispatchMode):
@@ -65,7 +71,7 @@ class TensorBytes(TorchDispatchMode):
         return max(self.peaks.values(), default=self.live)
 
     def _see(self, tensor: Tensor) -> None:
-        if tensor.device.type == "meta":
+        if device_of(tensor).type == "meta":
             return  # a shape, which holds nothing
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
@@ -90,6 +96,10 @@ class TensorBytes(TorchDispatchMode):
         self.live -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
+        if func is torch.ops.aten.copy_.default and isinstance(args[0], FakeTensor):
+            return args[0]  # nothing is made, and there is nothing to copy
         if func is torch.ops.aten.add.Tensor and not kwargs and _adds_gradients(sys._getframe(1), *args):
             return args[0].add_(args[1])
         result = func(*args, **(kwargs or {}))

@@ -125,6 +125,7 @@ def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> di
         "replanned": list(run.replanned),
         "evaluation": {"before": _evaluation(run.before), "after": _evaluation(run.after)},
         "judged": run.judged.document(),
+        "cache_released": [list(each) for each in built.cache_release.released] if built.cache_release else [],
         "rate_search": run.rate and run.rate.document(),
         "spikes": list(built.spikes.found) if built.spikes is not None else [],
         "data": dict(run.data),

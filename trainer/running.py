@@ -74,6 +74,8 @@ class Running:
                     give_back_unused(self.built.device)
                     hold(self.built.device, self.asked.last_held)
                     self.recorder.held(free)
+                if built.cache_release is not None:
+                    built.cache_release.after(step["step"], recorder.peak("allocated_bytes"), built.device)
                 if judge.due(step["step"], steps) and (why := self._judge_while(judge, step["step"])):
                     self.console.print(f"Stopped after step {step['step']}: {why}.", highlight=False)
                     break

@@ -263,6 +263,7 @@ class ResidentSession(UpdateHooks):
             judging=self._judging,
             spikes=self._spikes,
             rate_search=self._rate_search,
+            cache_release=self._cache_release,
             scaler=torch.amp.GradScaler(device.type) if self._scale_loss else None,
             loss=loss,
             dtype=self._dtype,

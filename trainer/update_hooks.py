@@ -11,6 +11,7 @@ from planner.errors import PlanError
 from planner.plan import Choice, Plan
 from planner.session import Schedule
 from trainer.averaging import Averages, Averaging
+from trainer.cache_release import CacheRelease
 from trainer.gradients import Shaping
 from trainer.judging import Judging
 from trainer.lookahead import Lookahead
@@ -30,6 +31,7 @@ class UpdateHooks:
         self._shaping, self._judging = Shaping(seed=plan.train.seed), Judging()
         self._spikes: Spikes | None = None
         self._rate_search: RateSearch | None = None
+        self._cache_release: CacheRelease | None = None
         self._averaging: Callable[[list[nn.Parameter]], Averages | Lookahead] | None = None
 
     def use_rslora(self) -> None:
@@ -89,6 +91,11 @@ class UpdateHooks:
         """See the protocol."""
         self._once("go_back_at_spikes")
         self._spikes = Spikes(sigmas, window, every, most)
+
+    def release_cache(self, *, every: int, share: float) -> None:
+        """See the protocol."""
+        self._once("release_cache")
+        self._cache_release = CacheRelease(every, share)
 
     def add_gradient_noise(self, *, variance: float, decay: float) -> None:
         """See the protocol."""

@@ -18,6 +18,8 @@ NUMBERED = 44
 """So many items the claims document numbers."""
 Verdict = Literal["holds", "in part", "does not hold", "not shown"]
 NOT_CLAIMED = "not claimed"
+State = Literal["always", "never", "not yet"]
+"""Of an item that no plan chooses: in every run, in none as there is nothing to switch on, or not built yet."""
 GIVEN: dict[str, type[Given]] = {}
 
 
@@ -94,11 +96,27 @@ class Given(Item):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if not hasattr(cls, "id"):
+            return  # a kind of item, and none itself
         known = GIVEN.get(cls.id)
         assert known is None or known.__module__ == cls.__module__, f"{cls.id} is defined twice"
         assert cls.__doc__ and cls.evidence and cls.claimed, f"{cls.id}: say what it is, what is claimed, and why"
         GIVEN[cls.id] = cls
 
     @abstractmethod
-    def state(self, situation: Situation) -> tuple[Literal["always", "never"], str]:
+    def state(self, situation: Situation) -> tuple[State, str]:
         """Whether each run on this card with this model has it, and why."""
+
+
+class NotYet(Given):
+    """An item that could be had, and that nobody has built here yet.
+
+    Class attributes:
+        missing: what there is in its place, in a few words.
+    """
+
+    missing: ClassVar[str]
+
+    def state(self, situation: Situation) -> tuple[State, str]:
+        """Not yet."""
+        return "not yet", f"not there yet: {self.missing}"

@@ -16,6 +16,7 @@ from planner.ledger import Device
 from planner.model import list_models, load_model
 from planner.optimizations import all_items, all_optimizations, given_items
 from planner.optimizations.base import Situation
+from planner.optimizations.item import NotYet
 from planner.planning import HOST_BYTES
 from planner.tiers import TIERS
 from reports.render.claims_data import Document, Found, listed
@@ -70,14 +71,19 @@ def idle() -> tuple[int, ...]:
     for each in given_items().values():
         if any(each.state(situation)[0] == "always" for situation in situations):
             at_work |= {*each.numbers}
-    return tuple(number for number in numbers() if number not in at_work)
+    return tuple(number for number in numbers() if number not in at_work and number not in awaited())
+
+
+def awaited() -> tuple[int, ...]:
+    """Items that nobody has built here yet."""
+    waiting = {number for each in given_items().values() if isinstance(each, NotYet) for number in each.numbers}
+    return tuple(sorted(waiting))
 
 
 def realised(document: Document) -> Found:
     """How many of the items the planner has."""
-    have = [number for number in numbers() if number not in idle()]
-    missing = [number for number in range(1, counted(document) + 1) if number not in numbers()]
-    told = f"; {listed(missing)} are not there yet" if missing else ""
+    have = [number for number in numbers() if number not in (*idle(), *awaited())]
+    told = f"; {listed(list(awaited()))} are not there yet" if awaited() else ""
     text = (
         f"{len(have)} of the {counted(document)} items are at work here, by choice of a plan or in every run; one card "
         f"has nothing to do for {listed(list(idle()))}{told}"

@@ -278,6 +278,7 @@ LATER: frozenset[str] = frozenset(
         "gradient_centralization",
         "gradient_noise",
         "batch_rate",
+        "cache_release",
         "early_stopping",
         "kept_checkpoints",
         "label_smoothing",

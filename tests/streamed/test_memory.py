@@ -53,7 +53,10 @@ def planned(
 
 def assert_each_pass_is_as_planned(plan: Plan) -> None:
     """Each pass within a hundredth of the peak; no other phase above its plan by as much."""
-    found, said = counted(plan).phases, predicted(plan)
+    # Layers take the same one by one, and the first alone would not do: nobody needs its input's gradient. Of layers
+    # with a window and without, and where one input is kept for several, all three are run.
+    alike = "gemma" not in plan.model.id and not plan.knobs("checkpoint_spacing")
+    found, said = counted(plan, 2 if alike else None).phases, predicted(plan)
     peak = max(found.values())
     apart = {phase: (said[phase] - found[phase]) / peak for phase in PASSES}
     assert all(abs(share) <= CLOSE for share in apart.values()), apart
@@ -61,9 +64,14 @@ def assert_each_pass_is_as_planned(plan: Plan) -> None:
         assert found[phase] <= said[phase] + CLOSE * peak, phase
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("staging", ["host", "card"])
-@pytest.mark.parametrize("heads", [1, 4])
+# Every family both ways, and all four ways that of the reference model and one with grouped heads.
+FOUR_WAYS = [("host", 1), ("card", 4), ("host", 4), ("card", 1)]
+
+
+@pytest.mark.parametrize(
+    ("model", "staging", "heads"),
+    [(model, *way) for model in MODELS for way in FOUR_WAYS[: 4 if model in ("phi-2", "llama-3.2-1b") else 2]],
+)
 def test_every_family(tmp_path: Path, model: str, staging: str, heads: int) -> None:
     # Three chunks and a bit of a fourth. A window's copies are told by a bound, which longer sequences hide.
     total, chunk = (16_384, 4096) if model == "gemma-3-1b" else (3100, 1024)
@@ -115,7 +123,7 @@ def test_the_card_takes_no_more_for_a_longer_sequence_but_for_attention(tmp_path
     Beside some numbers for each chunk by which it is seen to be finite.
     """
     short, long = (planned(model, tmp_path / str(total), total, chunk=2048) for total in (8192, 16_384))
-    few, many = counted(short).phases, counted(long).phases
+    few, many = counted(short, 2).phases, counted(long, 2).phases
     for phase in ("forward", "loss", "backward"):
         assert 0 <= many[phase] - few[phase] - 40 * (16_384 - 8192) <= 512, phase
     for phase in ("attention", "attention_backward"):
@@ -136,7 +144,8 @@ def test_blocks_of_the_row(tmp_path: Path, model: str, staging: str, heads: int,
     """
     more = ("sequence_blocks",)
     plan = planned(model, tmp_path, 24_576, more, staging=staging, heads=heads, blocks=4096, chunk=chunk)
-    found, said = counted(plan).phases, predicted(plan)
+    layers = None if model == "gemma-3-1b" else 2
+    found, said = counted(plan, layers).phases, predicted(plan)
     close = 10 * CLOSE if model == "gemma-3-1b" else CLOSE  # a window's copies are told by a bound
     for phase in ("attention", "attention_backward"):
         assert found[phase] - 16 * plan.total_tokens <= said[phase] <= (1 + close) * found[phase], phase
@@ -148,7 +157,7 @@ def test_blocks_of_the_row(tmp_path: Path, model: str, staging: str, heads: int,
 def test_blocks_of_several_rows(tmp_path: Path, rows: int, blocks: int) -> None:
     """Each row has blocks of its own; one that is shorter than a block is one. Up to 16 bytes a token, as above."""
     plan = planned("phi-2", tmp_path, 8192, ("sequence_blocks",), batch=rows, blocks=blocks, chunk=4096)
-    found, said = counted(plan).phases, predicted(plan)
+    found, said = counted(plan, 2).phases, predicted(plan)
     for phase in ("attention", "attention_backward"):
         assert found[phase] <= said[phase] + 16 * rows * plan.total_tokens, phase
         assert said[phase] <= 1.2 * found[phase], phase
@@ -162,6 +171,6 @@ def test_few_blocks_take_no_more_than_is_planned(
     """One, two, and three of which the last is short; up to 16 bytes a token, which numbers of the row are."""
     more = ("sequence_blocks",)
     plan = planned(model, tmp_path, 16_384, more, staging=staging, heads=heads, blocks=blocks, chunk=4096)
-    found, said = counted(plan).phases, predicted(plan)
+    found, said = counted(plan, None if model == "gemma-3-1b" else 2).phases, predicted(plan)
     for phase in ("attention", "attention_backward"):
         assert found[phase] <= said[phase] + 16 * plan.total_tokens, phase

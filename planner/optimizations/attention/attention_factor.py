@@ -6,10 +6,8 @@ Nothing is switched on by it: memory is counted by the formulas of the terms in 
 
 from __future__ import annotations
 
-from typing import Literal
-
 from planner.optimizations.base import Evidence, Situation
-from planner.optimizations.item import Claimed, Given
+from planner.optimizations.item import Claimed, Given, State
 
 
 class AttentionFactor(Given):
@@ -34,6 +32,6 @@ class AttentionFactor(Given):
         Evidence("formulas against recorded runs", "docs/validation.md"),
     )
 
-    def state(self, situation: Situation) -> tuple[Literal["always", "never"], str]:
+    def state(self, situation: Situation) -> tuple[State, str]:
         """Never: it is a figure, and no code."""
         return "never", "a figure of an estimate: the formulas of attention are in its place"

@@ -8,10 +8,8 @@ has to be trained again on billions of tokens.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from planner.optimizations.base import Evidence, Situation
-from planner.optimizations.item import Claimed, Given
+from planner.optimizations.item import Claimed, Given, State
 
 
 class GroupedHeads(Given):
@@ -33,7 +31,7 @@ class GroupedHeads(Given):
         Evidence("keys and values are counted by their own heads", "term attention/qkv, letter K"),
     )
 
-    def state(self, situation: Situation) -> tuple[Literal["always", "never"], str]:
+    def state(self, situation: Situation) -> tuple[State, str]:
         """As the model is."""
         model = situation.model
         if model.kv_heads < model.heads:

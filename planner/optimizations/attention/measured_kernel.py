@@ -7,10 +7,8 @@ one where that fits.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from planner.optimizations.base import Evidence, Situation
-from planner.optimizations.item import Claimed, Given
+from planner.optimizations.item import Claimed, Given, State
 
 
 class MeasuredKernel(Given):
@@ -29,7 +27,7 @@ class MeasuredKernel(Given):
     )
     evidence = (Evidence("another kernel is taken where it is clearly faster and fits", "tests/test_kernel_choice.py"),)
 
-    def state(self, situation: Situation) -> tuple[Literal["always", "never"], str]:
+    def state(self, situation: Situation) -> tuple[State, str]:
         """Always on a card."""
         if situation.gpu.kind == "gpu":
             return "always", "unless a kernel is set by hand"

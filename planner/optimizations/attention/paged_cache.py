@@ -5,10 +5,8 @@ Training keeps no cache: keys and values of one layer at a time are live. In eva
 
 from __future__ import annotations
 
-from typing import Literal
-
 from planner.optimizations.base import Evidence, Situation
-from planner.optimizations.item import Claimed, Given
+from planner.optimizations.item import Claimed, Given, State
 
 
 class PagedCache(Given):
@@ -29,6 +27,6 @@ class PagedCache(Given):
         Evidence("no cache is made in training or evaluation", "tests/test_trainer_parity.py"),
     )
 
-    def state(self, situation: Situation) -> tuple[Literal["always", "never"], str]:
+    def state(self, situation: Situation) -> tuple[State, str]:
         """Never: there is no cache."""
         return "never", "training and evaluation keep no cache"

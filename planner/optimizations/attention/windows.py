@@ -6,10 +6,8 @@ stretches in the streamed one. Another model with a window on top would be anoth
 
 from __future__ import annotations
 
-from typing import Literal
-
 from planner.optimizations.base import Evidence, Situation
-from planner.optimizations.item import Claimed, Given
+from planner.optimizations.item import Claimed, Given, State
 
 
 class Windows(Given):
@@ -30,7 +28,7 @@ class Windows(Given):
         Evidence("windows are those of transformers", "tests/streamed/test_gradients.py"),
     )
 
-    def state(self, situation: Situation) -> tuple[Literal["always", "never"], str]:
+    def state(self, situation: Situation) -> tuple[State, str]:
         """As the model is."""
         model = situation.model
         if model.sliding_window is not None:

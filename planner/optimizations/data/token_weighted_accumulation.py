@@ -6,10 +6,8 @@ unequal they are. ``train.accumulation`` is their number.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from planner.optimizations.base import Evidence, Situation
-from planner.optimizations.item import Claimed, Given
+from planner.optimizations.item import Claimed, Given, State
 
 
 class TokenWeightedAccumulation(Given):
@@ -27,6 +25,6 @@ class TokenWeightedAccumulation(Given):
     )
     evidence = (Evidence("gradients of the parts are those of the whole", "tests/streamed/test_accumulation.py"),)
 
-    def state(self, situation: Situation) -> tuple[Literal["always", "never"], str]:
+    def state(self, situation: Situation) -> tuple[State, str]:
         """Always."""
         return "always", "train.accumulation says how many; the memory is that of one"

@@ -6,10 +6,8 @@ with ``evaluation``; what that takes of the card is in the plan.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from planner.optimizations.base import Evidence, Situation
-from planner.optimizations.item import Claimed, Given
+from planner.optimizations.item import Claimed, Given, State
 
 
 class ValidationSplit(Given):
@@ -31,6 +29,6 @@ class ValidationSplit(Given):
         Evidence("evaluation has phases of its own", "term activations/evaluation"),
     )
 
-    def state(self, situation: Situation) -> tuple[Literal["always", "never"], str]:
+    def state(self, situation: Situation) -> tuple[State, str]:
         """Always."""
         return "always", "train.validation is the share of documents, 0 for none"

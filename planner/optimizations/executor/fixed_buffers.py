@@ -6,10 +6,8 @@ allocator is told to let segments grow (``expandable_segments``). A pool taken b
 
 from __future__ import annotations
 
-from typing import Literal
-
 from planner.optimizations.base import Evidence, Situation
-from planner.optimizations.item import Claimed, Given
+from planner.optimizations.item import Claimed, Given, State
 
 
 class FixedBuffers(Given):
@@ -31,7 +29,7 @@ class FixedBuffers(Given):
         Evidence("reserved against allocated in recorded runs", "docs/validation.md"),
     )
 
-    def state(self, situation: Situation) -> tuple[Literal["always", "never"], str]:
+    def state(self, situation: Situation) -> tuple[State, str]:
         """Always on a card."""
         if situation.gpu.kind == "gpu":
             return "always", "the bound on what is reserved rests on it"

@@ -6,10 +6,8 @@ are spent.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from planner.optimizations.base import Evidence, Situation
-from planner.optimizations.item import Claimed, Given
+from planner.optimizations.item import Claimed, Given, State
 
 
 class ProbeStep(Given):
@@ -31,6 +29,6 @@ class ProbeStep(Given):
         Evidence("its peak is held against the bound", "trainer/probing.py"),
     )
 
-    def state(self, situation: Situation) -> tuple[Literal["always", "never"], str]:
+    def state(self, situation: Situation) -> tuple[State, str]:
         """Always."""
         return "always", "it measures the peak before anything is trained"

@@ -6,10 +6,8 @@ gradients. One card sends nothing, and LoRA's matrices are as thin as the produc
 
 from __future__ import annotations
 
-from typing import Literal
-
 from planner.optimizations.base import Evidence, Situation
-from planner.optimizations.item import Claimed, Given
+from planner.optimizations.item import Claimed, Given, State
 
 
 class PowerSgd(Given):
@@ -31,6 +29,6 @@ class PowerSgd(Given):
         Evidence("what it holds on two ranks, and that adapters are not compressed", "tests/test_powersgd.py"),
     )
 
-    def state(self, situation: Situation) -> tuple[Literal["always", "never"], str]:
+    def state(self, situation: Situation) -> tuple[State, str]:
         """Never: a plan is for one card."""
         return "never", "one card sends no gradients, and adapters are thinner than what would be sent"

@@ -6,10 +6,8 @@ megabytes, and DeepSpeed's buckets take a gigabyte by default.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from planner.optimizations.base import Evidence, Situation
-from planner.optimizations.item import Claimed, Given
+from planner.optimizations.item import Claimed, Given, State
 
 
 class Zero2(Given):
@@ -31,6 +29,6 @@ class Zero2(Given):
         Evidence("reduce_bucket_size is 5e8 elements", "deepspeed 0.19.8, runtime/zero/config.py"),
     )
 
-    def state(self, situation: Situation) -> tuple[Literal["always", "never"], str]:
+    def state(self, situation: Situation) -> tuple[State, str]:
         """Never: a plan is for one card."""
         return "never", "a plan is for one card, and one card has nothing to share out"

@@ -6,10 +6,8 @@ That is no saving of its own: what is held in 4 bits and what is not follows fro
 
 from __future__ import annotations
 
-from typing import Literal
-
 from planner.optimizations.base import Evidence, Situation
-from planner.optimizations.item import Claimed, Given
+from planner.optimizations.item import Claimed, Given, State
 
 
 class FourBitSize(Given):
@@ -34,6 +32,6 @@ class FourBitSize(Given):
         ),
     )
 
-    def state(self, situation: Situation) -> tuple[Literal["always", "never"], str]:
+    def state(self, situation: Situation) -> tuple[State, str]:
         """Never: it is a figure, and no code."""
         return "never", "a figure: weights/linear and weights/constants are its formulas, and nf4_weights is what saves"
