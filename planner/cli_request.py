@@ -157,7 +157,7 @@ def read_request(options: Options, errors: list[PlanError]) -> Request:
     except PlanError as error:
         errors += all_of(error)
         knobs, train = {}, {}
-    target, rope, rope_factor = (train.pop(name, None) for name in ("target", "rope", "rope_factor"))
+    target, rows, rope, rope_factor = (train.pop(name, None) for name in ("target", "rows", "rope", "rope_factor"))
     data = home_expanded(options.get("data"))
     if data and train.setdefault("data", data) != data:
         errors.append(PlanError(f"--data {data} --set train.data={train['data']}", "name two places.", "Drop one."))
@@ -167,6 +167,7 @@ def read_request(options: Options, errors: list[PlanError]) -> Request:
         tier=take("tier", _tier, None),
         total_tokens=take("context", parse_count, None),
         target=target if isinstance(target, int) else None,
+        rows=rows if isinstance(rows, int) else None,
         rope=rope,  # type: ignore[arg-type]
         rope_factor=rope_factor,  # type: ignore[arg-type]
         objective=take("objective", _objective, "context"),  # type: ignore[arg-type]

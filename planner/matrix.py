@@ -13,6 +13,7 @@ from typing import Any
 from planner.errors import PlanError, raise_all
 from planner.hardware import HardwareProfile, list_profiles
 from planner.machine import processors
+from planner.micro_batch import rows_at_many_lengths
 from planner.model import ModelShape, list_models
 from planner.optimizations.base import CAPABILITIES, Situation
 from planner.planning import Request, Solved, contradictions, read_gpu, read_model, solved_for, space_for
@@ -84,7 +85,7 @@ def check(gpus: Sequence[str], models: Sequence[str], request: Request) -> None:
     Raises:
         PlanError: every mistake, at once.
     """
-    errors = contradictions(request)
+    errors = contradictions(request) + rows_at_many_lengths(request.rows)
     for read, name in [*((read_gpu, gpu) for gpu in gpus), *((read_model, model) for model in models)]:
         try:
             read(name)

@@ -17,11 +17,12 @@ import numpy as np
 from planner.bounds import Product
 from planner.calibration import calibration
 from planner.compose import Configuration
-from planner.errors import PlanError
+from planner.errors import PlanError, raise_all
 from planner.evaluate import Array, Candidates, Evaluator
 from planner.fronts import nondominated
 from planner.lengths import NO_TIER_RANK
 from planner.longest import COARSEST, FINEST, LONGEST, grid_between
+from planner.micro_batch import rows_at_many_lengths
 from planner.optimizations.base import Scalar
 from planner.planning import Request, Solved, solved
 from planner.rows import Values
@@ -69,6 +70,7 @@ def pareto(request: Request) -> Pareto:
     """
     if request.tier is not None or request.total_tokens is not None:
         raise PlanError("plan pareto", "finds lengths, so it takes none.", "`plan --context TOKENS` plans one.")
+    raise_all(rows_at_many_lengths(request.rows))
     made = solved(request, below=False)
     rank = int(request.knobs.get("lora", {}).get("rank", NO_TIER_RANK))
     settings = Settings(made, rank)

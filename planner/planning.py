@@ -19,6 +19,7 @@ from planner.hardware import HardwareProfile, is_file, load_profile
 from planner.lengths import NO_TIER_RANK, wanted
 from planner.longest import COARSEST
 from planner.machine import cpu_profile, detect_local
+from planner.micro_batch import rows_mistakes, split_rows
 from planner.model import ModelShape, load_model
 from planner.on_card import SpaceOnCard
 from planner.optimizations.adapters.lora import alpha_of
@@ -67,6 +68,7 @@ class Request:
     tier: int | None = None
     total_tokens: int | None = None
     target: int | None = None
+    rows: int | None = None  # of an optimiser step, split by the plan; else train.batch times train.accumulation
     rope: Scaling | None = None  # left to the plan
     rope_factor: float | None = None
     objective: Objective = "context"
@@ -119,6 +121,8 @@ def solved(request: Request, *, below: bool = True) -> Solved:
     gpu, model = _read(errors, read_gpu, request.gpu), _read(errors, read_model, request.model)
     raise_all(errors)
     assert isinstance(gpu, HardwareProfile) and isinstance(model, ModelShape)
+    if request.rows is not None:
+        return split_rows(request, lambda split: solved_for(split, gpu, model, below=below))
     return solved_for(request, gpu, model, below=below)
 
 
@@ -199,7 +203,7 @@ def _below_the_tiers(request: Request, tiers: Search, find: Callable[[list[Wante
 
 def contradictions(request: Request) -> list[PlanError]:
     """What is wrong with a request whatever card and model it is for."""
-    errors = unknown_names(request.required, request.excluded)
+    errors = unknown_names(request.required, request.excluded) + rows_mistakes(request.rows, request.train)
     both = sorted(set(request.required) & set(request.excluded))
     errors += [PlanError(f"--with {name} --without {name}", "asks for both.", "Drop one.") for name in both]
     if request.tier is not None and request.total_tokens is not None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from planner.compose import problems
 from planner.errors import PlanError, did_you_mean, raise_all
+from planner.micro_batch import MOST_ROWS
 from planner.optimizations import all_optimizations, given_items
 from planner.optimizations.base import Knob, Scalar, Situation
 from planner.plan import Rope, Scaling, Train
@@ -18,7 +19,7 @@ from planner.units import format_count, parse_count
 
 Pinned = tuple[dict[str, dict[str, Scalar]], dict[str, Scalar]]
 # Settings of training that a plan writes down elsewhere than under ``train``.
-ELSEWHERE = ("target", "rope", "rope_factor")
+ELSEWHERE = ("target", "rows", "rope", "rope_factor")
 TRAIN_KEYS = (*Train.model_fields, *ELSEWHERE)
 
 
@@ -142,6 +143,11 @@ def _elsewhere(asked: str, name: str, text: str) -> Scalar:
         if tokens < 1:
             raise PlanError(asked, "at least one token must be trained.")
         return tokens
+    if name == "rows":
+        rows = _count(asked, text)
+        if not 1 <= rows <= MOST_ROWS:
+            raise PlanError(asked, f"must be from 1 to {MOST_ROWS:,}.")
+        return rows
     if name == "rope":
         known = get_args(Scaling)
         if text not in known:

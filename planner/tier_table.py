@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from planner.calibration import Calibration
-from planner.errors import PlanError
+from planner.errors import PlanError, raise_all
 from planner.evaluate import Outcome
 from planner.hardware import HardwareProfile
 from planner.lengths import check_length
+from planner.micro_batch import rows_at_many_lengths
 from planner.optimizations import all_optimizations
 from planner.optimizations.adapters.lora import alpha_of
 from planner.optimizations.base import Scalar
@@ -75,6 +76,7 @@ def tier_table(request: Request) -> TierTable:
     """
     if request.tier is not None or request.total_tokens is not None:
         raise PlanError("plan tiers", "plans every tier, so it takes no length.", "`plan --tier N` plans one.")
+    raise_all(rows_at_many_lengths(request.rows))
     made = solved(request, below=False)
     if made.found.wanted[0].tier is None:
         check_length("tier 1", TIERS[0].total, made.situation.model)
