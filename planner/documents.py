@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from planner.errors import PlanError
 
@@ -26,31 +28,73 @@ class Document:
 
 
 @dataclass(frozen=True)
+class StoredDocument:
+    """A text that stays where it is, and is read there each time it is asked for.
+
+    Attributes:
+        start, size: bytes of the file that hold it; a size of None is all of them.
+        row: whether these are a row of a ``.jsonl`` file.
+    """
+
+    name: str
+    file: Path
+    start: int = 0
+    size: int | None = None
+    row: bool = False
+
+    @property
+    def text(self) -> str:
+        """The text.
+
+        Raises:
+            PlanError: it is not there any more.
+        """
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.start)
+                content = file.read(-1 if self.size is None else self.size)
+            return str(json.loads(content)["text"]) if self.row else content.decode("utf-8")
+        except (OSError, ValueError, KeyError, TypeError) as error:  # not UTF-8 and no JSON are values, too
+            asked = f"data {self.file}" + (f", {self.name}" if self.row else "")
+            raise PlanError(asked, "is not what it was when it was read first.", "Start the run again.") from error
+
+
+AnyDocument = Document | StoredDocument
+
+
+@dataclass(frozen=True)
 class Reading:
     """What was read, and the names of what was left out, by reason."""
 
-    documents: tuple[Document, ...]
+    documents: tuple[AnyDocument, ...]
     skipped: Mapping[str, tuple[str, ...]]
 
 
-def read_documents(path: Path) -> Reading:
+def read_documents(path: Path, *, keep: bool = True) -> Reading:
     """Read a folder (every text file in it), a ``.jsonl`` file (field ``text``) or one text file.
+
+    Args:
+        keep: whether texts are kept in memory; else each is looked at once, and read again where it is asked for.
 
     Raises:
         PlanError: there is no such path, it cannot be read, a row is malformed, or nothing in it is text.
     """
     if path.is_dir():
-        reading = _folder(path)
+        reading = _folder(path, keep)
     elif not path.exists():
         raise PlanError(f"data {path}", "does not exist.", "Name a folder, a .jsonl file or a text file.")
     elif not path.is_file():  # a device or a pipe may have no end, and the trainer reads what the plan has read
         raise PlanError(f"data {path}", "is not an ordinary file.", "Name a folder, a .jsonl file or a text file.")
     else:
         try:
-            content = path.read_bytes()
+            if path.suffix in JSONL and not keep:
+                with path.open("rb") as file:
+                    reading = _rows(path, file, keep=False)
+            else:
+                content = path.read_bytes()
+                reading = jsonl_documents(path, content) if path.suffix in JSONL else _text(path, content, keep)
         except OSError as error:
             raise PlanError(f"data {path}", f"cannot be read: {error.strerror}.") from error
-        reading = jsonl_documents(path, content) if path.suffix in JSONL else _text(path, content)
     if not reading.documents:
         told = "; ".join(f"{len(names)} {reason}" for reason, names in reading.skipped.items())
         raise PlanError(f"data {path}", f"holds no text to train on{f' ({told})' if told else ''}.")
@@ -75,8 +119,8 @@ def validation_places(count: int, fraction: float, seed: int) -> frozenset[int]:
     return frozenset(random.Random(seed).sample(range(count), wanted))
 
 
-def _folder(folder: Path) -> Reading:
-    documents: list[Document] = []
+def _folder(folder: Path, keep: bool) -> Reading:
+    documents: list[AnyDocument] = []
     skipped: dict[str, list[str]] = {}
     for file in files_below(folder):
         name = file.relative_to(folder).as_posix()
@@ -84,7 +128,7 @@ def _folder(folder: Path) -> Reading:
         if reason:
             skipped.setdefault(reason, []).append(name)
         else:
-            documents.append(Document(name, text))
+            documents.append(Document(name, text) if keep else StoredDocument(name, file))
     return Reading(tuple(documents), {reason: tuple(names) for reason, names in sorted(skipped.items())})
 
 
@@ -114,19 +158,25 @@ def text_of(file: Path) -> tuple[str, str]:
     return ("", text) if text.strip() else ("empty", "")
 
 
-def _text(path: Path, content: bytes) -> Reading:
+def _text(path: Path, content: bytes, keep: bool) -> Reading:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         why = f"is not UTF-8 text (byte {error.start})."
         raise PlanError(f"data {path}", why, "Name a folder, a .jsonl file or a text file.") from error
-    return Reading((Document(path.name, text),) if text.strip() else (), {})
+    document = Document(path.name, text) if keep else StoredDocument(path.name, path)
+    return Reading((document,) if text.strip() else (), {})
 
 
 def jsonl_documents(path: Path, content: bytes) -> Reading:
     """The rows of a ``.jsonl`` file, or of whole lines from its head."""
-    documents, empty = [], []
-    for number, line in enumerate(content.splitlines(), start=1):
+    return _rows(path, io.BytesIO(content), keep=True)
+
+
+def _rows(path: Path, file: BinaryIO, *, keep: bool) -> Reading:
+    documents: list[AnyDocument] = []
+    empty = []
+    for number, (start, line) in enumerate(_lines(file), start=1):
         if not line.strip():
             continue
         asked = f"data {path}, line {number}"
@@ -139,11 +189,23 @@ def jsonl_documents(path: Path, content: bytes) -> Reading:
         except (RecursionError, ValueError) as error:
             raise PlanError(asked, f"is not JSON that can be read: {error}.") from error
         text = _field(row, asked)
-        if text.strip():
-            documents.append(Document(f"line {number}", text))
+        name = f"line {number}"
+        if not text.strip():
+            empty.append(name)
+        elif keep:
+            documents.append(Document(name, text))
         else:
-            empty.append(f"line {number}")
+            documents.append(StoredDocument(name, path, start, len(line), row=True))
     return Reading(tuple(documents), {"empty": tuple(empty)} if empty else {})
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Lines without their ends, and where each begins; a carriage return ends one, too."""
+    start = 0
+    for several in file:
+        for line in several.splitlines(keepends=True):
+            yield start, line.rstrip(b"\r\n")
+            start += len(line)
 
 
 def _field(row: object, asked: str) -> str:

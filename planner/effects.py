@@ -20,6 +20,7 @@ from planner.optimizations import all_optimizations
 from planner.plan import Plan
 from planner.sets import trains
 from planner.solver import ENDLESS_LIMITS
+from planner.tier_table import seconds_at
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,15 @@ def _between(name: str, without: Run, with_it: Run) -> Effect:
         for term, each in with_it.configuration.ledger.terms.items()
         if term in places and places[term] is not each.device and new[term]
     }
-    known = before.time.estimate is not None and after.time.estimate is not None
+    slow, fast = (
+        seconds_at(outcome, 0, run.plan.lora_rank, run.situation.gpu, calibration())
+        for outcome, run in ((before, without), (after, with_it))
+    )
     return Effect(
         terms={term: size for term, size in terms.items() if size},
         moved=moved,
         peak_bytes=int(after.expected[0]) - int(before.expected[0]),
-        step=float(np.ravel(after.time.estimate)[0] / np.ravel(before.time.estimate)[0]) if known else None,
+        step=None if slow is None or fast is None else fast / slow,
         beside=tuple(sorted({*with_it.configuration.ids} ^ {*without.configuration.ids} ^ {name})),
     )
 
@@ -122,7 +126,8 @@ def _evaluated(run: Run) -> Outcome:
     candidates = Candidates(
         np.array([plan.total_tokens]), np.array([plan.target]), np.array([plan.lora_rank]), plan.train.batch
     )
-    return Evaluator(candidates, run.situation, calibration(), ENDLESS_LIMITS)(run.configuration)
+    limits = replace(ENDLESS_LIMITS, accumulation=plan.train.accumulation)
+    return Evaluator(candidates, run.situation, calibration(), limits)(run.configuration)
 
 
 def device_words(device: str) -> str:

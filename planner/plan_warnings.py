@@ -9,7 +9,7 @@ from planner.compose import TRAIN_CLIPPING, TRAIN_SCHEDULE
 from planner.optimizations.base import Scalar, Situation
 from planner.plan import Rope, Train
 from planner.rope_scaling import rope_warnings
-from planner.units import format_bytes, format_count
+from planner.units import format_bytes, format_count, format_seconds
 
 KERNELS_CHECKED = 524_288  # tokens; docs/decisions.md, attention kernels at length
 
@@ -59,8 +59,6 @@ def settings_without_effect(train: Mapping[str, object], settings: Mapping[str, 
     """
     usual, schedule, clipping = Train(), settings["schedule"], settings["clipping"]
     instead = {"max_grad_norm": f"{clipping} clips the gradients"} if clipping != TRAIN_CLIPPING else {}
-    if settings["rate"] == "rate_range_test":
-        instead["lr"] = "rate_range_test finds the highest rate"
     if schedule != TRAIN_SCHEDULE:
         names = ("schedule", "warmup") if schedule == "one_cycle" else ("schedule",)
         instead |= dict.fromkeys(names, f"{schedule} schedules the learning rate")
@@ -83,6 +81,7 @@ def schedule_beside(choices: Mapping[str, Mapping[str, object]], train: Train, s
     """
     name = train.schedule if schedule == TRAIN_SCHEDULE else schedule
     steady = "--set train.schedule=constant holds it steady"
+    steady = steady if schedule == TRAIN_SCHEDULE else f"without {name} {steady}"
     told = []
     if "early_stopping" in choices and not train.validation:
         told.append("early_stopping has no effect: --set train.validation=0 holds no documents out.")
@@ -96,6 +95,18 @@ def schedule_beside(choices: Mapping[str, Mapping[str, object]], train: Train, s
         asked = f"--set train.evaluate_every={train.evaluate_every}"
         told.append(f"{asked} has no effect: train.validation=0 holds no documents out.")
     return told
+
+
+def before_training(choices: Mapping[str, Mapping[str, Scalar]], step_seconds: float | None) -> list[str]:
+    """What is done before the first step and is in no time of the plan."""
+    steps = choices.get("rate_range_test", {}).get("steps")
+    if steps is None:
+        return []
+    took = "" if step_seconds is None else f", about {format_seconds(int(steps) * step_seconds)}"
+    return [
+        f"rate_range_test makes {int(steps):,} steps before training{took}, which no time here includes; a run that is "
+        "stopped within them begins again. --set rate_range_test.steps=30 makes fewer."
+    ]
 
 
 def disk_without_effect(disk_bytes: int, rejected: Mapping[str, Sequence[str]]) -> list[str]:

@@ -38,6 +38,7 @@ from planner.plan_facts import RANDOM, digest, gpu_facts, profile_data, slug, so
 from planner.plan_memory import memory_of
 from planner.plan_time import Prices, plan_time
 from planner.plan_warnings import (
+    before_training,
     disk_without_effect,
     knobs_without_effect,
     schedule_beside,
@@ -318,6 +319,7 @@ def plan_of(solved: Solved) -> Plan:
             *disk_without_effect(request.disk_bytes, rejected),
             *settings_without_effect(request.train, best.configuration.settings),
             *schedule_beside(best.configuration.knobs, train, best.configuration.settings["schedule"]),
+            *before_training(best.configuration.knobs, time.step_seconds.estimate),
             *warnings,
         ],
         not_modelled=list(NOT_MODELLED),

@@ -115,6 +115,10 @@ class Session(Protocol):
         """Let so many documents share a row, each attending to itself alone."""
         ...
 
+    def map_tokens(self) -> None:
+        """Keep the tokens of the data in a file on disk, and read documents again instead of keeping their texts."""
+        ...
+
     def average_weights(self, *, kind: Literal["ema", "swa"], decay: float, place: Literal["gpu", "host"]) -> None:
         """Keep averages of the adapters over the steps; they are what is evaluated, saved and merged."""
         ...

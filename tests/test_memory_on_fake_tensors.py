@@ -118,10 +118,11 @@ def at_most(total: int, model: str) -> int:
     return min(total, load_model(model).most_tokens or total)
 
 
-def on_card(ids: set[str], card: str, model: str) -> dict[str, Term]:
-    """The terms on the card: what a step on fake tensors can tell."""
-    ledger = compose(ids, {}, situation(card, model)).ledger
-    return {name: term for name, term in ledger.terms.items() if term.device is Device.GPU}
+def on_card(ids: set[str], card: str, model: str) -> tuple[dict[str, Term], dict[str, int]]:
+    """The terms on the card and the letters of their formulas: what a step on fake tensors can tell."""
+    made = compose(ids, {}, situation(card, model))
+    terms = {name: term for name, term in made.ledger.terms.items() if term.device is Device.GPU}
+    return terms, dict(made.letters)
 
 
 def singles(model: str, card: str) -> list[set[str]]:
@@ -164,14 +165,15 @@ def drawn(seed: int) -> tuple[str, str, set[str], int, int | None, int, int]:
         ids = {"lora", *(name for name in all_optimizations() if chance.random() < 0.6)}
         if not able(card, model, ids):
             continue
-        lengths = (2048, 2500) if not ids & {*LINEAR} | ids & {"streamed"} else (2048, 3000, 4096, 8192)
+        short = "streamed" in ids or not ids & {*LINEAR}  # passes are many calls, and stored scores are large
+        lengths = (2048, 2500) if short else (2048, 3000, 4096, 8192)
         total = at_most(chance.choice(lengths), model)
         target = chance.choice((None, total // 4))
         target = None if "streamed" in ids else target  # fewer than a slice are counted as if they lay in one chunk
         return model, card, ids, total, target, chance.choice((1, 1, 2)), chance.choice((4, 16, 64))
 
 
-@pytest.mark.parametrize("seed", range(32))
+@pytest.mark.parametrize("seed", range(40))
 def test_random_valid_sets(tmp_path: Path, seed: int) -> None:
     model, card, on, total, target, batch, rank = drawn(seed)
     plan = planned(str(shortened(model, 3, tmp_path / model)), card, on, total, rank=rank, target=target, batch=batch)

@@ -19,6 +19,7 @@ from planner.planning import make_plan as planned
 from trainer import running
 from trainer.judging import FOLDER, Judge, Judged, Judging
 from trainer.run import execute
+from trainer.session import build
 
 STEPS = 12
 STOPPING = {"patience": 2, "threshold": 0.001}
@@ -183,12 +184,73 @@ def test_a_run_stops_and_saves_its_best(
     assert record(out)["evaluation"]["after"]["loss"] == wanted, "what is evaluated in the end is the best"
 
 
-def test_a_run_that_gets_better_goes_to_its_end(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _rising(monkeypatch, [5.0, 4.0, 3.0, 2.0, 1.0])
+def test_a_run_that_gets_better_goes_to_its_end_and_saves_its_last(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = _rising(monkeypatch, [6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
     out = tmp_path / "run"
     assert execute(_plan(place, out, {"early_stopping": STOPPING}, evaluate_every=2)) == 0
-    assert len(record(out)["losses"]) == STEPS and _there(out) == [10]
-    assert _same(_saved(out / "adapter"), _saved(out / FOLDER / "step-10"))
+    assert made[-1] == "after step 12" and record(out)["judged"]["best"] == [12, 1.0]
+    assert record(out)["evaluation"]["after"]["loss"] == 1.0, "the last step is judged once"
+    assert len(record(out)["losses"]) == STEPS and _there(out) == [12]
+    assert _same(_saved(out / "adapter"), _saved(out / FOLDER / "step-12"))
+    assert "trained for 12 steps" in (out / "adapter" / "README.md").read_text()
+
+
+def test_a_last_step_that_is_no_better_is_not_saved(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _rising(monkeypatch, [6.0, 5.0, 4.0, 3.0, 2.0, 2.5])
+    out = tmp_path / "run"
+    assert execute(_plan(place, out, {"early_stopping": STOPPING}, evaluate_every=2)) == 0
+    assert _there(out) == [10] and _same(_saved(out / "adapter"), _saved(out / FOLDER / "step-10"))
+    assert "trained for 10 steps" in (out / "adapter" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("done", [4, 5, 6])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"lookahead": {"every": 3, "share": 0.3, "place": "host"}},
+        {"lookahead": {"every": 5, "share": 0.5, "place": "gpu"}},
+        {"weight_averaging": {"kind": "swa", "decay": 0.9, "place": "gpu"}},
+    ],
+    ids=str,
+)
+def test_what_is_judged_is_what_would_be_saved(
+    place: Path, tmp_path: Path, kept: dict[str, dict[str, Any]], done: int
+) -> None:
+    """Of a run that ends there, with the same learning rate at each step."""
+    steady = {"schedule": "constant", "warmup": 0.0}
+    short, run = tmp_path / "short", tmp_path / "run"
+    assert execute(_plan(place, short, kept, **steady, steps=done)) == 0
+    asked = kept | {"kept_checkpoints": {"count": 9, "disk": 0.0}}
+    assert execute(_plan(place, run, asked, **steady, steps=done + 1, evaluate_every=done)) == 0
+    if "weight_averaging" not in kept:  # whose mean begins at a share of all steps
+        assert _same(_saved(run / FOLDER / f"step-{done}"), _saved(short / "adapter"))
+    plain = tmp_path / "plain"
+    assert execute(_plan(place, plain, kept, **steady, steps=done + 1)) == 0
+    assert _same(_saved(run / "adapter"), _saved(plain / "adapter"))
+
+
+def test_adapters_are_back_where_showing_averages_fails(place: Path, tmp_path: Path) -> None:
+    average = {"weight_averaging": {"kind": "ema", "decay": 0.9, "place": "gpu"}}
+    built = build(_plan(place, tmp_path / "run", average))
+    with torch.no_grad():
+        for parameter in built.trained:
+            parameter.add_(1.0)
+    before = [parameter.detach().clone() for parameter in built.trained]
+
+    def half() -> None:
+        with torch.no_grad():
+            built.trained[0].fill_(7.0)
+        raise torch.OutOfMemoryError("no room")
+
+    assert built.averages is not None
+    built.averages.show = half  # type: ignore[method-assign]
+    with pytest.raises(torch.OutOfMemoryError), running.shown_as_saved(built):
+        raise AssertionError("nothing is judged")
+    assert all(torch.equal(one, other) for one, other in zip(built.trained, before, strict=True))
 
 
 def test_averages_are_what_is_judged_and_training_goes_on_without_them(place: Path, tmp_path: Path) -> None:
@@ -233,10 +295,18 @@ def test_the_plan_has_the_bytes_and_warns_of_what_does_not_go_together(place: Pa
         assert not any("early_stopping" in warning for warning in steady.warnings)
     blind = planned(Request(tier=3, required=("early_stopping",), train={"validation": 0, "evaluate_every": 5}))
     assert sum("holds no documents out" in warning for warning in blind.warnings) == 2
+    cycle = planned(Request(tier=3, required=("early_stopping", "one_cycle")))
+    assert any("without one_cycle --set train.schedule=constant holds it steady" in told for told in cycle.warnings)
     swa = planned(Request(tier=3, required=("weight_averaging",), knobs={"weight_averaging": {"kind": "swa"}}))
     assert any("(swa) is made for a steady learning rate" in warning for warning in swa.warnings)
+    for gib, sets in ((0.5, 4), (0.1, 2), (100.0, 7)):  # of 0.132 GiB each, and one that is being written
+        knobs = {"kept_checkpoints": {"count": 5, "disk": gib}}
+        within = planned(Request(tier=3, required=("kept_checkpoints",), knobs=knobs))
+        assert within.memory.disk.terms["adapters/kept"] == sets * size
     out = tmp_path / "run"
     assert execute(_plan(place, out, {"kept_checkpoints": {"count": 3, "disk": 0.0}}, steps=4)) == 0
+    assert {file.name for file in (out / FOLDER / "step-1").iterdir()} >= {"adapter_config.json", "README.md"}
+    assert not list((out / FOLDER).glob("*/tokenizer*")), "once is enough"
     files = [(out / FOLDER / f"step-{step}" / "adapter_model.safetensors").stat().st_size for step in _there(out)]
     tensors = sum(each.nbytes for each in _saved(out / "adapter").values())
     assert len(files) == 3 and all(tensors < each < tensors + 16_384 for each in files), "a header more than the term"

@@ -20,6 +20,7 @@ from planner.optimizations.base import Situation
 from planner.plan import Plan
 from planner.planning import Request
 from planner.planning import make_plan as planned
+from planner.units import format_seconds
 from trainer import rate_search
 from trainer.rate_search import go_by, picture, steepest
 from trainer.rates import RateFound, RateSearch
@@ -119,7 +120,9 @@ def test_where_the_loss_never_falls_the_plan_s_rate_stays(
     assert "the loss never fell; train.lr 0.001 stays" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_loss_that_is_no_number_ends_the_test(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_no_number_ends_the_test(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     own, count = rate_search.forward_backward, 0
 
     def failing(*given: Any) -> float:
@@ -131,6 +134,11 @@ def test_a_loss_that_is_no_number_ends_the_test(place: Path, tmp_path: Path, mon
     monkeypatch.setattr(rate_search, "forward_backward", failing)
     assert execute(_plan(place, tmp_path / "run", {"rate_range_test": KNOBS})) == 0
     assert len(record(tmp_path / "run")["rate_search"]["curve"]) == 8
+    count = 8
+    assert execute(_plan(place, tmp_path / "at-once", {"rate_range_test": KNOBS})) == 0
+    assert record(tmp_path / "at-once")["rate_search"] == {"rate": None, "curve": []}
+    assert not (tmp_path / "at-once" / "rate_search.svg").exists()
+    assert "the loss of its first step is no number; train.lr 0.001 stays" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_that_is_stopped_keeps_the_rate(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +154,9 @@ def test_one_has_the_rate_and_the_plan_has_the_copy(place: Path, tmp_path: Path)
     plan = planned(Request(tier=3, required=("rate_range_test",), train={"lr": 1e-3}))
     assert plan.memory.host.terms["adapters/before_search"] == 4 * 24 * 32 * 46_080
     assert plan.memory.gpu == planned(Request(tier=3)).memory.gpu
-    assert "--set train.lr=0.001 has no effect: rate_range_test finds the highest rate." in plan.warnings
+    (told,) = [warning for warning in plan.warnings if "rate_range_test" in warning]
+    assert plan.time.step_seconds.estimate is not None
+    assert f"100 steps before training, about {format_seconds(100 * plan.time.step_seconds.estimate)}, which no" in told
     situation = Situation(load_profile("rtx3090"), load_model("phi-2"), 2**35)
     assert problems({"lora", "batch_rate", "rate_range_test"}, situation)["batch_rate"] == (
         "setting rate is already claimed by rate_range_test",

@@ -225,3 +225,30 @@ def test_a_run_that_is_stopped_knows_its_losses(place: Path, tmp_path: Path, mon
     run, whole = record(tmp_path / "run"), record(tmp_path / "whole")
     assert run["spikes"] == whole["spikes"] and run["spikes"][0]["to"] == 15
     assert run["losses"] == whole["losses"] and _same(_saved(tmp_path / "run"), _saved(tmp_path / "whole"))
+
+
+def test_a_run_that_goes_on_has_a_copy_at_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy of step 10 is not stored: stored after step 12, the run goes back to that."""
+    with monkeypatch.context() as patched:
+        _spiking(patched, {15: 30.0})  # step 13 is taken twice, so that this is step 14
+        plan = _plan(place, tmp_path / "run", {"spike_rewind": KNOBS}, save_minutes=1e-9)
+        stopped_and_resumed(plan, monkeypatch, after=13)
+    assert [(each["step"], each["to"]) for each in record(tmp_path / "run")["spikes"]] == [(14, 12)]
+
+
+def test_an_optimiser_that_has_not_stepped_is_not_copied(place: Path, tmp_path: Path) -> None:
+    """While a loss scale is looked for steps are skipped, and moments come later than the first copy could."""
+    built = build(_plan(place, tmp_path / "run", {"adamw_8bit": {}, "spike_rewind": KNOBS | {"every": 1}}))
+    spikes = built.spikes
+    assert spikes is not None
+    for number in range(1, 4):
+        spikes.good(number, 1.0, built)
+    assert spikes._copied is None and spikes.back(4, 50.0, built) == 3, "that step alone is left out"
+    for parameter in built.trained:
+        parameter.grad = torch.ones_like(parameter)
+    built.optimizer.step()
+    spikes.good(5, 1.0, built)
+    kept = [parameter.detach().clone() for parameter in built.trained]
+    built.optimizer.step()
+    assert spikes.back(6, 50.0, built) == 4
+    assert all(torch.equal(one, other) for one, other in zip(built.trained, kept, strict=True))

@@ -46,15 +46,6 @@ class Averaging:
         return cls(get_swa_multi_avg_fn(), SWA_SHARE, device)
 
 
-def exchange(kept: Sequence[Tensor], trained: Sequence[Tensor]) -> None:
-    """Each in the other's place, one by one, so that no more than one of them is there a third time."""
-    with torch.no_grad():
-        for one, other in zip(kept, trained, strict=True):
-            present = other.detach().to(one.device, copy=True)
-            other.copy_(one)
-            one.copy_(present)
-
-
 class Averages:
     """The averages of some tensors.
 
@@ -93,10 +84,9 @@ class Averages:
                 for average, value in zip(self.tensors, self._trained, strict=True):
                     value.copy_(average)
 
-    def exchange(self) -> None:
-        """Averages and adapters in each other's place, where any step was taken in; once more puts them back."""
-        if self._count:
-            exchange(self.tensors, self._trained)
+    def show(self) -> None:
+        """Write over the adapters what `put` would, and change nothing else."""
+        self.put()
 
     def state(self) -> dict[str, Any]:
         """What a run needs to go on with them."""

@@ -38,7 +38,7 @@ class BuiltRun:
         shaping: what is done to gradients before the optimiser.
         judging: what is made of evaluations while it trains; ``spikes``: of losses far above the others, if anything.
         cache_release: when the allocator's cache is given back, if ever.
-        most_documents: that share one row.
+        most_documents: that share one row; ``map_tokens``: whether tokens are in a file.
         averages: of the adapters over the steps, or slow adapters, if any are kept.
         executor: ``resident`` or ``streamed``.
         host: the host memory that what is on its way to or from the card is kept in, if any.
@@ -64,6 +64,7 @@ class BuiltRun:
     dtype: torch.dtype
     device: torch.device
     most_documents: int
+    map_tokens: bool
     averages: Averages | Lookahead | None
     executor: Literal["resident", "streamed"]
     host: Arena | None

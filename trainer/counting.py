@@ -47,6 +47,9 @@ def device_of(tensor: Tensor) -> torch.device:
 class TensorBytes(TorchDispatchMode):
     """While active, tracks live bytes and their peak; ``mark`` names the phase that peaks are booked under.
 
+    Copies into fake tensors are not carried out: nothing is made by one, so a shape that does not fit, or a target that
+    no op has made and that is not resident, goes unseen.
+
     Args:
         resident: tensors that exist already and count from the start (weights, optimiser state).
     """

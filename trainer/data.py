@@ -16,11 +16,14 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from planner.documents import Document, Reading, validation_places
+from planner.documents import AnyDocument, Reading, validation_places
 from planner.errors import PlanError
 from planner.packing import pack
 from trainer.attention import Lengths
+from trainer.token_file import TokenFile
 
+GROUP = 64
+"""Documents that are tokenised together."""
 NOT_TRAINED = -100
 """The target of a position that is not trained: padding, and context before the trained tokens."""
 
@@ -133,7 +136,9 @@ class Batch:
         return replace(self, inputs=inputs, targets=targets, positions=positions)
 
 
-def split_documents(documents: Sequence[Document], fraction: float, seed: int) -> tuple[list[Document], list[Document]]:
+def split_documents(
+    documents: Sequence[AnyDocument], fraction: float, seed: int
+) -> tuple[list[AnyDocument], list[AnyDocument]]:
     """Deal documents into training and validation, whole and by chance, each in the order they came.
 
     Args:
@@ -168,18 +173,32 @@ def packed(rows: Sequence[Row], room: int, most: int) -> list[AnyRow]:
 
 
 def tokenise_and_cut(
-    documents: Sequence[Document], tokenise: Tokenise, length: int, target: int | None, most_documents: int = 1
+    documents: Sequence[AnyDocument],
+    tokenise: Tokenise,
+    length: int,
+    target: int | None,
+    most_documents: int = 1,
+    store: TokenFile | None = None,
 ) -> Rows:
-    """Tokenise documents, cut each into rows, and pack these where several documents may share one."""
+    """Tokenise documents, cut each into rows, and pack these where several documents may share one.
+
+    Args:
+        store: keeps the tokens away from memory.
+    """
     rows: list[Row] = []
     with_rows = tokens = lost = 0
-    for start in range(0, len(documents), 64):  # bounds the Python integers that are alive at once
-        for ids in tokenise([document.text for document in documents[start : start + 64]]):
-            pieces = cut(torch.tensor(ids, dtype=torch.int32), length, target)
-            rows += pieces
-            with_rows += bool(pieces)
-            tokens += len(ids)
-            lost += min(1, len(ids))
+    # Groups bound the texts and the Python integers that are alive at once.
+    groups = (
+        tokenise([document.text for document in documents[start : start + GROUP]])
+        for start in range(0, len(documents), GROUP)
+    )
+    of_documents = (torch.tensor(ids, dtype=torch.int32) for group in groups for ids in group)
+    for ids in of_documents if store is None else store.mapped(of_documents):
+        pieces = cut(ids, length, target)
+        rows += pieces
+        with_rows += bool(pieces)
+        tokens += len(ids)
+        lost += min(1, len(ids))
     trained = sum(row.trained for row in rows)
     together = rows if most_documents == 1 else packed(rows, target or length, most_documents)
     return Rows(tuple(together), with_rows, tokens, lost, trained)
@@ -194,6 +213,7 @@ def prepare(
     validation: float,
     seed: int,
     most_documents: int = 1,
+    store: Callable[[], TokenFile] | None = None,
 ) -> Data:
     """Split, tokenise and cut what was read.
 
@@ -203,12 +223,15 @@ def prepare(
         target: see `cut`.
         validation: the share of documents to judge by.
         most_documents: that may share one row.
+        store: gives a place for the tokens of each part; without one they are in memory.
 
     Raises:
         PlanError: there is too little of it.
     """
     parts = split_documents(reading.documents, validation, seed)
-    train, judged = (tokenise_and_cut(part, tokenise, length, target, most_documents) for part in parts)
+    train, judged = (
+        tokenise_and_cut(part, tokenise, length, target, most_documents, store() if store else None) for part in parts
+    )
     for purpose, rows, wanted in (("train on", train, True), ("judge by", judged, validation > 0)):
         if wanted and not rows.rows:
             raise PlanError("the data", f"leaves nothing to {purpose}: no document has two tokens or more.")

@@ -6,6 +6,7 @@ anything goes by them. Then those are deleted that are neither the best nor amon
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from planner.plan import Train
 from planner.units import format_bytes
 
 FOLDER = "checkpoints"
+OURS = re.compile(r"step-\d+|\.being-written")
+"""What is deleted there, of which anything else is somebody's own."""
 TIMES = 10
 """So often is judged in a run where something goes by evaluations and ``train.evaluate_every`` does not say."""
 
@@ -95,7 +98,7 @@ class Judge:
                 judged.best = None  # a better one had taken its place by then, and will again
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether to judge after this step; after the last one there is an evaluation anyway."""
+        """Whether to judge after this step; the last one is judged when all is done."""
         return bool(self._every) and step % self._every == 0 and step < steps
 
     def after(self, step: int, loss: float | None, save: Callable[[Path], None]) -> str | None:
@@ -124,10 +127,15 @@ class Judge:
             )
         return None
 
+    @property
+    def goes_by_best(self) -> bool:
+        """Whether the best adapters are what is saved in the end."""
+        return self._judging.stopping is not None
+
     def put_best(self, model: PeftModel) -> int | None:
         """The best adapters in place of the last ones, where training goes by that; gives their step."""
         best = self.judged.best
-        if not self._judging.stopping or best is None or best[0] not in self.judged.kept:
+        if not self.goes_by_best or best is None or best[0] not in self.judged.kept:
             return None
         set_peft_model_state_dict(model, load_peft_weights(str(self._place(best[0])), device="cpu"))
         return best[0]
@@ -160,7 +168,8 @@ class Judge:
 
     def _drop_all_but(self, keep: set[int]) -> None:
         if self._folder.is_dir():
-            for place in self._folder.iterdir():
+            ours = [place for place in self._folder.iterdir() if OURS.fullmatch(place.name)]
+            for place in ours:
                 if place.name not in {f"step-{step}" for step in keep}:
                     shutil.rmtree(place, ignore_errors=True)
         self.judged.kept = [step for step in self.judged.kept if step in keep]

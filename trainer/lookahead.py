@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.averaging import exchange
-
 
 class Lookahead:
     """The slow copies of some tensors.
@@ -42,9 +40,12 @@ class Lookahead:
         if self._since:
             self._follow()
 
-    def exchange(self) -> None:
-        """Slow and fast ones in each other's place; once more puts them back."""
-        exchange(self.tensors, self._trained)
+    def show(self) -> None:
+        """Write over the fast ones what `put` would, and change nothing else."""
+        if self._since:
+            with torch.no_grad():
+                for slow, fast in zip(self.tensors, self._trained, strict=True):
+                    fast.copy_(torch.lerp(slow, fast.detach().to(slow.device), self._share))
 
     def _follow(self) -> None:
         with torch.no_grad():

@@ -110,6 +110,8 @@ class RunFolder:
         final, made = self.path / "adapter", self.path / ".adapter-being-written"
         shutil.rmtree(made, ignore_errors=True)
         self.write_adapter(built, step, made)
+        if built.tokenizer is not None:
+            built.tokenizer.save_pretrained(made)
         old = self.path / ".adapter-old"
         if final.exists():
             final.rename(old)
@@ -118,11 +120,9 @@ class RunFolder:
         return final
 
     def write_adapter(self, built: BuiltRun, step: int, made: Path) -> None:
-        """Write the adapter as it is now into a folder that is not there yet."""
+        """Write the adapter as it is now, without the tokenizer, into a folder that is not there yet."""
         # PEFT would otherwise ask the hub whether the vocabulary grew; it is never trained here.
         built.model.save_pretrained(str(made), safe_serialization=True, save_embedding_layers=False)
-        if built.tokenizer is not None:
-            built.tokenizer.save_pretrained(made)
         if self._plan.rope.scaling != "none":
             built.config.save_pretrained(made)
         (made / "README.md").write_text(self._card(step, ""), encoding="utf-8")

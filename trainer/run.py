@@ -16,7 +16,7 @@ from planner.plan import Plan
 from trainer.built import BuiltRun
 from trainer.data import evaluation_batches, prepare
 from trainer.device import hold, take_device
-from trainer.disk_room import check_disk
+from trainer.disk_room import check_disk, scratch_folder
 from trainer.host_room import check_host
 from trainer.kernel_choice import choose_kernel
 from trainer.measure import BETWEEN, Recorder
@@ -28,6 +28,7 @@ from trainer.replanning import MOST, Asked, Replan, Short, TooLittle, answered, 
 from trainer.running import INTERRUPTED, Running, listen, tell_data
 from trainer.saving import FOLDER, Saved, load
 from trainer.session import build
+from trainer.token_file import TokenFile
 from trainer.training import planned_steps
 
 
@@ -65,7 +66,8 @@ def execute(
             console.print(told, highlight=False)
             folder = RunFolder(plan)
     saved = load(folder.path, plan) if resume else None
-    reading = read_documents(Path(plan.train.data))  # its mistakes come to light before minutes of loading
+    # Its mistakes come to light before minutes of loading.
+    reading = read_documents(Path(plan.train.data), keep="mapped_tokens" not in {choice.id for choice in plan.choices})
     asked, tell = Asked(layers_run, last_held, replan), partial(console.print, highlight=False, markup=False)
     for number in range(1, MOST + 1):
         try:
@@ -151,6 +153,7 @@ def _run(
         validation=train.validation,
         seed=train.seed,
         most_documents=built.most_documents,
+        store=(lambda: TokenFile(scratch_folder(plan))) if built.map_tokens else None,
     )
     tell_data(console, data, built)
     judged = evaluation_batches(data.validation, train.evaluation_rows, train.batch, train.seed)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from planner.errors import PlanError
@@ -63,8 +65,11 @@ class Running:
         plan, built, data, recorder, place = self.plan, self.built, self.data, self.recorder, Place()
         steps = planned_steps(plan.train, len(data.train.rows))
         judge = self._judge_of(saved, steps)
+        self.folder.rate = beginning.rate.rate if beginning.rate else None
         if built.spikes is not None and saved is not None and saved.about.get("spikes"):
             built.spikes.restore(saved.about["spikes"])
+        if built.cache_release is not None and saved is not None:
+            built.cache_release.released += [(step, size) for step, size in saved.about.get("cache_released", ())]
         about = partial(self._about, beginning, judge)
         saver, free = self._saver(beginning, about), steps - HELD_STEPS
         try:
@@ -105,15 +110,9 @@ class Running:
 
     def _judge_while(self, judge: Judge, step: int) -> str | None:
         """Judge after a step what would be saved now, averages in place of the adapters; says why to stop, if so."""
-        averages = self.built.averages
-        if averages is not None:
-            averages.exchange()
-        try:
+        with shown_as_saved(self.built):
             made = self._judge(f"after step {step}", step)
             return judge.after(step, made.loss if made else None, partial(self.folder.write_adapter, self.built, step))
-        finally:
-            if averages is not None:
-                averages.exchange()
 
     def _beginning(self, saved: Saved | None) -> Beginning:
         """What is known when the next step begins: of a run that begins, goes on, or goes on by another plan."""
@@ -171,7 +170,9 @@ class Running:
         if found.curve:
             self.folder.save_picture("rate_search.svg", picture(found))
         made = f"{len(found.curve)} steps, {self.folder.path / 'rate_search.svg'}"
-        if found.rate is None:
+        if not found.curve:
+            told = f"Range test: the loss of its first step is no number; train.lr {plan.train.lr:g} stays."
+        elif found.rate is None:
             told = f"Range test ({made}): the loss never fell; train.lr {plan.train.lr:g} stays."
         else:
             go_by(found, built.optimizer)
@@ -201,6 +202,8 @@ class Running:
         """What is stored beside the state itself."""
         about = {"beginning": beginning.document(), "recorder": self.recorder.found()}
         about["judging"] = judge.judged.document()
+        if self.built.cache_release is not None:
+            about["cache_released"] = self.built.cache_release.released
         return about | ({"spikes": self.built.spikes.document()} if self.built.spikes is not None else {})
 
     def _saver(self, beginning: Beginning, about: Callable[[], dict[str, Any]]) -> Saver | None:
@@ -220,6 +223,15 @@ class Running:
             command = f"plan --plan {self.folder.path / 'plan.yaml'} --execute --resume"
             self.console.print(f"`{command}` goes on {saver.where}.", highlight=False)
 
+    def _judge_last(self, judge: Judge) -> Evaluation | None:
+        """The adapters of the last step are judged like those before, unless they have been."""
+        step = self.progress.done
+        if any(judged == step for judged, _ in judge.judged.losses):
+            return None
+        made = self._judge(f"after step {step}", step)
+        judge.after(step, made.loss if made else None, partial(self.folder.write_adapter, self.built, step))
+        return made
+
     def _judge(self, when: str, step: int | None = None) -> Evaluation | None:
         """Judge the held-out rows; ``when``: in words, to follow "loss"; ``step``: the last one, while it trains."""
         if not self.judged:
@@ -238,14 +250,17 @@ class Running:
     def _finish(self, beginning: Beginning, saver: Saver | None, judge: Judge) -> None:
         """The adapter, the held-out rows after training, the record, and the merged model."""
         plan, built, recorder, folder, progress = self.plan, self.built, self.recorder, self.folder, self.progress
-        if (best := judge.put_best(built.model)) is None:
-            put_averages(built)
+        put_averages(built)
         recorder.mark(Phase.SAVE)
-        trained = progress.done if best is None else best
-        folder.rate = beginning.rate.rate if beginning.rate else None
-        saved = folder.save_adapter(built, trained)  # before the evaluation, whatever may go wrong in it
+        saved = folder.save_adapter(built, progress.done)  # before the evaluation, whatever may go wrong in it
         recorder.mark(BETWEEN)
-        after = self._judge("after")
+        trained, after = progress.done, None
+        if judge.goes_by_best:
+            after = self._judge_last(judge)
+            if (best := judge.put_best(built.model)) not in (None, progress.done):
+                trained, after = best, None
+                saved = folder.save_adapter(built, trained)
+        after = after or self._judge("after")
         run = Run(
             step_seconds=progress.seconds,
             probe_seconds=beginning.probe_seconds,
@@ -273,6 +288,23 @@ class Running:
         self.console.print(memory_table(plan, recorder, beginning.terms))
         for line in [*lines, f"Adapter: {saved}", f"Record: {written}"]:
             self.console.print(line, highlight=False)
+
+
+@contextmanager
+def shown_as_saved(built: BuiltRun) -> Iterator[None]:
+    """Meanwhile the adapters are what would be saved now; then they are back, whatever happens."""
+    if built.averages is None:
+        yield
+        return
+    # In host memory: on the card there may be no room for them, and adapters half of one kind would be trained on.
+    adapters = [parameter.detach().to("cpu", copy=True) for parameter in built.trained]
+    try:
+        built.averages.show()
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(built.trained, adapters, strict=True):
+                parameter.copy_(value)
 
 
 def put_averages(built: BuiltRun) -> None:

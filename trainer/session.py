@@ -63,6 +63,7 @@ class ResidentSession(UpdateHooks):
         self._loss_rows: int | None = None
         self._smoothing = 0.0
         self._most_documents = 1
+        self._map_tokens = False
 
     @contextmanager
     def applying(self, choice: Choice) -> Iterator[None]:
@@ -176,6 +177,11 @@ class ResidentSession(UpdateHooks):
         self._once("pack_documents")
         self._most_documents = most
 
+    def map_tokens(self) -> None:
+        """See the protocol."""
+        self._once("map_tokens")
+        self._map_tokens = True
+
     @property
     def dtype(self) -> torch.dtype:
         """What frozen weights and activations are computed in."""
@@ -269,6 +275,7 @@ class ResidentSession(UpdateHooks):
             dtype=self._dtype,
             device=device,
             most_documents=self._most_documents,
+            map_tokens=self._map_tokens,
             averages=self._averaging(trained) if self._averaging else None,
             executor="streamed" if streaming else "resident",
             host=host,

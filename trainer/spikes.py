@@ -63,7 +63,9 @@ class Spikes:
         """This step's loss is none: the state that it was computed with, after the step before, is good."""
         # More than the window, so that there are enough of them after those since the copy are dropped.
         self.losses = [*self.losses, (step, loss)][-(self.window + self.every) :]
-        if step > 1 and (self._copied is None or (step - 1) % self.every == 0):
+        # An optimiser has no state to copy before it has stepped, which it has not while a loss scale is looked for.
+        ready = all(built.optimizer.state.get(parameter) for parameter in built.trained)
+        if ready and (self._copied is None or (step - 1) % self.every == 0):
             self._keep(built)
             self._copied = step - 1
 

@@ -84,11 +84,11 @@ def train_steps(
         loss = forward_backward(built, parts, recorder, saver, saved if inside else None)
         inside = None
         recorder.mark(Phase.OPTIMIZER)
+        place.changing = True
         went_back = _went_back(built, step, loss)
         if went_back is None and built.scaler is None and not math.isfinite(loss):
             why = f"the loss of step {step} is {loss}."
             raise PlanError("training", why, "A smaller learning rate is the first thing to try: --set train.lr=…")
-        place.changing = True
         if went_back is None:
             made = update(built.optimizer, built.scaler, partial(shape, step - 1))
         else:

@@ -13,7 +13,7 @@ from planner.explain_formulas import Run as Explained
 from planner.explain_formulas import planned_run, run_without
 from planner.hardware import load_profile
 from planner.ledger import Device
-from planner.model import list_models, load_model
+from planner.model import load_model
 from planner.optimizations import all_items, all_optimizations, given_items
 from planner.optimizations.base import Situation
 from planner.optimizations.item import NotYet
@@ -64,12 +64,11 @@ def numbers() -> dict[int, list[str]]:
 
 @cache
 def idle() -> tuple[int, ...]:
-    """Items for which nothing can be switched on and no run has anything, on any shipped model on a card."""
-    card = load_profile(CARD)
-    situations = [Situation(card, load_model(facts.id), HOST_BYTES) for facts in list_models()]
+    """Items for which nothing can be switched on and that no run of the page's model on its card has."""
+    situation = Situation(load_profile(CARD), load_model(MODEL), HOST_BYTES)
     at_work = {number for each in all_optimizations().values() for number in each.numbers}
     for each in given_items().values():
-        if any(each.state(situation)[0] == "always" for situation in situations):
+        if each.state(situation)[0] == "always":
             at_work |= {*each.numbers}
     return tuple(number for number in numbers() if number not in at_work and number not in awaited())
 
@@ -85,8 +84,8 @@ def realised(document: Document) -> Found:
     have = [number for number in numbers() if number not in (*idle(), *awaited())]
     told = f"; {listed(list(awaited()))} are not there yet" if awaited() else ""
     text = (
-        f"{len(have)} of the {counted(document)} items are at work here, by choice of a plan or in every run; one card "
-        f"has nothing to do for {listed(list(idle()))}{told}"
+        f"{len(have)} of the {counted(document)} items are at work here, by choice of a plan or in every run; {MODEL} "
+        f"on one card has nothing to do for {listed(list(idle()))}{told}"
     )
     return Found(text, len(have))
 

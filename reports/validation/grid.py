@@ -284,6 +284,7 @@ LATER: frozenset[str] = frozenset(
         "label_smoothing",
         "lookahead",
         "lora_plus",
+        "mapped_tokens",
         "one_cycle",
         "polynomial_decay",
         "rate_range_test",

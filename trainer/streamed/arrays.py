@@ -58,6 +58,7 @@ class HeadArray:
         Each piece is ``(from, to, [last − first, to − from, E])``, counted from ``start``. A whole block of
         neighbouring heads has no gaps in its memory.
         """
+        assert 0 <= first < last <= self.heads and 0 <= start < stop <= self.tokens
         found = []
         for begin in range(start - start % self.block, stop, self.block):
             end = min(begin + self.block, self.tokens)

@@ -38,7 +38,7 @@ class KeptAttention(Optimization):
         Claimed(
             37,
             "1.92 GB less than a checkpoint for each layer",
-            "in part",
+            "does not hold",
             "Selective recomputation: attention is not computed again, for as much memory again as the layer "
             "inputs take. It saves time and no memory.",
         ),

@@ -30,5 +30,8 @@ class MeasuredKernel(Given):
     def state(self, situation: Situation) -> tuple[State, str]:
         """Always on a card."""
         if situation.gpu.kind == "gpu":
-            return "always", "unless a kernel is set by hand"
+            return (
+                "always",
+                "where a run is planned and made at once, and no kernel is set by hand; a plan file has its kernel",
+            )
         return "never", "on the CPU there is one kernel"

@@ -24,7 +24,7 @@ class PagedCache(Given):
     )
     evidence = (
         Evidence("pages make a server's cache dense", "Kwon et al. 2023, arXiv 2309.06180"),
-        Evidence("no cache is made in training or evaluation", "tests/test_trainer_parity.py"),
+        Evidence("no cache is made in training or evaluation", "tests/test_trainer_loading.py"),
     )
 
     def state(self, situation: Situation) -> tuple[State, str]:

@@ -24,8 +24,8 @@ class ContextStages(NotYet):
         ),
         Claimed(
             44,
-            "40 % faster overall convergence",
-            "in part",
+            "40 % faster",
+            "not shown",
             "As many tokens in each stage are estimated to take 59 % less time than all at the longest; whether "
             "as much is learned is not shown.",
         ),

@@ -30,7 +30,7 @@ class EarlyStopping(Optimization):
         Claimed(
             20,
             "prevents overfitting",
-            "in part",
+            "not shown",
             "It ends a run whose held-out loss rises, and goes back to where that was least; what held-out documents "
             "do not show, it does not see.",
         ),

@@ -2,8 +2,9 @@
 
 They lie in ``checkpoints/step-N`` of the run's folder, each a folder that PEFT loads. ``count`` newest ones are kept,
 and the one with the least held-out loss; with ``disk``, fewer where they would take more than so many GiB, and the best
-in any case. Evaluations come every ``train.evaluate_every`` steps, ten times in a run where that is 0. What a run needs
-to go on after a stop (``train.save_minutes``) is one state, stored over the last one, whatever is kept here.
+in any case. One more is there while it is written. Evaluations come every ``train.evaluate_every`` steps, ten times in
+a run where that is 0. What a run needs to go on after a stop (``train.save_minutes``) is one state, stored over the
+last one, whatever is kept here.
 """
 
 from __future__ import annotations
@@ -11,19 +12,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from planner.ledger import Basis, Device, Ledger, Phase, Term
+from planner.ledger import Device, Ledger, Phase, Term
 from planner.optimizations.adapters.lora import adapter_parameters, float32
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
 from planner.optimizations.item import Claimed
 from planner.session import Session
-from planner.symbols import Letters, Number
+from planner.symbols import Letters, Number, ceil_div, greatest, least
 from planner.units import GIB
 
 
 @cache
-def sets_of_adapters(count: int) -> Callable[[Letters], Number]:
-    """The newest, the best, and one that is being written."""
-    return lambda x: (count + 2) * adapter_parameters(x)
+def kept_parameters(count: int, disk: int) -> Callable[[Letters], Number]:
+    """The newest, the best, and one that is being written; with so many bytes of disk, as many as these hold."""
+    if not disk:
+        return lambda x: (count + 2) * adapter_parameters(x)
+
+    def within(x: Letters) -> Number:
+        one = adapter_parameters(x)
+        return least(count + 2, greatest(2, ceil_div(disk + 1, 4 * one))) * one
+
+    return within
 
 
 class KeptCheckpoints(Optimization):
@@ -57,13 +65,12 @@ class KeptCheckpoints(Optimization):
         return ledger.with_terms(
             Term(
                 "adapters/kept",
-                sets_of_adapters(int(knobs["count"])),
+                kept_parameters(int(knobs["count"]), int(float(knobs["disk"]) * GIB)),
                 float32,
                 frozenset({Phase.SAVE}),
                 "adapters of several moments",
                 "trainer/judging.py",
                 device=Device.DISK,
-                basis=Basis.EXACT,
             )
         )
 

@@ -1,7 +1,7 @@
 """A share of the documents that is never trained on, taken out before they are cut or packed into rows.
 
-``train.validation`` is the share. The held-out rows are evaluated before and after training, and every so many steps
-with ``evaluation``; what that takes of the card is in the plan.
+``train.validation`` is the share. The held-out rows are evaluated before and after training, and every
+``train.evaluate_every`` steps; what that takes of the card is in the plan.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class SpikeRewind(Optimization):
         Claimed(
             17,
             "prevents training divergence",
-            "in part",
+            "not shown",
             "It takes back what one batch has done and leaves that out; a rate that is too high diverges all the same, "
             "and ends the run with a sentence.",
         ),

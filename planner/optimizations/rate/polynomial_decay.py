@@ -21,7 +21,8 @@ class PolynomialDecay(Optimization):
             29,
             "another schedule",
             "holds",
-            "It is one, beside cosine, constant, one cycle and warm-up, stable, decay; which is best is not shown.",
+            "It is one, beside cosine, linear, constant, one cycle and warm-up, stable, decay; which is best is not "
+            "shown.",
         ),
     )
     asked = True

@@ -5,6 +5,8 @@
 the adapters in host memory is all it takes. The rate found is the highest of the run's schedule, ``train.lr`` stays
 where the loss never falls, and ``rate_search.svg`` in the run's folder shows the curve. The result belongs to this
 model, these data, this batch and this optimiser.
+
+Approximate: the time of the test is in no time of the plan, which warns of it. Nothing of it is stored before it ends.
 """
 
 from __future__ import annotations

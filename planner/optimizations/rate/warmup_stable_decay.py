@@ -21,7 +21,7 @@ class WarmupStableDecay(Optimization):
             29,
             "another schedule",
             "holds",
-            "It is one, beside cosine, constant, one cycle and polynomial decay; which is best is not shown.",
+            "It is one, beside cosine, linear, constant, one cycle and polynomial decay; which is best is not shown.",
         ),
     )
     asked = True
