@@ -119,4 +119,4 @@ class NotYet(Given):
 
     def state(self, situation: Situation) -> tuple[State, str]:
         """Not yet."""
-        return "not yet", f"not there yet: {self.missing}"
+        return "not yet", f"until it is there: {self.missing}"
