@@ -137,7 +137,10 @@ def test_what_comes_after_is_as_if_those_batches_had_not_been(
     assert [(each["step"], each["to"]) for each in run["spikes"]] == [(14, 10)] and run["skipped_steps"] == 0
     assert run["losses"][:10] == other["losses"][:10] and run["losses"][14:] == other["losses"][14:]
     assert _same(_saved(tmp_path / "run"), _saved(tmp_path / "left-out"))
-    assert [line["step"] for line in lines(tmp_path / "run") if "went_back_to" in line] == [14]
+    (told,) = [line for line in lines(tmp_path / "run") if "went_back_to" in line]
+    assert (told["step"], told["went_back_to"], told["gradient_norm"]) == (14, 10, None)
+    written = (tmp_path / "run" / "metrics.jsonl").read_text() + (tmp_path / "run" / "measurement.json").read_text()
+    assert "NaN" not in written and (told["loss"] is None) is math.isnan(by), "JSON has no word for it"
     rates = [line["lr"] for line in lines(tmp_path / "run") if "lr" in line]
     assert rates == [line["lr"] for line in lines(tmp_path / "left-out") if "lr" in line]
 

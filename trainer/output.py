@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from copy import copy
@@ -82,7 +83,7 @@ class RunFolder:
     def log(self, **values: Any) -> None:
         """One more line of ``metrics.jsonl``."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(values) + "\n")
+            lines.write(json.dumps(finite(values)) + "\n")
 
     def go_back_to(self, step: int) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl`` up to a step; what was logged after it is dropped, also from the file."""
@@ -140,7 +141,7 @@ class RunFolder:
 
     def save_record(self, record: dict[str, Any]) -> Path:
         """Write ``measurement.json``."""
-        self._write("measurement.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        self._write("measurement.json", json.dumps(finite(record), indent=2, ensure_ascii=False) + "\n")
         return self.path / "measurement.json"
 
     def _write(self, name: str, text: str) -> None:
@@ -148,6 +149,15 @@ class RunFolder:
         half = final.with_name(f".{final.name}.being-written")
         half.write_text(text, encoding="utf-8")
         half.replace(final)
+
+
+def finite(values: Any) -> Any:
+    """The same with null for what is no number, which JSON has no word for."""
+    if isinstance(values, dict):
+        return {name: finite(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def _card(plan: Plan, step: int, held_out: str, rate: float | None) -> str:

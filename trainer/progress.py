@@ -115,7 +115,8 @@ class Progress:
                 self._console.print("No TensorBoard log: the package tensorboard is not installed.", highlight=False)
                 self._tensorboard = _NoTensorboard()
         for name in ("loss", "lr", "gradient_norm", "tokens_per_second"):
-            self._tensorboard.add_scalar(f"train/{name}", step[name], self.done)
+            if step[name] is not None:
+                self._tensorboard.add_scalar(f"train/{name}", step[name], self.done)
 
 
 class _NoTensorboard:

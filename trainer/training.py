@@ -110,7 +110,7 @@ def train_steps(
             "step": step,
             "loss": loss,
             "lr": rate,
-            "gradient_norm": made.gradient_norm,
+            "gradient_norm": None if went_back is not None else made.gradient_norm,
             "taken": made.taken,
             "tokens": tokens,
             "trained_tokens": sum(part.trained for part in parts),

@@ -1,4 +1,4 @@
-"""What optimisations ask of the optimiser's side of a run: rates, gradients, and what is kept beside the adapters."""
+"""What optimisations ask of a run beside its step: rates, gradients, copies of adapters, what is done between steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.spikes import Spikes
 
 
 class UpdateHooks:
-    """The part of `planner.session.Session` that is about the optimiser; each method may be called once."""
+    """The part of `planner.session.Session` that is no matter of the model; each method may be called once."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
