@@ -7,7 +7,7 @@ from itertools import chain, combinations
 
 from planner.compose import problems
 from planner.optimizations import all_optimizations
-from planner.optimizations.base import Scalar, Situation
+from planner.optimizations.base import Optimization, Scalar, Situation
 
 PinnedKnobs = Mapping[str, Mapping[str, Scalar]]
 
@@ -45,6 +45,36 @@ def valid_sets(situation: Situation, required: Sequence[str], excluded: Sequence
         ids = tuple(sorted({*certain, *extra}))
         if trains(ids) and not problems(ids, situation):
             yield ids
+
+
+def largest_set(situation: Situation) -> tuple[str, ...]:
+    """As many optimisations as can be on together; of several such sets the one that is found first.
+
+    Of two that lay claim to the same, one or the other is left out; what then lacks what it needs is left out, too.
+    """
+    known, best = all_optimizations(), frozenset[str]()
+
+    def look(ids: frozenset[str]) -> None:
+        nonlocal best
+        if len(ids) <= len(best):
+            return
+        pairs = combinations(sorted(ids), 2)
+        rivals = next(((one, other) for one, other in pairs if _rivals(known[one], known[other])), ())
+        for name in rivals:
+            look(ids - {name})
+        if rivals:
+            return
+        if broken := problems(ids, situation):
+            look(ids - {*broken})
+        else:
+            best = ids
+
+    look(frozenset(name for name, each in known.items() if not each.reasons(situation)))
+    return tuple(sorted(best))
+
+
+def _rivals(one: Optimization, other: Optimization) -> bool:
+    return bool(one.claims & other.claims or one.makes & other.makes)
 
 
 def subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:

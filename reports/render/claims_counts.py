@@ -18,6 +18,7 @@ from planner.optimizations import all_items, all_optimizations, given_items
 from planner.optimizations.base import Situation
 from planner.optimizations.item import NotYet
 from planner.planning import HOST_BYTES
+from planner.sets import largest_set
 from planner.tiers import TIERS
 from reports.render.claims_data import Document, Found, listed
 from reports.render.claims_plans import planned
@@ -102,7 +103,13 @@ def together(document: Document) -> Found:
     """How many of the items are on together in the reference plan."""
     on = planned(CARD).best.configuration.ids
     have = [number for number, names in numbers().items() if set(names) & set(on)]
-    text = f"{len(have)} items are on together in the plan of `plan --gpu {CARD}` ({listed(have)})"
+    endless = 2**50  # bytes of host and disk, so that nothing is left out for want of them
+    most = largest_set(Situation(load_profile(CARD), load_model(MODEL), endless, disk_bytes=endless))
+    could = {number for name in most for number in all_optimizations()[name].numbers}
+    text = (
+        f"{len(have)} items are on together in the plan of `plan --gpu {CARD}` ({listed(have)}); at most {len(most)} "
+        f"optimisations of {len(could)} items can be on together there, all of them asked for"
+    )
     return Found(text, len(have))
 
 
