@@ -190,8 +190,8 @@ def formulas() -> dict[Key, Callable[[Letters], Number]]:
                 ids = repaired(set(NAMES) - {off}, situation, passes=passes)
                 ledgers.append(compose(ids, {}, situation).ledger)
                 for owner, knob in ((name, knob) for name in ids for knob in all_optimizations()[name].knobs):
-                    # With a letter it gives that its value and does no more.
-                    for choice in () if knob.letter else knob.choices(replace(situation, chosen=frozenset(ids))):
+                    # With a letter it gives that its value and does no more; the first choice is that of the set above.
+                    for choice in () if knob.letter else knob.choices(replace(situation, chosen=frozenset(ids)))[1:]:
                         ledgers.append(compose(ids, {owner: {knob.name: choice}}, situation).ledger)
     found: dict[Key, Callable[[Letters], Number]] = {}
     for ledger in ledgers:
