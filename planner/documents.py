@@ -49,13 +49,13 @@ class StoredDocument:
         Raises:
             PlanError: it is not there any more.
         """
+        asked = f"data {self.file}" + (f", {self.name}" if self.row else "")
         try:
             with self.file.open("rb") as file:
                 file.seek(self.start)
                 content = file.read(-1 if self.size is None else self.size)
-            return str(json.loads(content)["text"]) if self.row else content.decode("utf-8")
-        except (OSError, ValueError, KeyError, TypeError) as error:  # not UTF-8 and no JSON are values, too
-            asked = f"data {self.file}" + (f", {self.name}" if self.row else "")
+            return _field(json.loads(content), asked) if self.row else content.decode("utf-8")
+        except (OSError, ValueError, PlanError) as error:  # what is not UTF-8, or no JSON, is a value, too
             raise PlanError(asked, "is not what it was when it was read first.", "Start the run again.") from error
 
 

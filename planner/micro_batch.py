@@ -1,8 +1,9 @@
 """The rows of an optimiser step, split into micro-batches: the split that takes the least time and fits.
 
-A step of so many rows has the same gradient however they are split, as each token has the same weight; what is left to
-choose is memory against time. Memory grows with the rows of a micro-batch, so of the divisors of the rows the first
-that does not fit ends the search; time is what the plan of each says.
+However the rows of a step are split its gradient is the same, as each token has the same weight; what is left to choose
+is memory against time. (An epoch ends with what rows are left: where they do not fill a micro-batch, its last step has
+fewer.) Memory grows with the rows of a micro-batch, so of the divisors of the rows the first for which there is too
+little memory ends the search; time is what the plan of each says.
 """
 
 from __future__ import annotations
@@ -43,24 +44,25 @@ def divisors(rows: int) -> list[int]:
 
 
 def split_rows(request: Request, solve: Callable[[Request], Solved]) -> Solved:
-    """What is found for the fastest split of ``request.rows`` that fits at the length that one row at a time has.
+    """What is found for the best split of ``request.rows`` that fits at the length that one row at a time has.
 
     Args:
         solve: plans a request that says how rows are split.
     """
     assert request.rows is not None
-    best = solve(_with(request, 1))
-    want = best.found.wanted[best.found.index]
-    if not _fits(best) or (want.tier is None and request.total_tokens is None):
-        return best  # the longest at all is that of one row at a time
+    one = solve(_with(request, 1))
+    want = one.found.wanted[one.found.index]
+    if not _has_memory(one) or (want.tier is None and request.total_tokens is None):
+        return one  # the longest at all is that of one row at a time
     same_length = request if request.total_tokens is not None else replace(request, tier=want.tier)
+    splits = [one]
     for size in divisors(request.rows)[1:]:
         found = solve(_with(same_length, size))
-        if not _fits(found):
+        if not _has_memory(found):
             break
-        if _seconds(found) < _seconds(best):
-            best = found
-    return best
+        splits.append(found)
+    fitting = [found for found in splits if bool(found.found.best.fits[found.found.index])]
+    return min(fitting or splits, key=_cost)
 
 
 def _with(request: Request, batch: int) -> Request:
@@ -69,10 +71,18 @@ def _with(request: Request, batch: int) -> Request:
     return replace(request, rows=None, train=train)
 
 
-def _fits(solved: Solved) -> bool:
-    return bool(solved.found.best.fits[solved.found.index])
+def _has_memory(solved: Solved) -> bool:
+    """Whether card, host and disk have enough; that a step takes too long may be another with more rows at a time."""
+    best, index, limits = solved.found.best, solved.found.index, solved.limits
+    return bool(
+        best.high[index] <= limits.gpu_bytes
+        and best.host[index] <= limits.host_bytes
+        and best.disk[index] <= limits.disk_bytes
+    )
 
 
-def _seconds(solved: Solved) -> float:
-    """Seconds of a step as they are ranked, to three digits: less is noise, and fewer rows take less memory."""
-    return float(f"{float(solved.found.best.time.rank[solved.found.index]):.3g}")
+def _cost(solved: Solved) -> tuple[float, ...]:
+    """What a split is chosen by: three digits of its time, as less is noise, or the memory that was asked for first."""
+    best, index = solved.found.best, solved.found.index
+    seconds, memory = float(f"{float(best.time.rank[index]):.3g}"), float(best.high[index])
+    return (memory, seconds) if solved.request.objective == "memory" else (seconds, memory)

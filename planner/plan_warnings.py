@@ -97,6 +97,10 @@ def schedule_beside(choices: Mapping[str, Mapping[str, object]], train: Train, s
     return told
 
 
+FEWER = 30
+"""Steps of a range test that still show a curve."""
+
+
 def before_training(choices: Mapping[str, Mapping[str, Scalar]], step_seconds: float | None) -> list[str]:
     """What is done before the first step and is in no time of the plan."""
     steps = choices.get("rate_range_test", {}).get("steps")
@@ -105,7 +109,8 @@ def before_training(choices: Mapping[str, Mapping[str, Scalar]], step_seconds: f
     took = "" if step_seconds is None else f", about {format_seconds(int(steps) * step_seconds)}"
     return [
         f"rate_range_test makes {int(steps):,} steps before training{took}, which no time here includes; a run that is "
-        "stopped within them begins again. --set rate_range_test.steps=30 makes fewer."
+        "stopped within them begins again."
+        + (f" --set rate_range_test.steps={FEWER} makes fewer." if int(steps) > FEWER else "")
     ]
 
 

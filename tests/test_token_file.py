@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,8 +76,12 @@ def test_a_malformed_row_is_told_of_alike(tmp_path: Path, line: str) -> None:
 
 def test_a_text_that_is_gone_is_told_of(folder: Path, rows_file: Path) -> None:
     document, row = read_documents(folder, keep=False).documents[0], read_documents(rows_file, keep=False).documents[2]
+    for content in (b'{"text": 1}', b'{"other": "x"}', b"no JSON", b"\xff\xff"):
+        rows_file.write_bytes(content)
+        with pytest.raises(PlanError, match="is not what it was when it was read first"):
+            assert replace(row, start=0, size=len(content)).text
+    rows_file.unlink()
     (folder / document.name).unlink()
-    rows_file.write_bytes(b'{"text": 1}' * 3)
     for gone in (document, row):
         with pytest.raises(PlanError, match="is not what it was when it was read first"):
             assert gone.text
@@ -114,6 +120,16 @@ def test_documents_without_tokens_and_more_than_one_batch(tmp_path: Path) -> Non
     assert list(TokenFile(tmp_path).mapped([])) == []
 
 
+def test_what_a_document_fails_of_is_not_the_disk_s_fault(tmp_path: Path) -> None:
+    def failing() -> Any:
+        yield torch.zeros(3, dtype=torch.int32)
+        raise FileNotFoundError("a text is gone")
+
+    with pytest.raises(FileNotFoundError, match="a text is gone"):
+        list(TokenFile(tmp_path).mapped(failing()))
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_disk_that_takes_nothing_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -139,7 +155,7 @@ def anonymous():
 file, mapped = Path(sys.argv[1]), sys.argv[2] == "mapped"
 store = (lambda: TokenFile(file.parent)) if mapped else None
 held = []
-for lines in (500, 6000):
+for lines in (250, 3000):
     part = file.with_name(f"{lines}.jsonl")
     with file.open("rb") as whole, part.open("wb") as first:
         for line, _ in zip(whole, range(lines)):
@@ -154,28 +170,41 @@ print(held[1] - held[0], 4 * (kept.train.tokens + kept.validation.tokens))
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells what is anonymous")
 def test_memory_holds_what_is_being_read(tmp_path: Path) -> None:
-    """Of twelve times the data: without it texts and tokens more; with it less than a tenth of the tokens.
+    """Of twelve times the data: without it texts and tokens more; with it less than a quarter of the tokens.
 
-    What is left is a place in the file for each document and row, a few hundred bytes.
+    What is left is a place in the file for each document and row, a kilobyte or two.
     """
     file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps({"text": f"{number} " * 800}) + "\n" for number in range(6000)))
+    file.write_text("".join(json.dumps({"text": f"{number} " * 1600}) + "\n" for number in range(3000)))
     held = {}
     for how in ("mapped", "kept"):
         command = [sys.executable, "-c", HELD, str(file), how]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         held[how], size = map(int, done.stdout.split())
     assert size > 80 * 2**20
-    assert held["kept"] > size and held["mapped"] < size / 10, held
+    assert held["kept"] > size and held["mapped"] < size / 4, held
 
 
-def test_a_run_is_the_same(tmp_path: Path) -> None:
+def test_a_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, mapped_parts, kept_texts = TokenFile.mapped, [], []
+
+    def mapping(self: TokenFile, documents: Any) -> Any:
+        mapped_parts.append(self)
+        return own(self, documents)
+
+    def reading(path: Path, *, keep: bool = True) -> Any:
+        kept_texts.append(keep)
+        return read_documents(path, keep=keep)
+
+    monkeypatch.setattr(TokenFile, "mapped", mapping)
+    monkeypatch.setattr("trainer.run.read_documents", reading)
     save_model("llama", tmp_path / "model")
     write_sources(tmp_path / "data")
     for name, more in (("plain", {}), ("mapped", {"mapped_tokens": {}})):
         choices = {"lora": {"rank": 4, "alpha": 8}, "sequence_packing": {"documents": 3}} | more
         given = {"steps": 4, "lr": 1e-2, "validation": 0.25, "evaluation_rows": 3, "out": str(tmp_path / name)}
         assert execute(make_plan(tmp_path / "model", data=str(tmp_path / "data"), choices=choices, **given)) == 0
+    assert kept_texts == [True, False] and len(mapped_parts) == 2, "what is trained on and what is judged by"
     plain, mapped = (record(tmp_path / name) for name in ("plain", "mapped"))
     assert plain["losses"] == mapped["losses"] and plain["data"] == mapped["data"]
     one, other = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("plain", "mapped"))

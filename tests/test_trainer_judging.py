@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _judge(judging: Judging, out: Path, losses: list[float]) -> tuple[Judge, lis
 def test_it_stops_after_so_many_that_are_no_better(tmp_path: Path) -> None:
     judge, told = _judge(Judging(stopping=(2, 0.01)), tmp_path, [3.0, 2.0, 1.99, 1.985])
     assert told[:3] == [None] * 3 and told[3] is not None and "1 % in 2 evaluations" in told[3]
-    assert judge.judged.stopped == 20 and judge.judged.best == (20, 1.985), "the least loss, though by little"
+    assert judge.judged.best == (20, 1.985), "the least loss, though by little"
     assert _there(tmp_path) == [20], "and its adapters alone"
     better, told = _judge(Judging(stopping=(2, 0.01)), tmp_path / "b", [3.0, 3.1, 2.9, 2.95, 2.8])
     assert told == [None] * 5 and better.judged.worse == 0 and _there(tmp_path / "b") == [25]
@@ -57,6 +58,12 @@ def test_it_stops_after_so_many_that_are_no_better(tmp_path: Path) -> None:
     assert (
         told == [None] * 3 and steady.judged.losses == [(5, 1.0), (10, 2.0), (15, 3.0)] and not _there(tmp_path / "c")
     )
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    judge, told = _judge(Judging(stopping=(3, 0.0)), tmp_path, [math.nan, 3.0, math.nan, 1.0, math.inf])
+    assert told == [None] * 5 and judge.judged.best == (20, 1.0) and judge.judged.worse == 1
+    assert _there(tmp_path) == [20]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +162,7 @@ def _rising(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[str]:
 
     def judge(self: Any, when: str, step: int | None = None) -> Any:
         found = own(self, when, step)
-        if step is None:
+        if when == "before" or len(made) == len(losses):
             return found
         made.append(when)
         return type(found)(losses[len(made) - 1], found.rows, found.tokens)
@@ -167,7 +174,7 @@ def _rising(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[str]:
 def test_a_run_stops_and_saves_its_best(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = _rising(monkeypatch, [5.0, 4.0, 4.5, 4.6, 4.7])
+    made = _rising(monkeypatch, [5.0, 4.0, 4.5, 4.6])
     out = tmp_path / "run"
     assert execute(_plan(place, out, {"early_stopping": STOPPING}, evaluate_every=2)) == 0
     assert made == ["after step 2", "after step 4", "after step 6", "after step 8"]
@@ -190,7 +197,8 @@ def test_a_run_that_gets_better_goes_to_its_end_and_saves_its_last(
     made = _rising(monkeypatch, [6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
     out = tmp_path / "run"
     assert execute(_plan(place, out, {"early_stopping": STOPPING}, evaluate_every=2)) == 0
-    assert made[-1] == "after step 12" and record(out)["judged"]["best"] == [12, 1.0]
+    assert made[-1] == "after" and record(out)["judged"]["best"] == [12, 1.0]
+    assert record(out)["judged"]["stopped"] is None
     assert record(out)["evaluation"]["after"]["loss"] == 1.0, "the last step is judged once"
     assert len(record(out)["losses"]) == STEPS and _there(out) == [12]
     assert _same(_saved(out / "adapter"), _saved(out / FOLDER / "step-12"))

@@ -138,7 +138,9 @@ def test_a_loss_that_is_no_number_ends_the_test(
     assert execute(_plan(place, tmp_path / "at-once", {"rate_range_test": KNOBS})) == 0
     assert record(tmp_path / "at-once")["rate_search"] == {"rate": None, "curve": []}
     assert not (tmp_path / "at-once" / "rate_search.svg").exists()
-    assert "the loss of its first step is no number; train.lr 0.001 stays" in " ".join(capsys.readouterr().out.split())
+    assert "no step of it had a loss that is a number; train.lr 0.001 stays" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_a_run_that_is_stopped_keeps_the_rate(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

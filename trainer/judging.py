@@ -6,6 +6,7 @@ anything goes by them. Then those are deleted that are neither the best nor amon
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -110,17 +111,17 @@ class Judge:
         found, judging = self.judged, self._judging
         if loss is not None:
             found.losses.append((step, loss))
-            if found.best is None or loss < found.best[1]:
+            number = math.isfinite(loss)  # one that is none is worse than any
+            if number and (found.best is None or loss < found.best[1]):
                 found.best = (step, loss)
             threshold = judging.stopping[1] if judging.stopping else 0.0
-            if found.mark is None or loss < found.mark * (1 - threshold):
+            if number and (found.mark is None or loss < found.mark * (1 - threshold)):
                 found.mark, found.worse = loss, 0
             else:
                 found.worse += 1
         if judging.keeping or (judging.stopping and found.best is not None and found.best[0] == step):
             self._keep(step, save)
         if judging.stopping and found.worse >= judging.stopping[0]:
-            found.stopped = step
             return (
                 f"the held-out loss has not fallen by {100 * judging.stopping[1]:g} % in {found.worse} evaluations, "
                 f"and was least after step {found.best[0] if found.best else step}"

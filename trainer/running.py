@@ -112,7 +112,11 @@ class Running:
         """Judge after a step what would be saved now, averages in place of the adapters; says why to stop, if so."""
         with shown_as_saved(self.built):
             made = self._judge(f"after step {step}", step)
-            return judge.after(step, made.loss if made else None, partial(self.folder.write_adapter, self.built, step))
+            save = partial(self.folder.write_adapter, self.built, step)
+            why = judge.after(step, made.loss if made else None, save)
+        if why:
+            judge.judged.stopped = step
+        return why
 
     def _beginning(self, saved: Saved | None) -> Beginning:
         """What is known when the next step begins: of a run that begins, goes on, or goes on by another plan."""
@@ -171,7 +175,7 @@ class Running:
             self.folder.save_picture("rate_search.svg", picture(found))
         made = f"{len(found.curve)} steps, {self.folder.path / 'rate_search.svg'}"
         if not found.curve:
-            told = f"Range test: the loss of its first step is no number; train.lr {plan.train.lr:g} stays."
+            told = f"Range test: no step of it had a loss that is a number; train.lr {plan.train.lr:g} stays."
         elif found.rate is None:
             told = f"Range test ({made}): the loss never fell; train.lr {plan.train.lr:g} stays."
         else:
@@ -228,7 +232,7 @@ class Running:
         step = self.progress.done
         if any(judged == step for judged, _ in judge.judged.losses):
             return None
-        made = self._judge(f"after step {step}", step)
+        made = self._judge("after")
         judge.after(step, made.loss if made else None, partial(self.folder.write_adapter, self.built, step))
         return made
 

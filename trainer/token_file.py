@@ -9,6 +9,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -34,6 +35,14 @@ class TokenFile:
     def __init__(self, folder: Path) -> None:
         self._folder = nearest_folder(folder)
 
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            why = f"{self._folder} does not take them: {error.strerror or error}."
+            raise PlanError("tokens on disk (mapped_tokens)", why, ELSEWHERE) from error
+
     def mapped(self, documents: Iterable[Tensor]) -> Iterator[Tensor]:
         """Write each document's tokens, ``[N]`` int32, then give all of them back as they lie in the file.
 
@@ -42,20 +51,21 @@ class TokenFile:
         """
         kind = pyarrow.large_list(pyarrow.int32())
         schema, waiting = pyarrow.schema([(FIELD, kind)]), iter(documents)
-        path = ""
-        try:
+        with self._blamed():
             descriptor, path = tempfile.mkstemp(".arrow", ".tokens-", self._folder)
             os.close(descriptor)
-            with pyarrow.OSFile(path, "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
-                while some := [ids.numpy() for ids in islice(waiting, BATCH)]:
+        try:
+            with self._blamed():
+                writer = pyarrow.ipc.new_file(path, schema)
+            # What reading and tokenising a document may fail of is not the disk's fault.
+            while some := [ids.numpy() for ids in islice(waiting, BATCH)]:
+                with self._blamed():
                     writer.write_batch(pyarrow.record_batch([pyarrow.array(some, kind)], schema=schema))
-            reader = pyarrow.ipc.open_file(pyarrow.memory_map(path))
-        except OSError as error:
-            why = f"{self._folder} does not take them: {error.strerror or error}."
-            raise PlanError("tokens on disk (mapped_tokens)", why, ELSEWHERE) from error
+            with self._blamed():
+                writer.close()
+                reader = pyarrow.ipc.open_file(pyarrow.memory_map(path))
         finally:
-            if path:
-                Path(path).unlink(missing_ok=True)
+            Path(path).unlink(missing_ok=True)
         for number in range(reader.num_record_batches):
             column = reader.get_batch(number).column(0)
             values, offsets = column.values.to_numpy(zero_copy_only=True), column.offsets.to_pylist()

@@ -6,7 +6,8 @@ the last time taken in at the end of the run. It takes four bytes for each train
 Of weights in four bits there is no slow copy: the adapters alone are trained.
 
 Approximate: the copy is counted as if it were read and written in every step, and with it in the host the copy of the
-adapters is left out of the time.
+adapters is left out of the time; and while rows are judged between steps, a copy of the adapters in host memory is not
+counted.
 """
 
 from __future__ import annotations

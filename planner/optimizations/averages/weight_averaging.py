@@ -5,7 +5,8 @@ first steps, so that a short run's average is not its beginning. ``swa`` is the 
 steps. It takes four bytes for each trained weight, on the card or in the host, and brings no length and no speed, so it
 is on only where it is asked for. Averages of four-bit weights would be none: only adapters are averaged.
 
-Approximate: with the averages in the host, the copy of the adapters after each step is left out of its time.
+Approximate: with the averages in the host, the copy of the adapters after each step is left out of its time; and while
+rows are judged between steps, a copy of the adapters in host memory is not counted.
 """
 
 from __future__ import annotations

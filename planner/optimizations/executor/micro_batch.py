@@ -1,9 +1,10 @@
 """The rows of a step, split into the micro-batches that take the least time and fit.
 
 ``--set train.rows=N`` asks for steps of N rows. Their gradient is the same however they are split, so the plan takes
-the split whose step is the fastest, among those whose bound fits: the next larger micro-batch is tried until one does
-not. What is measured on the card is the probe step of that micro-batch; the length of a sequence needs no search there
-either, as the longest that fits is solved for.
+the split whose step is the fastest, among those whose bound fits: the next larger micro-batch is tried until one has
+too little memory. (An epoch ends with what rows are left: its last step has fewer.) What is measured on the card is the
+probe step of that micro-batch; the length of a sequence needs no search there either, as the longest that fits is
+solved for.
 """
 
 from __future__ import annotations
