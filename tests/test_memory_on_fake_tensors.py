@@ -69,10 +69,10 @@ def planned(
 ) -> Plan:
     """A plan with exactly these optimisations, whether or not it fits.
 
-    Where layers run in passes a slice of the loss is no longer than any chunk (``planner.streamed_memory.loss_rows``),
-    and few documents share a row: each is a call of its own for every group of heads, and counting takes long.
+    Where layers run in passes a slice of the loss is no longer than any chunk (``planner.streamed_memory.loss_rows``).
+    Few documents share a row: each is a call of its own, and counting many takes long.
     """
-    few = {"chunked_loss": {"rows": 1024}, "sequence_packing": {"documents": 16}} if "streamed" in on else {}
+    few = {"sequence_packing": {"documents": 16}} | ({"chunked_loss": {"rows": 1024}} if "streamed" in on else {})
     few = {name: knobs for name, knobs in few.items() if name in on}
     return make_plan(
         Request(
@@ -128,13 +128,16 @@ def on_card(ids: set[str], card: str, model: str) -> tuple[dict[str, Term], dict
 def singles(model: str, card: str) -> list[set[str]]:
     """A set for a small card, as it is and with each optimisation switched the other way; only valid ones.
 
-    Those that change nothing on the card (learning rates, what is kept in host memory or on disk) with one model alone.
+    Those that change nothing on the card (learning rates, what is kept in host memory or on disk) with one model alone,
+    and copies and states of adapters, which no layer has to do with, with the first models.
     """
     base = with_attention({"lora", "mixed_precision", "gradient_checkpointing", "chunked_loss"}, card, model)
     sets = [base ^ {name} for name in all_optimizations() if name != "lora"]
     plain = on_card(base, card, model)
     able_to = [ids for ids in sets if able(card, model, ids)]
-    return [base, *(ids for ids in able_to if model == MODELS[1] or on_card(ids, card, model) != plain)]
+    own = {"adamw_8bit", "lookahead", "weight_averaging"} if model not in MODELS[:5] else set()
+    changing = [ids for ids in able_to if on_card(ids, card, model) != plain and not own & (ids ^ base)]
+    return [base, *(able_to if model == MODELS[1] else changing)]
 
 
 def card_for(model: str, card: str) -> str:
@@ -173,7 +176,7 @@ def drawn(seed: int) -> tuple[str, str, set[str], int, int | None, int, int]:
         return model, card, ids, total, target, chance.choice((1, 1, 2)), chance.choice((4, 16, 64))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(30))
 def test_random_valid_sets(tmp_path: Path, seed: int) -> None:
     model, card, on, total, target, batch, rank = drawn(seed)
     plan = planned(str(shortened(model, 3, tmp_path / model)), card, on, total, rank=rank, target=target, batch=batch)

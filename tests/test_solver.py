@@ -237,7 +237,7 @@ def test_it_finds_it_where_some_times_are_unknown(seed: int) -> None:
     found_as_counted(replace(asked, situation=replace(asked.situation, gpu=card("unlinked"))))
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(7))
 def test_a_disk_is_a_limit_like_the_others(seed: int) -> None:
     """Long sequences and little host memory, so that the size of the disk decides."""
     source = random.Random(seed)
