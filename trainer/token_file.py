@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from itertools import islice, pairwise
 from pathlib import Path
 
-import pyarrow
 import torch
 from torch import Tensor
 
@@ -49,6 +48,8 @@ class TokenFile:
         Raises:
             PlanError: the disk does not take them.
         """
+        import pyarrow  # here: nobody else should wait for it, or has to have it
+
         kind = pyarrow.large_list(pyarrow.int32())
         schema, waiting = pyarrow.schema([(FIELD, kind)]), iter(documents)
         with self._blamed():

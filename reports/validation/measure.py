@@ -3,11 +3,12 @@
     python -m reports.validation.measure plan [--grid] [NAME…]      write the plan of every case to FOLDER/plans/
     python -m reports.validation.measure run OUT [--grid] [NAME…]   run the frozen plans here; one record each into OUT
 
-FOLDER is reports/validation, for the cases of ``cases``; with --grid it is reports/validation/grid, for ``grid``.
-Freeze and commit the plans first: a record holds the plan it was run by, so git shows that the prediction came
-before the measurement. The rest is what `plan validate` does: each run is held to its plan's bound (`high`), or its
-last two steps are, so it is shown to suffice; a record whose ``limit_bytes`` is the card's budget is older than that. A
-case that fails leaves ``NAME.failed.txt`` with the reason, never a silence. What has a record in OUT is not run again.
+FOLDER is reports/validation, for the cases of ``cases``; with --grid, --pairs or --largest it is the folder of that
+name in there, for the cases of the module of that name. Freeze and commit the plans first: a record holds the plan it
+was run by, so git shows that the prediction came before the measurement. The rest is what `plan validate` does: each
+run is held to its plan's bound (`high`), or its last two steps are, so it is shown to suffice; a record whose
+``limit_bytes`` is the card's budget is older than that. A case that fails leaves ``NAME.failed.txt`` with the reason, never a silence.
+What has a record in OUT is not run again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,12 +37,16 @@ from planner.units import GIB, MIB
 from planner.validating import Job, run_apart
 from reports.validation.cases import CASES, Case
 from reports.validation.grid import BEYOND, GRID
+from reports.validation.largest import LARGEST
+from reports.validation.pairs import PAIRED
 from reports.validation.sets import set_of
 
 HERE = Path(__file__).parent
 PLANS = HERE / "plans"
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 1200
+LISTS: Mapping[str, tuple[Case, ...]] = {"grid": GRID, "pairs": PAIRED, "largest": LARGEST}
+"""Runs that have a folder of their own, by its name, which is that of the option that asks for them."""
 
 
 def freeze(case: Case, plans: Path) -> str:
@@ -126,6 +131,14 @@ def part_of(text: str) -> tuple[int, int]:
     return int(which), int(of)
 
 
+def add_lists(parser: argparse.ArgumentParser) -> None:
+    """The options that say whose cases: ``of`` is the name of one of ``LISTS``, or None."""
+    which = parser.add_mutually_exclusive_group()
+    for name in LISTS:
+        words = f"the runs of reports.validation.{name}"
+        which.add_argument(f"--{name}", dest="of", action="store_const", const=name, help=words)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m reports.validation.measure", description=__doc__.splitlines()[0])
@@ -136,10 +149,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verb.add_argument("out", type=Path)
             verb.add_argument("--part", type=part_of, default=(1, 1), metavar="N/M", help="every M-th from the N-th")
             verb.add_argument("--beside", type=int, default=0, metavar="N", help="so many other runs share the card")
-        verb.add_argument("--grid", action="store_true", help="the runs of reports.validation.grid")
+        add_lists(verb)
         verb.add_argument("names", nargs="*", metavar="NAME")
     given = parser.parse_args(arguments)
-    cases, plans = (GRID, HERE / "grid" / "plans") if given.grid else (CASES, PLANS)
+    cases, plans = (LISTS[given.of], HERE / given.of / "plans") if given.of else (CASES, PLANS)
     if unknown := {*given.names} - {case.name for case in cases}:
         parser.error(f"no case is called {min(unknown)}")
     asked = [case for case in cases if not given.names or case.name in given.names]

@@ -1,12 +1,12 @@
 """Measures cases on several cards of one machine: those with seconds to compare alone on a card, others three at once.
 
-    python -m reports.validation.several OUT [--cards N] [--seconds N] [--missing] [NAME…]
+    python -m reports.validation.several OUT [--pairs | --largest] [--cards N] [--seconds N] [--missing] [NAME…]
 
-Every run is `measure run OUT NAME --grid` in a process of its own. First go the longest sequences and those beyond,
-then timed runs that are held out of fits, with models that are new before all, then what is not timed, then the other
-timed ones; with --missing only those that have neither record nor failure in the repository. No run begins before the
-host has the memory that its plan names. When the seconds are over nothing more is begun; what has a record, or failed,
-in OUT is not run again.
+Every run is `measure run OUT NAME --grid`, or another list's, in a process of its own. Of the grid, first go the
+longest sequences and those beyond, then timed runs that are held out of fits, with models that are new before all, then
+what is not timed, then the other timed ones; with --missing only those that have neither record nor failure in the
+repository. No run begins before the host has the memory that its plan names. When the seconds are over nothing more is
+begun; what has a record, or failed, in OUT is not run again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pathlib import Path
 from planner.machine import free_host_bytes
 from planner.plan_file import load_plan
 from reports.validation.cases import Case
-from reports.validation.grid import GRID, HELD, NEW
-from reports.validation.measure import HERE
+from reports.validation.grid import HELD, NEW
+from reports.validation.measure import HERE, LISTS, add_lists
+from reports.validation.pairs import TIMED
 from reports.validation.sets import CALIBRATED_UP_TO
 
-FOLDER = HERE / "grid"
 SHARE_OF_HOST = 0.9
 """Of what is free of the host, so much is given to runs."""
 SHARED = 3
@@ -38,6 +38,8 @@ SHARED = 3
 
 def is_timed(case: Case) -> bool:
     """Whether its seconds are compared: all layers on a card of this kind, more than the steps that are held."""
+    if case.name in TIMED:
+        return True
     longest = case.beyond is not None or case.name.endswith("-longest")
     return case.name.startswith(tuple(HELD)) and case.layers is None and not longest
 
@@ -80,13 +82,13 @@ class HostRoom:
                 self._changed.notify_all()
 
 
-def host_bytes(case: Case) -> int:
+def host_bytes(case: Case, of: str) -> int:
     """What a frozen plan takes of the host at most; where the host is the limit, also of what is beyond it."""
-    return load_plan(FOLDER / "plans" / f"{case.name}.yaml").memory.host.peak_bytes
+    return load_plan(HERE / of / "plans" / f"{case.name}.yaml").memory.host.peak_bytes
 
 
-def run_all(cases: Sequence[Case], out: Path, cards: int, slots: int, until: float, room: HostRoom) -> None:
-    """Run them, so many at a time on each card; nothing begins after ``until``."""
+def run_all(cases: Sequence[Case], of: str, out: Path, cards: int, slots: int, until: float, room: HostRoom) -> None:
+    """Run cases of a list, so many at a time on each card; nothing begins after ``until``."""
     waiting, lock = deque(cases), threading.Lock()
 
     def work(card: int) -> None:
@@ -97,10 +99,10 @@ def run_all(cases: Sequence[Case], out: Path, cards: int, slots: int, until: flo
                 case = waiting.popleft()
             if has_ended(case, out):
                 continue
-            words = ["run", str(out), case.name, "--grid", "--beside", str(slots - 1)]
+            words = ["run", str(out), case.name, f"--{of}", "--beside", str(slots - 1)]
             command = [sys.executable, "-m", "reports.validation.measure", *words]
             environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(card)}
-            with room.taken(host_bytes(case)):
+            with room.taken(host_bytes(case, of)):
                 done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             print((done.stdout + done.stderr[-400:]).strip(), flush=True)
 
@@ -120,16 +122,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cards", type=int, default=1)
     parser.add_argument("--missing", action="store_true", help="only what no record in the repository is of")
     parser.add_argument("--seconds", type=float, default=3600.0)
+    add_lists(parser)
     given = parser.parse_args(arguments)
-    if unknown := {*given.names} - {case.name for case in GRID}:
+    of = given.of or "grid"
+    if unknown := {*given.names} - {case.name for case in LISTS[of]}:
         parser.error(f"no case is called {min(unknown)}")
     given.out.mkdir(parents=True, exist_ok=True)
     until, room = time.monotonic() + given.seconds, HostRoom(int(SHARE_OF_HOST * free_host_bytes()))
-    asked = [case for case in GRID if not given.names or case.name in given.names]
+    asked = [case for case in LISTS[of] if not given.names or case.name in given.names]
     if given.missing:
-        asked = [case for case in asked if not has_ended(case, FOLDER)]
+        asked = [case for case in asked if not has_ended(case, HERE / of)]
     for cases, slots in in_turn(asked):
-        run_all(cases, given.out, given.cards, slots, until, room)
+        run_all(cases, of, given.out, given.cards, slots, until, room)
     return 0
 
 

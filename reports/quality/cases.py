@@ -1,0 +1,93 @@
+"""The trainings that are compared: one of each optimisation that may change what is learnt, beside one without.
+
+All train adapters of the same rank in the same SmolLM2-135M-Instruct on as many rows of the same text, and are judged
+by the same held-out files. Each is made once by seed, which says which files are held out, in which order the rest
+comes, and where adapters begin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+SEEDS = (0, 1, 2)
+TOKENS, ROWS, STEPS, RATE = 1024, 4, 120, 5e-4
+BASE = "base"
+SETTINGS = f"lora.rank=16 train.batch={ROWS} train.steps={STEPS} train.warmup=0.05 train.evaluation_rows=64"
+WORDS = (
+    "+mixed_precision -streamed +exact_attention +chunked_loss -gradient_checkpointing -nf4_weights -adamw_8bit "
+    "-checkpoint_int8 -checkpoint_nf4"
+)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One way to train.
+
+    Attributes:
+        words: what differs from the base: ``+name`` and ``-name`` to switch, ``knob=value`` to set.
+        optimization: the one that is compared; empty where none is, and settings alone differ.
+        beside: the training without it.
+    """
+
+    name: str
+    words: str = ""
+    optimization: str = ""
+    beside: str = BASE
+
+    def arguments(self, seed: int) -> list[str]:
+        """Of `plan`, after the card, the model and the data."""
+        own = self.words.split()
+        switched = {word[1:] for word in own if word[0] in "+-"}
+        given = [word for word in WORDS.split() if word[1:] not in switched]
+        rate = [] if any(word.startswith("train.lr=") for word in own) else [f"train.lr={RATE}"]
+        arguments = ["--context", str(TOKENS)]
+        for word in [*given, *own, *SETTINGS.split(), *rate, f"train.seed={seed}"]:
+            verb = {"+": "--with", "-": "--without"}.get(word[0])
+            arguments += [verb, word[1:]] if verb else ["--set", word]
+        return arguments
+
+
+def _of(name: str, words: str = "", more: str = "") -> Training:
+    return Training(f"{name}{more}", f"+{name} {words}", name)
+
+
+def _trainings() -> Iterator[Training]:
+    yield Training(BASE)
+    for rate in (1e-4, 2e-4, 1e-3, 2e-3):
+        yield Training(f"rate-{rate:.0e}", f"train.lr={rate}")
+    yield Training("linear", "train.schedule=linear")
+    yield Training("constant", "train.schedule=constant")
+    for name in (
+        "rslora",
+        "lora_plus",
+        "batch_rate",
+        "one_cycle",
+        "polynomial_decay",
+        "warmup_stable_decay",
+        "lookahead",
+        "gradient_noise",
+        "gradient_centralization",
+        "label_smoothing",
+        "adaptive_clipping",
+        "spike_rewind",
+        "sequence_packing",
+        "rate_range_test",
+        "adamw_8bit",
+        "nf4_weights",
+    ):
+        yield _of(name)
+    yield _of("early_stopping", "train.evaluate_every=20")
+    for kind in ("ema", "swa"):
+        words = f"+weight_averaging weight_averaging.kind={kind}"
+        yield Training(kind, words, "weight_averaging")
+        yield Training(f"{kind}-constant", f"{words} train.schedule=constant", "weight_averaging", "constant")
+    yield Training("float32", "-mixed_precision")
+    yield Training("float16", "mixed_precision.dtype=float16")
+    passes = "+streamed -exact_attention"
+    yield Training("streamed", passes, "streamed")
+    for name in ("checkpoint_int8", "checkpoint_nf4"):
+        yield Training(name, f"{passes} +{name}", name, "streamed")
+
+
+TRAININGS: tuple[Training, ...] = tuple(_trainings())
