@@ -7,8 +7,8 @@ FOLDER is reports/validation, for the cases of ``cases``; with --grid, --pairs o
 name in there, for the cases of the module of that name. Freeze and commit the plans first: a record holds the plan it
 was run by, so git shows that the prediction came before the measurement. The rest is what `plan validate` does: each
 run is held to its plan's bound (`high`), or its last two steps are, so it is shown to suffice; a record whose
-``limit_bytes`` is the card's budget is older than that. A case that fails leaves ``NAME.failed.txt`` with the reason, never a silence.
-What has a record in OUT is not run again.
+``limit_bytes`` is the card's budget is older than that. A case that fails leaves ``NAME.failed.txt`` with the reason,
+never a silence. What has a record in OUT is not run again.
 """
 
 from __future__ import annotations
