@@ -51,13 +51,16 @@ def train(training: Training, seed: int, gpu: str, model: Path, data: Path, out:
 def unpack(file: Path, target: Path) -> None:
     """Write the model of a GGUF file as a folder with its tokenizer, weights as 32-bit numbers."""
     import torch
+    from safetensors.torch import save_model
     from transformers import AutoModelForCausalLM
 
     from trainer.loading import find_source, load_tokenizer
 
     source = find_source(str(file))
     model = AutoModelForCausalLM.from_pretrained(source.place, gguf_file=source.gguf, dtype=torch.float32)
-    model.save_pretrained(target)
+    del model.config.quantization_config  # by which transformers refuses to save what was read from such a file
+    model.config.save_pretrained(target)
+    save_model(model, str(target / "model.safetensors"), metadata={"format": "pt"})
     load_tokenizer(source).save_pretrained(target)
 
 
