@@ -76,6 +76,8 @@ TRAIN_SCHEDULE = "train.schedule"
 """The setting ``schedule`` where no optimisation is the schedule of the learning rate."""
 TRAIN_RATE = "train.lr"
 """The setting ``rate`` where no optimisation has the highest learning rate."""
+WHOLE_ROWS = "documents"
+"""The setting ``rows`` where no optimisation says what shares a row, or how a row is cut."""
 TRAIN_CLIPPING = "train.max_grad_norm"
 """The setting ``clipping`` where no optimisation clips the gradients."""
 
@@ -202,7 +204,8 @@ def compose(
     if onto is None:
         letters = model_letters(situation.model) | _claimed_letters(situation)
         settings = {"dtype": "fp32", "attention": "eager", "executor": "resident"}
-        settings |= {"rate": TRAIN_RATE, "schedule": TRAIN_SCHEDULE, "clipping": TRAIN_CLIPPING}
+        settings |= {"rate": TRAIN_RATE, "schedule": TRAIN_SCHEDULE}
+        settings |= {"clipping": TRAIN_CLIPPING, "rows": WHOLE_ROWS}
         onto = Configuration((), {}, _nothing_on(), letters, settings, situation.model)
     ledger, letters = onto.ledger, dict(onto.letters)
     settings, complete = dict(onto.settings), dict(onto.knobs)

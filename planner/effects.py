@@ -18,9 +18,10 @@ from planner.explain_formulas import Run, planned_run, run_of, run_without
 from planner.ledger import Device
 from planner.optimizations import all_optimizations
 from planner.plan import Plan
+from planner.plan_time import seconds_at
 from planner.sets import trains
 from planner.solver import ENDLESS_LIMITS
-from planner.tier_table import seconds_at
+from planner.stages import NAME, Shape, shapes
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Effect:
         terms: bytes more of each term that becomes another, less where negative; on whatever device it lies.
         moved: terms that lie elsewhere with it: gpu, pinned, host or disk.
         peak_bytes: bytes more at the peak of the card.
-        step: how many times as long a step takes; None where the card's rates are unknown.
+        step: how many times as long a step takes, on average over a run in stages; None where the card's rates are
+            unknown.
         beside: what else is on with it and off without it, or the other way round.
     """
 
@@ -112,20 +114,32 @@ def _between(name: str, without: Run, with_it: Run) -> Effect:
         terms={term: size for term, size in terms.items() if size},
         moved=moved,
         peak_bytes=int(after.expected[0]) - int(before.expected[0]),
-        step=None if slow is None or fast is None else fast / slow,
+        step=None if slow is None or fast is None else fast * _mean_of_stages(with_it, fast) / slow,
         beside=tuple(sorted({*with_it.configuration.ids} ^ {*without.configuration.ids} ^ {name})),
     )
+
+
+def _mean_of_stages(run: Run, seconds: float) -> float:
+    """A step on average over the stages of a run, as a share of one in the last; 1 where rows have one length."""
+    knobs, plan = run.configuration.knobs.get(NAME), run.plan
+    if knobs is None:
+        return 1.0
+    mean = 0.0
+    for shape in shapes(plan.total_tokens, plan.target, plan.train.batch, int(knobs["stages"])):
+        made = _evaluated(run, shape)
+        took = seconds_at(made, 0, plan.lora_rank, run.situation.gpu, calibration())
+        mean += (took or 0.0) / int(knobs["stages"])
+    return mean / seconds
 
 
 def _sizes(run: Run) -> dict[str, int]:
     return {name: int(term.bytes(run.letters)) for name, term in run.configuration.ledger.terms.items()}
 
 
-def _evaluated(run: Run) -> Outcome:
+def _evaluated(run: Run, shape: Shape | None = None) -> Outcome:
     plan = run.plan
-    candidates = Candidates(
-        np.array([plan.total_tokens]), np.array([plan.target]), np.array([plan.lora_rank]), plan.train.batch
-    )
+    at = shape or Shape(plan.train.batch, plan.total_tokens, plan.target)
+    candidates = Candidates(np.array([at.total]), np.array([at.target]), np.array([plan.lora_rank]), at.rows)
     limits = replace(ENDLESS_LIMITS, accumulation=plan.train.accumulation)
     return Evaluator(candidates, run.situation, calibration(), limits)(run.configuration)
 

@@ -16,6 +16,7 @@ from planner.errors import PlanError
 from planner.packing import pack
 from planner.plan import Epoch, Train
 from planner.plan_time import StepClock, significant
+from planner.stages import NAME, cuts
 
 
 def row_lengths(tokens: np.ndarray, length: int) -> np.ndarray:
@@ -77,7 +78,10 @@ def epoch(data: DataProfile, train: Train, clock: StepClock) -> Epoch:
         raise PlanError("the data", "leaves nothing to train on: no document has two tokens or more.")
     micro_batches = -(-len(rows.lengths) // train.batch)
     steps = -(-micro_batches // train.accumulation)
-    seconds = _seconds(rows, train, clock)
+    stages = int(clock.configuration.knobs[NAME]["stages"]) if NAME in clock.configuration.ids else 1
+    in_each = [_seconds(rows, train, clock, most=want.total // pieces) for pieces in cuts(stages)]
+    known = [each for each in in_each if each is not None]
+    seconds = sum(known) / stages if len(known) == stages else None  # each has the same share of the steps
     update = clock.update()
     hours = None if seconds is None or update is None else significant((seconds + steps * update) / 3600)
     return Epoch(
@@ -93,19 +97,25 @@ def epoch(data: DataProfile, train: Train, clock: StepClock) -> Epoch:
     )
 
 
-def _seconds(rows: PackedRows, train: Train, clock: StepClock) -> float | None:
-    """Expected seconds of all micro-batches, each as long as its longest row."""
+def _seconds(rows: PackedRows, train: Train, clock: StepClock, most: int) -> float | None:
+    """Expected seconds of all micro-batches, each as long as its longest row.
+
+    Args:
+        most: inputs of a row; longer ones are cut from their trained end on, and stay in their micro-batch.
+    """
     want = clock.found.wanted[clock.found.index]
     packing = clock.configuration.letters["d_r"] > 1
     inputs, pairs = rows.lengths, rows.pairs
+    pieces = -(-np.minimum(inputs, want.target) // most) if most < want.total else np.ones_like(inputs)
+    inputs = np.minimum(inputs, most)
     if train.batch > 1:
         order = np.random.default_rng(train.seed).permutation(len(inputs))
-        inputs, pairs = inputs[order], pairs[order]
+        inputs, pairs, pieces = inputs[order], pairs[order], pieces[order]
     places = np.arange(0, len(inputs), train.batch)
     longest = np.maximum.reduceat(inputs, places)
-    sizes = np.diff(np.append(places, len(inputs)))
+    sizes = np.add.reduceat(pieces, places)
     # Padding is a document of its own where rows are packed; else each row is as long as the longest.
-    padding = np.repeat(longest, sizes) - inputs
+    padding = np.repeat(longest, np.diff(np.append(places, len(inputs)))) - inputs
     attended = np.add.reduceat(pairs + padding * (padding + 1), places) if packing else sizes * longest * (longest + 1)
     shapes, counts = np.unique(np.stack([sizes, longest, attended]), axis=1, return_counts=True)
     lengths = shapes[1].astype(np.float64)

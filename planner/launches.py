@@ -25,6 +25,14 @@ EIGHT_BIT_UPDATE = 5
 131 and 155 microseconds for each (reports/validation.md, how these runs were made), where a launch took 31: its
 library goes from matrix to matrix in Python.
 """
+CLIPPED_ROWS = 5
+"""As many launches take the host as long as clipping the rows of one matrix, which is nine ops without a graph.
+
+111 microseconds for each matrix, where a launch took 23 (wide-base and wide-adaptive_clipping in
+reports/validation/pairs).
+"""
+NOISE_PIECE = 2**18
+"""Numbers of a matrix that noise is made for at a time, in about the time of one launch (wide-gradient_noise there)."""
 SLICE = 20
 """Kernels of a slice of the loss, forward and backward; ``BENT``: more where logits are capped."""
 BENT = 8
@@ -162,3 +170,18 @@ def heads_backward(x: Letters) -> Number:
     """The same backward, with eight arrays, and attention that is computed again."""
     again = (1 - x.k_a) * heads_forward(x)
     return x.L * groups(x) * (4 + x.j_h * (8 * chunks(x) + 1)) + WINDOW_BACKWARD * stretches(x) + again
+
+
+def row_clipping(x: Letters) -> Number:
+    """Kernels of clipping each matrix of the adapters by its rows."""
+    return CLIPPED_ROWS * 2 * x.I * x.L
+
+
+def gradient_noise(x: Letters) -> Number:
+    """Kernels of the noise on their gradients. Approximate: matrices are not cut where others end."""
+    return 2 * x.I * x.L + x.R * x.U * x.L // NOISE_PIECE
+
+
+def centralization(x: Letters) -> Number:
+    """Kernels of taking off the mean of first matrices' rows: two ops each, as long as half a launch."""
+    return x.I * x.L // 2

@@ -16,10 +16,11 @@ from planner.machine import processors
 from planner.micro_batch import rows_at_many_lengths
 from planner.model import ModelShape, list_models
 from planner.optimizations.base import CAPABILITIES, Situation
+from planner.plan_time import seconds_at
 from planner.planning import Request, Solved, contradictions, read_gpu, read_model, solved_for, space_for
 from planner.space import Space
 from planner.suggestions import needed
-from planner.tier_table import lacking, lacks, seconds_at
+from planner.tier_table import lacking, lacks
 
 ALONE = 60  # pairs that one process plans as quickly as several
 

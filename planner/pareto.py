@@ -24,9 +24,10 @@ from planner.lengths import NO_TIER_RANK
 from planner.longest import COARSEST, FINEST, LONGEST, grid_between
 from planner.micro_batch import rows_at_many_lengths
 from planner.optimizations.base import Scalar
+from planner.plan_time import seconds_at
 from planner.planning import Request, Solved, solved
 from planner.rows import Values
-from planner.tier_table import knobs_of, seconds_at
+from planner.tier_table import knobs_of
 from planner.weighing import SPENT, Weights
 
 

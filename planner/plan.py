@@ -230,6 +230,23 @@ class Time(Strict):
     cost: Cost | None = None
 
 
+class Stage(Strict):
+    """One of the stages of a run whose rows grow, each of which has as many steps.
+
+    Attributes:
+        rows, total_tokens, target: its largest micro-batch: so many rows of as many tokens, ``target`` of each trained.
+        peak_bytes: of the card; ``host_peak_bytes``: the bound for the host.
+        step_seconds: the estimate for one step; None where the card's rates are unknown.
+    """
+
+    rows: int = Field(ge=1)
+    total_tokens: int = Field(ge=1)
+    target: int = Field(ge=1)
+    peak_bytes: Peak
+    host_peak_bytes: int = Field(ge=0)
+    step_seconds: float | None
+
+
 class Longest(Strict):
     """The longest sequence the card can train at the plan's rank with any valid set of optimisations.
 
@@ -313,6 +330,8 @@ class Plan(Strict):
     rejected: list[Rejection]
     memory: Memory
     time: Time
+    stages: list[Stage] = []
+    """Of a run whose rows grow; the last one is what all the rest of the plan is about."""
     rope: Rope = Rope()
     train: Train
     nearest: list[str] = []

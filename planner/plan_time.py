@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from planner.calibration import Calibration
 from planner.compose import Configuration
 from planner.errors import PlanError
+from planner.evaluate import Outcome
+from planner.hardware import HardwareProfile
 from planner.ledger import PASSES, Phase, Resource
 from planner.plan import PhaseWork, Rate, Seconds, Time, Train
 from planner.rates import KINDS, LAUNCH, ON_DISK, TO_DEVICE, TO_HOST, kind_of, rates_of
@@ -69,6 +72,15 @@ class StepClock:
         letters = self.letters(1, 1, 1)
         size, launched = (of(self.configuration.ledger, letters) for of in (update_bytes, update_launches))
         return update_seconds(size, launched, self.found.situation.gpu, self.found.constants)
+
+
+def seconds_at(outcome: Outcome, index: int, rank: int, gpu: HardwareProfile, constants: Calibration) -> float | None:
+    """The estimated seconds of a step, to six digits as in a plan; None where the card's rates are unknown."""
+    estimate, configuration = outcome.time.estimate, outcome.configuration
+    letters = configuration.at(batch=1, total=1, target=1, workspace=0, rank=rank)
+    size, launched = (of(configuration.ledger, letters) for of in (update_bytes, update_launches))
+    update = update_seconds(size, launched, gpu, constants)
+    return None if estimate is None or update is None else float(f"{float(estimate[index]) + update:.6g}")
 
 
 @dataclass(frozen=True)

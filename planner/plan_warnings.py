@@ -73,8 +73,8 @@ SETTLES = ("constant", "warmup_stable_decay")
 """Schedules of the learning rate that hold it steady for most of a run."""
 
 
-def schedule_beside(choices: Mapping[str, Mapping[str, object]], train: Train, schedule: str) -> list[str]:
-    """What does not go well with a learning rate that falls to the end of a run, or with nothing held out.
+def schedule_beside(choices: Mapping[str, Mapping[str, Scalar]], train: Train, schedule: str) -> list[str]:
+    """What does not go well with a learning rate that falls to the end of a run, with nothing held out, or few steps.
 
     Args:
         choices: knobs of what is on; ``schedule``: the setting of the configuration.
@@ -91,6 +91,9 @@ def schedule_beside(choices: Mapping[str, Mapping[str, object]], train: Train, s
     if choices.get("weight_averaging", {}).get("kind") == "swa" and name != "constant":
         told.append(f"The mean of the last steps (swa) is made for a steady learning rate, and by {name} it falls; "
                     f"{steady}.")  # fmt: skip
+    stages = int(choices.get("context_stages", {}).get("stages", 1))
+    if train.steps is not None and train.steps < stages:
+        told.append(f"Some of the {stages} stages of context_stages have no step: --set train.steps={train.steps}.")
     if train.evaluate_every and not train.validation:
         asked = f"--set train.evaluate_every={train.evaluate_every}"
         told.append(f"{asked} has no effect: train.validation=0 holds no documents out.")

@@ -36,6 +36,7 @@ from planner.plan import (
 )
 from planner.plan_facts import RANDOM, digest, gpu_facts, profile_data, slug, source_of
 from planner.plan_memory import memory_of
+from planner.plan_stages import plan_stages
 from planner.plan_time import Prices, plan_time
 from planner.plan_warnings import (
     before_training,
@@ -279,6 +280,7 @@ def plan_of(solved: Solved) -> Plan:
     rope = rope_of(model, want.total, request.rope, request.rope_factor)
     prices = Prices(request.price_per_hour, request.power_price_per_kwh)
     pins = Pins(request.required, request.excluded, request.knobs)
+    stages = plan_stages(found, limits, train.batch)
     time, warnings = plan_time(found, request.max_step_seconds, train, source, prices)
     if "save_minutes" not in request.train and (time.step_seconds.estimate or 0) >= LONG_STEP_SECONDS:
         train = train.model_copy(update={"save_minutes": SAVE_MINUTES})
@@ -306,6 +308,7 @@ def plan_of(solved: Solved) -> Plan:
         rejected=[Rejection(id=name, reasons=list(reasons)) for name, reasons in rejected.items()],
         memory=memory_of(found, limits),
         time=time,
+        stages=stages,
         rope=rope,
         train=train,
         nearest=[]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner.plan import Cost, Epoch, Plan, Time
+from planner.plan import Cost, Epoch, Plan, Stage, Time
+from planner.stages import mean_seconds
 from planner.units import format_rate, format_seconds
 
 RATES = {
@@ -51,6 +52,8 @@ def time_facts(plan: Plan) -> Iterator[tuple[str, str]]:
         )
         if time.step_seconds.launch_bound:
             yield "Waits for", _waits_for_host(time)
+    if plan.stages:
+        yield "Stages", _stages(plan.stages)
     if time.tokens_per_second is not None:
         yield "Speed", f"{_count(time.tokens_per_second)} tokens a second"
     if time.epoch is not None:
@@ -59,6 +62,17 @@ def time_facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "Cost", _cost(time.cost)
     if plan.gpu.measured_file is not None:
         yield "Measured", f"rates and context come from {plan.gpu.measured_file}"
+
+
+def _stages(stages: Sequence[Stage]) -> str:
+    told = []
+    for stage in stages:
+        rows = f"{stage.rows:,} rows" if stage.rows > 1 else "1 row"
+        took = f", {format_seconds(stage.step_seconds)} a step" if stage.step_seconds is not None else ""
+        told.append(f"{rows} of {stage.total_tokens:,} tokens{took}")
+    mean = mean_seconds(stages)
+    average = f"; {format_seconds(mean)} on average" if mean is not None else ""
+    return f"{len(stages)} of as many steps each: {'; '.join(told)}{average}. The rest here is about the last"
 
 
 def _waits_for_host(time: Time) -> str:

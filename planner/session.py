@@ -115,6 +115,10 @@ class Session(Protocol):
         """Let so many documents share a row, each attending to itself alone."""
         ...
 
+    def grow_rows(self, *, stages: int) -> None:
+        """Cut rows short at first, and half as often in each of so many stages, down to not at all."""
+        ...
+
     def map_tokens(self) -> None:
         """Keep the tokens of the data in a file on disk, and read documents again instead of keeping their texts."""
         ...

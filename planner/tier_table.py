@@ -6,19 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from planner.calibration import Calibration
 from planner.errors import PlanError, raise_all
 from planner.evaluate import Outcome
-from planner.hardware import HardwareProfile
 from planner.lengths import check_length
 from planner.micro_batch import rows_at_many_lengths
 from planner.optimizations import all_optimizations
 from planner.optimizations.adapters.lora import alpha_of
 from planner.optimizations.base import Scalar
+from planner.plan_time import seconds_at
 from planner.planning import Request, Solved, solved
 from planner.suggestions import Need, needed
 from planner.tiers import TIERS
-from planner.timecost import update_bytes, update_launches, update_seconds
 from planner.units import format_bytes, format_seconds
 
 
@@ -139,15 +137,6 @@ def knobs_of(outcome: Outcome, rank: int) -> dict[str, dict[str, Scalar]]:
             "alpha": alpha_of(int(knobs["lora"]["alpha"]), rank, by_root="rslora" in outcome.configuration.ids),
         }
     return knobs
-
-
-def seconds_at(outcome: Outcome, index: int, rank: int, gpu: HardwareProfile, constants: Calibration) -> float | None:
-    """The estimated seconds of a step, to six digits as in a plan; None where the card's rates are unknown."""
-    estimate, configuration = outcome.time.estimate, outcome.configuration
-    letters = configuration.at(batch=1, total=1, target=1, workspace=0, rank=rank)
-    size, launched = (of(configuration.ledger, letters) for of in (update_bytes, update_launches))
-    update = update_seconds(size, launched, gpu, constants)
-    return None if estimate is None or update is None else float(f"{float(estimate[index]) + update:.6g}")
 
 
 def in_every_row(table: TierTable) -> tuple[str, ...]:

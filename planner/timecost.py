@@ -167,9 +167,10 @@ def update_launches(ledger: Ledger, letters: Letters) -> int:
     """Kernels of one optimiser step: two for each adapted linear, one for each of its matrices.
 
     Approximate: clipping and the step itself take many matrices at once, and only setting to zero goes one by one.
-    With moments in eight bits each takes as long as several.
+    With moments in eight bits each takes as long as several. What optimisations do to gradients before is added.
     """
-    return 2 * int(letters.I * letters.L) * (EIGHT_BIT_UPDATE if "optimizer/scales" in ledger.terms else 1)
+    more = sum(int(work.amount(letters)) for work in ledger.work.values() if work.phase is Phase.OPTIMIZER)
+    return more + 2 * int(letters.I * letters.L) * (EIGHT_BIT_UPDATE if "optimizer/scales" in ledger.terms else 1)
 
 
 def update_seconds(size: int, launched: int, gpu: HardwareProfile, constants: Calibration) -> float | None:

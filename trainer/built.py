@@ -39,6 +39,7 @@ class BuiltRun:
         judging: what is made of evaluations while it trains; ``spikes``: of losses far above the others, if anything.
         cache_release: when the allocator's cache is given back, if ever.
         most_documents: that share one row; ``map_tokens``: whether tokens are in a file.
+        stages: of a run whose rows grow; 1 where they have one length.
         averages: of the adapters over the steps, or slow adapters, if any are kept.
         executor: ``resident`` or ``streamed``.
         host: the host memory that what is on its way to or from the card is kept in, if any.
@@ -65,6 +66,7 @@ class BuiltRun:
     device: torch.device
     most_documents: int
     map_tokens: bool
+    stages: int
     averages: Averages | Lookahead | None
     executor: Literal["resident", "streamed"]
     host: Arena | None

@@ -66,6 +66,7 @@ class PackedRow:
 
 
 AnyRow = Row | PackedRow
+Cut = Callable[[int, Sequence[AnyRow]], Sequence[AnyRow]]
 
 
 @dataclass(frozen=True)
@@ -271,16 +272,21 @@ def _with_documents(batch: Batch, rows: Sequence[AnyRow]) -> Batch:
     return replace(batch, documents=tuple(lengths), positions=positions)
 
 
-def epochs(rows: Sequence[AnyRow], size: int, seed: int) -> Iterator[Batch]:
+def epochs(rows: Sequence[AnyRow], size: int, seed: int, cut: Cut | None = None) -> Iterator[Batch]:
     """Batches of ``size`` rows without end: every epoch has each row once, in an order of its own.
 
     The last batch of an epoch holds what is left.
+
+    Args:
+        cut: makes other rows of those of a batch, by its number from 0.
     """
+    numbers = count()
     for epoch in count():
         order = list(rows)
         random.Random(f"{seed}/{epoch}").shuffle(order)
         for start in range(0, len(order), size):
-            yield collate(order[start : start + size])
+            batch, number = order[start : start + size], next(numbers)
+            yield collate(batch if cut is None else cut(number, batch))
 
 
 def evaluation_batches(rows: Rows, most: int, size: int, seed: int) -> list[Batch]:

@@ -10,6 +10,7 @@ import torch
 from planner.errors import PlanError
 from planner.ledger import Phase
 from planner.plan import Plan
+from planner.stages import shapes
 from planner.units import format_bytes
 from trainer.built import BuiltRun
 from trainer.data import synthetic_batch
@@ -24,6 +25,8 @@ SHORTER = "Plan a shorter context, and please report this: the plan was wrong."
 def probe(plan: Plan, built: BuiltRun, recorder: Recorder, announce: Announce = nobody) -> tuple[dict[str, int], float]:
     """One step and one evaluation on the largest batch of the plan, then everything as it was.
 
+    Of a run in stages, each shorter one's largest batch goes forward and backward before.
+
     Streamed layers take the same one by one, and a step of theirs can take hours: of these the first two are run.
     Gives the exact bytes of what stays, and the step's seconds. Optimiser state is made first, from zero
     gradients, so that the step finds memory as every later step does.
@@ -31,6 +34,7 @@ def probe(plan: Plan, built: BuiltRun, recorder: Recorder, announce: Announce = 
     train, vocab = plan.train, built.base.config.vocab_size
     size = (train.batch, plan.total_tokens, plan.target)
     batch = synthetic_batch(*size, vocab, train.seed, built.most_documents).to(built.device)
+    shorter = shapes(plan.total_tokens, plan.target, train.batch, built.stages)[:-1]
     adapters = [parameter.detach().to("cpu", copy=True) for parameter in built.trained]
     optimizer = copy.deepcopy(built.optimizer.state_dict())
     scaler = built.scaler.state_dict() if built.scaler else None
@@ -38,6 +42,11 @@ def probe(plan: Plan, built: BuiltRun, recorder: Recorder, announce: Announce = 
         built.optimizer.step()
         stays = [*resident_tensors(built), batch.inputs, batch.targets]
         with recorder.counting(stays), built.first_layers(PROBED):
+            for shape in shorter:  # in the order of the run
+                announce("probe of a stage", [shape.rows * shape.total])
+                rows = synthetic_batch(shape.rows, shape.total, shape.target, vocab, train.seed)
+                forward_backward(built, [rows.to(built.device)], recorder)
+                give_back_unused(built.device)
             began, parts = time.perf_counter(), [batch] * min(2, train.accumulation)
             announce("probe step", [part.tokens for part in parts])
             forward_backward(built, parts, recorder)

@@ -19,6 +19,7 @@ from trainer.built import BuiltRun
 from trainer.judging import Judged
 from trainer.measure import Recorder
 from trainer.rates import RateFound
+from trainer.stages import by_stage
 from trainer.step import Evaluation
 from trainer.streamed.loss import StreamedLoss
 
@@ -49,6 +50,7 @@ class Run:
         replanned: where it had too little memory: steps done, why, and the bound of the plan until then.
         judged: what evaluations while it trained gave.
         rate: what a range test of the learning rate gave.
+        steps: that the run was to have.
     """
 
     step_seconds: Sequence[float]
@@ -63,6 +65,7 @@ class Run:
     replanned: Sequence[Mapping[str, Any]] = ()
     judged: Judged = field(default_factory=Judged)
     rate: RateFound | None = None
+    steps: int = 1
 
 
 def host_predicted(plan: Plan) -> dict[str, int | None]:
@@ -80,6 +83,8 @@ def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> di
     gpu = plan.memory.gpu
     timed = recorder.before["steps"] if recorder.before else None
     step_seconds = run.step_seconds[:timed]  # held to less memory, steps are not what anybody else would wait for
+    stages = by_stage(step_seconds, run.steps, built.stages)
+    alike = stages[-1]  # what the plan's seconds are of
     return {
         "plan": plan.document(),
         "executor": plan.executor,
@@ -114,9 +119,10 @@ def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> di
             "terms": dict(run.terms),
         },
         "step_seconds": {
-            "median": statistics.median(step_seconds) if step_seconds else None,
+            "median": statistics.median(alike) if alike else None,
             "each": [round(seconds, 6) for seconds in run.step_seconds],
             "probe": round(run.probe_seconds, 6),
+            "stages": [round(statistics.median(each), 6) if each else None for each in stages],
             "phases": {phase: round(seconds, 6) for phase, seconds in recorder.clock.medians(timed).items()},
         },
         "losses": list(run.losses),

@@ -15,6 +15,7 @@ from rich.console import Console
 from planner.errors import PlanError
 from planner.ledger import Phase
 from planner.plan import Plan
+from planner.stages import shapes
 from trainer.beginning import Beginning, Place
 from trainer.built import BuiltRun
 from trainer.data import Batch, Data
@@ -34,6 +35,7 @@ from trainer.record import Run, measurement
 from trainer.replanning import Asked, Short, TooLittle, kept, lacked_of, let_go
 from trainer.report import closing_lines, memory_table
 from trainer.saving import Saved, Saver, digest
+from trainer.stages import stage_begun
 from trainer.step import Evaluation, evaluate
 from trainer.training import Announce, batches_of, nobody, planned_steps, train_steps
 
@@ -79,6 +81,8 @@ class Running:
                     give_back_unused(self.built.device)
                     hold(self.built.device, self.asked.last_held)
                     self.recorder.held(free)
+                if (stage := stage_begun(step["step"], steps, built.stages)) is not None:
+                    self._begin_stage(stage)
                 if built.cache_release is not None:
                     built.cache_release.after(step["step"], recorder.peak("allocated_bytes"), built.device)
                 if judge.due(step["step"], steps) and (why := self._judge_while(judge, step["step"])):
@@ -101,6 +105,13 @@ class Running:
             raise TooLittle(Short(why, lacked, saved)) from None
         self._finish(beginning, saver, judge)
         return 0
+
+    def _begin_stage(self, stage: int) -> None:
+        """Give back the sizes of the stage before, and tell."""
+        give_back_unused(self.built.device)
+        stages, plan = self.built.stages, self.plan
+        most = shapes(plan.total_tokens, plan.target, plan.train.batch, stages)[stage].total
+        self.console.print(f"Stage {stage + 1} of {stages}: rows of up to {most:,} tokens.", highlight=False)
 
     def _judge_of(self, saved: Saved | None, steps: int) -> Judge:
         """What goes by evaluations while it trains; of a run that goes on, with what they gave before."""
@@ -164,7 +175,7 @@ class Running:
         if search is None:
             return None
         try:
-            batches = batches_of(plan.train, self.data)
+            batches = batches_of(plan, built.stages, self.data)
             found = search_rate(search, built, plan.train, batches, self.recorder, self.announce, self._show_rate)
         except RuntimeError as error:
             if not is_out_of_memory(error) or not self.asked.answers(None):
@@ -278,6 +289,7 @@ class Running:
             replanned=beginning.replanned,
             judged=judge.judged,
             rate=beginning.rate,
+            steps=planned_steps(plan.train, len(self.data.train.rows)),
         )
         record = measurement(plan, built, recorder, run)
         written, lines = folder.save_record(record), closing_lines(record)

@@ -64,6 +64,7 @@ class ResidentSession(UpdateHooks):
         self._smoothing = 0.0
         self._most_documents = 1
         self._map_tokens = False
+        self._stages = 1
 
     @contextmanager
     def applying(self, choice: Choice) -> Iterator[None]:
@@ -177,6 +178,11 @@ class ResidentSession(UpdateHooks):
         self._once("pack_documents")
         self._most_documents = most
 
+    def grow_rows(self, *, stages: int) -> None:
+        """See the protocol."""
+        self._once("grow_rows")
+        self._stages = stages
+
     def map_tokens(self) -> None:
         """See the protocol."""
         self._once("map_tokens")
@@ -276,6 +282,7 @@ class ResidentSession(UpdateHooks):
             device=device,
             most_documents=self._most_documents,
             map_tokens=self._map_tokens,
+            stages=self._stages,
             averages=self._averaging(trained) if self._averaging else None,
             executor="streamed" if streaming else "resident",
             host=host,

@@ -20,6 +20,7 @@ from trainer.built import BuiltRun
 from trainer.data import Batch, Data, epochs
 from trainer.measure import BETWEEN, Recorder
 from trainer.saving import Inside, Saved, Saver
+from trainer.stages import cut_by_stage
 from trainer.step import Update, update
 
 _MOST_SKIPS = 25  # the loss scale begins at 2**16; halved this often it is below every useful value
@@ -54,7 +55,7 @@ def train_steps(
         PlanError: the loss or the gradients are no numbers any more.
     """
     train = plan.train
-    steps, batches = planned_steps(train, len(data.train.rows)), batches_of(train, data)
+    steps, batches = planned_steps(train, len(data.train.rows)), batches_of(plan, built.stages, data)
     schedule = LambdaLR(built.optimizer, lambda done: built.rates.factor(train, done, steps))
     done = skips_in_a_row = 0
     inside: Inside | None = None
@@ -180,10 +181,12 @@ def _micro_batches(train: Train, rows: int) -> int:
     return max(1, round(train.epochs * math.ceil(rows / train.batch)))
 
 
-def batches_of(train: Train, data: Data) -> Iterator[Batch]:
+def batches_of(plan: Plan, stages: int, data: Data) -> Iterator[Batch]:
     """Without end where steps are counted; where epochs are, exactly as many as they hold."""
-    rows = data.train.rows
-    stream = epochs(rows, train.batch, train.seed)
+    train, rows = plan.train, data.train.rows
+    steps = planned_steps(train, len(rows))
+    cut = cut_by_stage(plan.total_tokens, stages, steps, train.accumulation) if stages > 1 else None
+    stream = epochs(rows, train.batch, train.seed, cut)
     return stream if train.steps else islice(stream, _micro_batches(train, len(rows)))
 
 

@@ -279,6 +279,7 @@ LATER: frozenset[str] = frozenset(
         "gradient_noise",
         "batch_rate",
         "cache_release",
+        "context_stages",
         "early_stopping",
         "kept_checkpoints",
         "label_smoothing",

@@ -1,20 +1,27 @@
-"""Training that begins with short sequences and goes on to long ones, with a plan for each stage.
+"""Begin with short rows and double them from stage to stage, as many tokens in each: a curriculum of context.
 
-The peak would be that of the longest stage, so it would save time and no memory. Until it is there, a run of short
-sequences and one of long ones can be planned and made one after the other, each by its own plan.
+Every step has the rows that it would have without, and a stage cuts each of them: ``stages`` - 1 times in half in the
+first stage, not at all in the last one. What a row trains stays the same, token for token; the first stages show less
+of what came before. So steps, epochs and the schedule of the learning rate are those of the run without stages, and
+only a row's attention is shorter. Where the end of a row alone is trained, that end is what is cut, and what lies
+before it is not read.
+
+A micro-batch of a stage takes as many tokens as one of the last, which is the one that is planned: it saves time, and
+no memory. Each stage is planned at its own length (``stages`` of the plan) and probed before training.
 """
 
 from __future__ import annotations
 
-from planner.optimizations.base import Evidence
-from planner.optimizations.item import Claimed, NotYet
+from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
+from planner.optimizations.item import Claimed
+from planner.session import Session
 
 
-class ContextStages(NotYet):
-    """Sequences that grow from stage to stage."""
+class ContextStages(Optimization):
+    """Rows that double from stage to stage."""
 
     id = "context_stages"
-    title = "sequences that grow from stage to stage"
+    title = "rows that grow from stage to stage"
     claimed = (
         Claimed(
             18,
@@ -30,5 +37,21 @@ class ContextStages(NotYet):
             "as much is learned is not shown.",
         ),
     )
-    evidence = (Evidence("short sequences first, in pre-training", "Li et al. 2021, arXiv 2108.06084"),)
-    missing = "a run has sequences of one length"
+    asked = True
+    claims = frozenset({"setting rows"})
+    requires = (Needs("adapters/weights", "it is for training"),)
+    knobs = (Knob("stages", "stages, each twice as long as the one before", lambda _: (3,), low=2, high=7),)
+    evidence = (
+        Evidence("short sequences first, in pre-training", "Li et al. 2021, arXiv 2108.06084"),
+        Evidence("the same targets in every stage, and the peak in the last", "tests/test_context_stages.py"),
+    )
+    exact = False
+    effect = "the first stages train the same tokens with less context before them"
+
+    def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
+        """It says what rows are."""
+        return {"rows": self.id}
+
+    def apply(self, session: Session) -> None:
+        """Cut rows by stages."""
+        session.grow_rows(stages=int(session.knob("stages")))

@@ -30,7 +30,7 @@ class SequencePacking(Optimization):
         ),
     )
     asked = True
-    claims = frozenset({"letter d_r"})
+    claims = frozenset({"letter d_r", "setting rows"})
     requires = (Needs("adapters/weights", "it is for training"),)
     knobs = (Knob("documents", "documents in one row at most", lambda _: (256,), letter="d_r", low=2, high=65_536),)
     evidence = (
@@ -39,6 +39,10 @@ class SequencePacking(Optimization):
     )
     exact = False
     effect = "a row holds several documents, so a step trains more tokens and an epoch has fewer steps"
+
+    def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
+        """It says what rows are."""
+        return {"rows": self.id}
 
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
         """All follows from the letter d_r."""

@@ -7,6 +7,8 @@ networks without norms, trained with SGD.
 
 from __future__ import annotations
 
+from planner.launches import row_clipping
+from planner.ledger import Ledger, Phase, Resource, Work
 from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
 from planner.optimizations.item import Claimed
 from planner.session import Session
@@ -27,6 +29,7 @@ class AdaptiveClipping(Optimization):
         ),
     )
     asked = True
+    adds = frozenset({"gradients/clipped_rows"})
     claims = frozenset({"setting clipping"})
     requires = (Needs("gradients/adapters", "it is they that are clipped"),)
     knobs = (
@@ -44,6 +47,18 @@ class AdaptiveClipping(Optimization):
     def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
         """It is the clipping."""
         return {"clipping": self.id}
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """What it does matrix by matrix, the host launches."""
+        return ledger.with_work(
+            Work(
+                "gradients/clipped_rows",
+                row_clipping,
+                Resource.LAUNCH,
+                Phase.OPTIMIZER,
+                "rows of gradients are clipped",
+            )
+        )
 
     def apply(self, session: Session) -> None:
         """Clip so."""

@@ -7,7 +7,9 @@ convolutional networks; what it is worth for LoRA is not measured.
 
 from __future__ import annotations
 
-from planner.optimizations.base import Evidence, Needs, Optimization
+from planner.launches import centralization
+from planner.ledger import Ledger, Phase, Resource, Work
+from planner.optimizations.base import Evidence, Knobs, Needs, Optimization, Situation
 from planner.optimizations.item import Claimed
 from planner.session import Session
 
@@ -27,6 +29,7 @@ class GradientCentralization(Optimization):
         ),
     )
     asked = True
+    adds = frozenset({"gradients/means"})
     requires = (Needs("gradients/adapters", "it is they that are centralised"),)
     evidence = (
         Evidence("gradients without their mean", "Yong et al. 2020, arXiv 2004.01461"),
@@ -34,6 +37,12 @@ class GradientCentralization(Optimization):
     )
     exact = False
     effect = "the mean of each row is taken off gradients of first matrices"
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """What it does matrix by matrix, the host launches."""
+        return ledger.with_work(
+            Work("gradients/means", centralization, Resource.LAUNCH, Phase.OPTIMIZER, "means of rows are taken off")
+        )
 
     def apply(self, session: Session) -> None:
         """Take the means off."""

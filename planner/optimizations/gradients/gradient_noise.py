@@ -8,7 +8,9 @@ is worth for LoRA nobody has shown. It is made a mebibyte at a time, which is le
 
 from __future__ import annotations
 
-from planner.optimizations.base import Evidence, Knob, Needs, Optimization
+from planner.launches import gradient_noise
+from planner.ledger import Ledger, Phase, Resource, Work
+from planner.optimizations.base import Evidence, Knob, Knobs, Needs, Optimization, Situation
 from planner.optimizations.item import Claimed
 from planner.session import Session
 
@@ -27,6 +29,7 @@ class GradientNoise(Optimization):
         ),
     )
     asked = True
+    adds = frozenset({"gradients/noise"})
     requires = (Needs("gradients/adapters", "it is they that get the noise"),)
     knobs = (
         Knob("variance", "of the noise of the first step", lambda _: (0.01,), low=0.0, high=100.0, whole=False),
@@ -39,6 +42,12 @@ class GradientNoise(Optimization):
     )
     exact = False
     effect = "noise is added to the gradients"
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """What it does matrix by matrix, the host launches."""
+        return ledger.with_work(
+            Work("gradients/noise", gradient_noise, Resource.LAUNCH, Phase.OPTIMIZER, "noise is made and added")
+        )
 
     def apply(self, session: Session) -> None:
         """Add the noise."""
