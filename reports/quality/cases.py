@@ -14,6 +14,8 @@ SEEDS = (0, 1, 2)
 TOKENS, ROWS, STEPS, RATE = 1024, 4, 120, 5e-4
 BASE = "base"
 SETTINGS = f"lora.rank=16 train.batch={ROWS} train.steps={STEPS} train.warmup=0.05 train.evaluation_rows=64"
+ALL_ROWS = "train.evaluation_rows=100000"
+"""Judge by all that is held out: where documents share rows, some of the rows are other ones."""
 WORDS = (
     "+mixed_precision -streamed +exact_attention +chunked_loss -gradient_checkpointing -nf4_weights -adamw_8bit "
     "-checkpoint_int8 -checkpoint_nf4"
@@ -40,16 +42,17 @@ class Training:
         own = self.words.split()
         switched = {word[1:] for word in own if word[0] in "+-"}
         given = [word for word in WORDS.split() if word[1:] not in switched]
-        rate = [] if any(word.startswith("train.lr=") for word in own) else [f"train.lr={RATE}"]
+        named = {word.partition("=")[0] for word in own if "=" in word}
+        settings = [word for word in (*SETTINGS.split(), f"train.lr={RATE}") if word.partition("=")[0] not in named]
         arguments = ["--context", str(TOKENS)]
-        for word in [*given, *own, *SETTINGS.split(), *rate, f"train.seed={seed}"]:
+        for word in [*given, *own, *settings, f"train.seed={seed}"]:
             verb = {"+": "--with", "-": "--without"}.get(word[0])
             arguments += [verb, word[1:]] if verb else ["--set", word]
         return arguments
 
 
-def _of(name: str, words: str = "", more: str = "") -> Training:
-    return Training(f"{name}{more}", f"+{name} {words}", name)
+def _of(name: str, words: str = "") -> Training:
+    return Training(name, f"+{name} {words}", name)
 
 
 def _trainings() -> Iterator[Training]:
@@ -71,13 +74,15 @@ def _trainings() -> Iterator[Training]:
         "label_smoothing",
         "adaptive_clipping",
         "spike_rewind",
-        "sequence_packing",
+        "context_stages",
         "rate_range_test",
         "adamw_8bit",
         "nf4_weights",
     ):
         yield _of(name)
     yield _of("early_stopping", "train.evaluate_every=20")
+    yield Training("all-rows", ALL_ROWS)
+    yield Training("sequence_packing", f"+sequence_packing {ALL_ROWS}", "sequence_packing", "all-rows")
     for kind in ("ema", "swa"):
         words = f"+weight_averaging weight_averaging.kind={kind}"
         yield Training(kind, words, "weight_averaging")

@@ -73,6 +73,7 @@ _SWITCHED: tuple[tuple[_Base, str, str, bool, bool], ...] = (
     (_WIDE, "spike_rewind", "", False, True),
     (_WIDE, "rate_range_test", "rate_range_test.steps=8", False, True),
     (_WIDE, "mapped_tokens", "--disk=20GiB", False, True),
+    (_LONG, "context_stages", "", True, False),
     (_PASSES, "checkpoint_int8", "", True, True),
     (_PASSES, "checkpoint_nf4", "", True, True),
     (_PASSES, "checkpoint_spacing", "checkpoint_spacing.every=2", True, True),

@@ -23,7 +23,8 @@ class LoraPlus(Optimization):
             13,
             "2x faster convergence",
             "not shown",
-            "The paper that is named has up to twice; no trainings with and without it are recorded.",
+            "The paper that is named has up to twice; trainings with and without it "
+            "are in reports/optimizations.md, not yet by all three seeds.",
         ),
     )
     asked = True

@@ -29,7 +29,8 @@ class Lookahead(Optimization):
             23,
             "better convergence",
             "not shown",
-            "It takes one more copy of the adapters; no trainings with and without it are recorded.",
+            "It takes one more copy of the adapters; trainings with and without it "
+            "are in reports/optimizations.md, not yet by all three seeds.",
         ),
     )
     asked = True

@@ -24,8 +24,8 @@ class AdaptiveClipping(Optimization):
             34,
             "better stability",
             "not shown",
-            "The first step of LoRA's second matrix would be clipped to nothing without a floor; no trainings "
-            "with and without it are recorded.",
+            "The first step of LoRA's second matrix would be clipped to nothing without a floor; trainings "
+            "with and without it are in reports/optimizations.md, not yet by all three seeds.",
         ),
     )
     asked = True

@@ -24,8 +24,8 @@ class GradientCentralization(Optimization):
             25,
             "faster convergence",
             "not shown",
-            "Of LoRA's second matrix it would take away much, so it is done to the first alone; no trainings with "
-            "and without it are recorded.",
+            "Of LoRA's second matrix it would take away much, so it is done to the first alone; trainings "
+            "with and without it are in reports/optimizations.md, not yet by all three seeds.",
         ),
     )
     asked = True

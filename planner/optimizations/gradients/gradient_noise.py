@@ -25,7 +25,7 @@ class GradientNoise(Optimization):
             24,
             "an escape from sharp minima",
             "not shown",
-            "No trainings with and without it are recorded.",
+            "Trainings with and without it are in reports/optimizations.md, not yet by all three seeds.",
         ),
     )
     asked = True

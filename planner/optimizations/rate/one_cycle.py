@@ -22,7 +22,8 @@ class OneCycle(Optimization):
             12,
             "10–20 % faster than a cosine",
             "not shown",
-            "It was shown for convolutional networks; no trainings under both schedules are recorded.",
+            "It was shown for convolutional networks; trainings under both schedules "
+            "are in reports/optimizations.md, not yet by all three seeds.",
         ),
     )
     asked = True

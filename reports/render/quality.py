@@ -1,0 +1,132 @@
+"""For reports/optimizations.md: what each optimisation does to what is learnt, by trainings of a real model."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from planner.markdown import table
+from reports.quality.cases import BASE, RATE, ROWS, SEEDS, STEPS, TOKENS, TRAININGS, Training
+
+FOLDER = Path(__file__).resolve().parents[1] / "quality" / "records"
+Found = dict[int, dict[str, Any]]
+
+
+@cache
+def found() -> dict[str, Found]:
+    """The records by training, and of each by seed."""
+    records: dict[str, Found] = defaultdict(dict)
+    for place in sorted(FOLDER.glob("*.json")):
+        content = json.loads(place.read_text(encoding="utf-8"))
+        records[content["training"]][content["seed"]] = content
+    return dict(records)
+
+
+def loss(record: dict[str, Any], when: str = "after") -> float:
+    """Held-out loss of a training."""
+    return float(record["evaluation"][when]["loss"])
+
+
+def comparable(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether both were judged by as many held-out tokens, which are the same where rows are cut alike or all taken."""
+    tokens = [each["evaluation"]["after"]["tokens"] for each in (one, other)]
+    return bool(tokens[0] == tokens[1])
+
+
+def differences(training: Training) -> dict[int, float]:
+    """By seed, how much lower the held-out loss is than that of the training beside; negative where it is lower."""
+    mine, others = found().get(training.name, {}), found().get(training.beside, {})
+    return {
+        seed: loss(record) - loss(others[seed])
+        for seed, record in mine.items()
+        if seed in others and comparable(record, others[seed])
+    }
+
+
+@cache
+def verdict_of(training: Training) -> str:
+    """In words; empty where not all seeds were trained."""
+    each = differences(training)
+    if len(each) < len(SEEDS):
+        return ""
+    if all(value < 0 for value in each.values()):
+        return "better with each seed"
+    return "worse with each seed" if all(value > 0 for value in each.values()) else "no difference beyond the seeds"
+
+
+def _best_rate() -> float:
+    """The rate with the lowest held-out loss on average, of those that were tried with each seed that the base has."""
+    base = found()[BASE]
+    tried = {RATE: BASE} | {
+        float(training.words.partition("=")[2]): training.name
+        for training in TRAININGS
+        if training.words.startswith("train.lr=")
+    }
+    means = {
+        rate: statistics.mean(loss(each) for each in found()[name].values())
+        for rate, name in tried.items()
+        if found().get(name, {}).keys() == base.keys()
+    }
+    return min(means, key=lambda rate: means[rate])
+
+
+def _cells(training: Training) -> tuple[str, ...]:
+    each = differences(training)
+    told = [f"{each[seed]:+.4f}".replace("-", "−") if seed in each else "" for seed in SEEDS]
+    mean = f"{statistics.mean(each.values()):+.4f}".replace("-", "−") if len(each) == len(SEEDS) else ""
+    spread = f"{max(each.values()) - min(each.values()):.4f}" if len(each) == len(SEEDS) else ""
+    return (*told, mean, spread, verdict_of(training))
+
+
+def _name(training: Training) -> str:
+    if not training.optimization:
+        return f"`{training.words}`" if training.words else training.name
+    link = f"[`{training.optimization}`](../docs/optimizations/{training.optimization}.md)"
+    return link if training.name == training.optimization else f"{link} ({training.name})"
+
+
+def section() -> str:
+    """The table of all that were made, and how they were."""
+    records = found()
+    if BASE not in records:
+        return ""
+    base = records[BASE]
+    one = next(iter(base.values()))
+    card, versions = one["environment"]["gpu"], one["environment"]["packages"]
+    bases = "; ".join(
+        f"seed {seed}: {loss(each, 'before'):.4f} before, {loss(each):.4f} after" for seed, each in sorted(base.items())
+    )
+    rows = [
+        (_name(training), "" if training.beside == BASE else training.beside, *_cells(training))
+        for training in TRAININGS
+        if training.name != BASE and differences(training)
+    ]
+    left = [training.name for training in TRAININGS if training.name in records and not differences(training)]
+    missing = [training.name for training in TRAININGS if training.name not in records]
+    told = (
+        f"SmolLM2-135M-Instruct learns the standard library of Python {one['environment']['python']}: {STEPS} steps of "
+        f"{ROWS} rows of {TOKENS:,} tokens, rank 16, in 16 bits, a rate of {RATE:g} that falls by a cosine, on "
+        f"{card['name'] if card else 'a CPU'} (`python -m reports.quality.measure OUT --gpu h200-sxm --beside 12`; "
+        f"records in [`quality/records`](quality/records); torch {versions['torch']}, transformers "
+        f"{versions['transformers']}). A tenth of the files is held out; which, says the seed. Held-out loss with none "
+        f"of these: {bases}. The table has by how much it is higher, or lower, with one of them after as many rows and "
+        "steps. What makes a rate larger or smaller is to be read beside the first rows: without anything else, a "
+        f"rate of {_best_rate():g} is the best of those that were tried."
+    )
+    more = []
+    if missing:
+        more.append(f"Not trained yet: {', '.join(missing)}.")
+    if left:
+        more.append(f"Trained, and judged by other rows, so not compared: {', '.join(left)}.")
+    tried = [training for training in TRAININGS if training.name != BASE and differences(training)]
+    short = [training.name for training in tried if len(differences(training)) < len(SEEDS)]
+    if len(short) == len(tried):
+        more.append(f"None was trained with all {len(SEEDS)} seeds yet, so none has a verdict.")
+    elif short:
+        more.append(f"Not with every seed yet, so without a verdict: {', '.join(short)}.")
+    heads = ("with", "beside", *(f"seed {seed}>" for seed in SEEDS), "mean>", "spread>", "verdict")
+    return f"## What is learnt\n\n{told}\n\n{table(heads, rows)}\n" + " ".join(more) + "\n"
