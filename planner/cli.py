@@ -20,6 +20,7 @@ from planner.cli_measure import measure
 from planner.cli_merge import merge
 from planner.cli_optimizations import optimizations
 from planner.cli_output import check_target, console, print_json, write_plan
+from planner.cli_pool import pool_heads
 from planner.cli_request import (
     OPTIONS,
     Options,
@@ -117,6 +118,7 @@ cli.add_command(explain)
 cli.add_command(check)
 cli.add_command(measure)
 cli.add_command(merge)
+cli.add_command(pool_heads)
 cli.add_command(schema)
 cli.add_command(tiers)
 cli.add_command(matrix)

@@ -55,6 +55,19 @@ def write_standard_library(target: Path) -> int:
     return len(rows)
 
 
+def demo_arguments(model: Path, data: Path, steps: int, out: Path) -> list[str]:
+    """Of `plan`: how the demo trains a model on the CPU."""
+    settings = {
+        "train.steps": steps,
+        "train.lr": 1e-3,
+        "train.warmup": 0.1,
+        "train.evaluation_rows": HELD_OUT_ROWS,
+        "train.out": out,
+    }
+    arguments = ["--gpu", "cpu", "--model", str(model), "--context", str(CONTEXT), "--data", str(data)]
+    return [*arguments, *(word for name, value in settings.items() for word in ("--set", f"{name}={value}"))]
+
+
 def stock_loss(plan: Plan, adapter: Path) -> float:
     """Held-out loss of the saved adapter, through ``PeftModel.from_pretrained`` and transformers' own forward."""
     import torch
@@ -104,25 +117,7 @@ def demo(out: Path, steps: int, record: bool) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "standard-library.jsonl"
         print(f"{write_standard_library(data)} modules of the standard library, split by file.", flush=True)
-        settings = {
-            "train.steps": steps,
-            "train.lr": 1e-3,
-            "train.warmup": 0.1,
-            "train.evaluation_rows": HELD_OUT_ROWS,
-            "train.out": out,
-        }
-        arguments = [
-            "--gpu",
-            "cpu",
-            "--model",
-            str(model_file()),
-            "--context",
-            str(CONTEXT),
-            "--data",
-            str(data),
-        ]
-        for name, value in settings.items():
-            arguments += ["--set", f"{name}={value}"]
+        arguments = demo_arguments(model_file(), data, steps, out)
         code = plan_command([*arguments, "--execute"])
         if code != 0:
             return code

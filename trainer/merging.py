@@ -71,7 +71,7 @@ def merge(
         config.save_pretrained(made)
         if tokenizer is not None:
             tokenizer.save_pretrained(made)
-        _copy_generation_config(source, made)
+        copy_generation_config(source, made)
         (made / "README.md").write_text(_card(source, dtype), encoding="utf-8")
         made.rename(final)
     except (OSError, SafetensorError) as error:
@@ -234,7 +234,8 @@ def _own_sixteen_bits(config: PretrainedConfig) -> torch.dtype:
     return own if own in SIXTEEN_BITS else torch.bfloat16
 
 
-def _copy_generation_config(source: Source, folder: Path) -> None:
+def copy_generation_config(source: Source, folder: Path) -> None:
+    """Put the source's own settings for generating beside a model that is made of it, where it has any."""
     if source.gguf or source.random:
         return
     file = cached_file(
