@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from planner.model import load_model
 from planner.plan import Plan
 from planner.plan_facts import RANDOM
 from planner.planning import make_plan
+from trainer.kernel_cache import on_this_card, place, remember, remembered
 from trainer.streamed.kernels import KERNELS
 
 TOKENS = 8192  # long enough to fill a card, and some milliseconds for the slowest kernel
@@ -38,21 +39,42 @@ def planned_kernel(plan: Plan) -> tuple[str, str] | None:
     return None
 
 
-def kernel_seconds(plan: Plan, device: torch.device) -> dict[str, float]:
-    """Seconds forward and back of a group of the plan's heads, by kernel; of those that take them here.
+@dataclass(frozen=True)
+class Timed:
+    """What kernels are timed by: a group of a plan's heads, at no more than ``TOKENS`` tokens."""
+
+    heads: int
+    key_heads: int
+    head_size: int
+    tokens: int
+    dtype: str
+
+    @staticmethod
+    def of(plan: Plan) -> Timed:
+        """Those of a plan."""
+        shape = load_model(plan.model.source.removeprefix(RANDOM))
+        heads = min(shape.heads, int(plan.knobs("streamed").get("heads") or 8))
+        key_heads = max(1, heads * shape.kv_heads // shape.heads)
+        dtype = str(plan.knobs("mixed_precision").get("dtype", "float32"))
+        return Timed(heads, key_heads, shape.head_size, min(TOKENS, plan.total_tokens), dtype)
+
+    def __str__(self) -> str:
+        heads = f"{self.heads} heads of {self.head_size} on {self.key_heads}"
+        return f"{heads}, {self.tokens} tokens, {self.dtype}"
+
+
+def kernel_seconds(timed: Timed, device: torch.device) -> dict[str, float]:
+    """Seconds forward and back by kernel; of those that take such heads here.
 
     Raises:
         torch.OutOfMemoryError: the card has no room for that.
     """
-    shape = load_model(plan.model.source.removeprefix(RANDOM))
-    heads = min(shape.heads, int(plan.knobs("streamed").get("heads") or 8))
-    key_heads = max(1, heads * shape.kv_heads // shape.heads)
-    dtype = getattr(torch, str(plan.knobs("mixed_precision").get("dtype", "float32")))
+    dtype = getattr(torch, timed.dtype)
 
     def some(count: int) -> Tensor:
-        return torch.randn(1, count, min(TOKENS, plan.total_tokens), shape.head_size, dtype=dtype, device=device)
+        return torch.randn(1, count, timed.tokens, timed.head_size, dtype=dtype, device=device)
 
-    query, key, value, gradient = some(heads), some(key_heads), some(key_heads), some(heads)
+    query, key, value, gradient = some(timed.heads), some(timed.key_heads), some(timed.key_heads), some(timed.heads)
     found = {}
     for name in (each for each in KERNELS if each != "cpu"):
         try:
@@ -76,11 +98,11 @@ def _seconds(name: str, query: Tensor, key: Tensor, value: Tensor, gradient: Ten
     return best
 
 
-def with_fastest_kernel(plan: Plan, seconds: Mapping[str, float]) -> tuple[Plan, str]:
+def with_fastest_kernel(plan: Plan, seconds: Mapping[str, float], when: str = "here") -> tuple[Plan, str]:
     """The plan with the fastest kernel that it fits with, and a sentence about it.
 
     Args:
-        seconds: of each kernel, as measured on the card.
+        seconds: of each kernel, as measured on the card; ``when``: now or before.
     """
     chosen = planned_kernel(plan)
     assert chosen is not None
@@ -92,8 +114,11 @@ def with_fastest_kernel(plan: Plan, seconds: Mapping[str, float]) -> tuple[Plan,
         if kernel in seconds and seconds[name] > CLEARLY * seconds[kernel]:
             break
         if name != kernel and (other := _planned_with(plan, owner, name)) is not None:
-            return other, f"Attention, measured here: {told}. Planned anew with {name} instead of {kernel}, which fits."
-    return plan, f"Attention, measured here: {told}. It goes by {kernel}, as planned."
+            return (
+                other,
+                f"Attention, measured {when}: {told}. Planned anew with {name} instead of {kernel}, which fits.",
+            )
+    return plan, f"Attention, measured {when}: {told}. It goes by {kernel}, as planned."
 
 
 def _planned_with(plan: Plan, owner: str, kernel: str) -> Plan | None:
@@ -113,13 +138,21 @@ def _planned_with(plan: Plan, owner: str, kernel: str) -> Plan | None:
 def choose_kernel(plan: Plan, device: torch.device) -> tuple[Plan, str]:
     """Measure the kernels and take the fastest that fits; a plan that has nothing to choose stays as it is.
 
+    What was measured on this card before, for heads like these, is not measured again.
+
     Gives the plan to run, and a sentence about the choice; empty where there was none.
     """
     if device.type != "cuda" or planned_kernel(plan) is None:
         return plan, ""
+    timed = Timed.of(plan)
+    entry = on_this_card(device, str(timed))
+    if (before := remembered(entry)) is not None:
+        return with_fastest_kernel(plan, before, f"here before ({place()})")
     try:
-        seconds = kernel_seconds(plan, device)
+        seconds = kernel_seconds(timed, device)
     except torch.OutOfMemoryError:
         return plan, "Attention was not measured: the card has no room for it at the moment."
     torch.cuda.empty_cache()
+    if len(seconds) > 1:
+        remember(entry, seconds)
     return with_fastest_kernel(plan, seconds) if len(seconds) > 1 else (plan, "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports.render import largest, pairs, quality
+from reports.render import largest, pairs, pooled, quality
 
 
 def page() -> str:
@@ -13,5 +13,5 @@ def page() -> str:
         "in it alone, then as many as can be at once, then what is learnt. `plan optimizations` tells the same for a "
         "card and a model of one's own, by the formulas."
     )
-    parts = [part for part in (pairs.section(), largest.section(), quality.section()) if part]
+    parts = [part for part in (pairs.section(), largest.section(), quality.section(), pooled.section()) if part]
     return "\n\n".join([head, "# Optimisations, measured", about, *(part.strip() for part in parts)]) + "\n"

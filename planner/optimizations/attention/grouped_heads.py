@@ -2,8 +2,9 @@
 
 Keys and values are kept for their own heads and are not copied for each query head, in the resident executor as far as
 the kernel takes groups, in the streamed one always. A cache of keys and values is what grouped heads make small, and
-training has none. A model with a key head for each query head stays as it is: pooling its heads is another model, which
-has to be trained again on billions of tokens.
+training has none. A model with a key head for each query head stays as it is, unless `plan pool-heads` makes another of
+it, whose heads are means of several: a worse model until it has been trained again, in the paper on a twentieth of the
+tokens that it was made with.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class GroupedHeads(Given):
     )
     evidence = (
         Evidence("grouped heads make decoding's cache smaller", "Ainslie et al. 2023, arXiv 2305.13245"),
+        Evidence("heads that are alike are pooled into the same model", "tests/test_pooling.py"),
         Evidence("keys and values are counted by their own heads", "term attention/qkv, letter K"),
     )
 

@@ -1,8 +1,8 @@
 """The attention kernel that is the fastest on this card, by measurement before a run.
 
 cuDNN's autotuner chooses algorithms of convolutions, and language models have none. What can be chosen is the kernel of
-attention: each that takes the model's heads is timed forward and back, and the plan is made anew with a clearly faster
-one where that fits.
+attention: each that takes the model's heads is timed forward and back, once for a card, its libraries and heads of a
+shape, and the plan is made anew with a clearly faster one where that fits.
 """
 
 from __future__ import annotations
