@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from planner.plan import Plan, Stage
 
@@ -34,6 +35,12 @@ def cuts(stages: int) -> list[int]:
 def stage_of(step: int, steps: int, stages: int) -> int:
     """The stage, from 0, of one of ``steps`` steps, which are counted from 0; a run of fewer steps leaves some out."""
     return min(step, steps - 1) * stages // steps
+
+
+def steps_in(steps: int, stages: int) -> list[int]:
+    """How many of the steps each stage has."""
+    begins = [-(-stage * steps // stages) for stage in range(stages + 1)]
+    return [end - begin for begin, end in pairwise(begins)]
 
 
 def shapes(total: int, target: int, batch: int, stages: int) -> list[Shape]:

@@ -27,9 +27,10 @@ from planner.optimizations.base import Situation
 from planner.plan import Plan, Stage, Train
 from planner.plan_time import StepClock
 from planner.planning import Request, make_plan, solved
-from planner.stages import cuts, mean_seconds, shapes, stage_of
+from planner.stages import cuts, mean_seconds, shapes, stage_of, steps_in
 from trainer.data import NOT_TRAINED, Row, epochs
 from trainer.fake_step import counted, predicted
+from trainer.progress import time_left
 from trainer.run import execute
 from trainer.stages import by_stage, cut_by_stage, stage_begun
 from trainer.stages import shortened as cut_row
@@ -44,6 +45,19 @@ def test_each_stage_has_its_share_of_the_steps_and_comes_in_its_turn(steps: int,
     assert max(found.count(stage) for stage in range(stages)) - min(found.count(stage) for stage in range(stages)) <= 1
     begun = [stage_begun(done, steps, stages) for done in range(steps + 1)]
     assert [stage for stage in begun if stage is not None] == sorted({*found} - {found[0]})
+
+
+@given(st.integers(1, 200), st.integers(1, 7))
+def test_steps_of_a_stage_are_counted_as_they_come(steps: int, stages: int) -> None:
+    found = [stage_of(step, steps, stages) for step in range(steps)]
+    assert steps_in(steps, stages) == [found.count(stage) for stage in range(stages)]
+
+
+def test_the_time_left_goes_by_what_each_stage_takes() -> None:
+    assert time_left([1.0, 1.0, 2.0], 3, 6, (1.0, 2.0, 4.0)) == pytest.approx(2 + 4 + 4)
+    assert time_left([2.0], 5, 6, (1.0, 2.0, 4.0)) == pytest.approx(2.0), "of a run that went on, its last step alone"
+    assert time_left([3.0, 3.0], 2, 10, (1.0,)) == pytest.approx(24.0)
+    assert time_left([3.0], 10, 10, (1.0, 5.0)) == 0.0
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 310), st.integers(0, 5))

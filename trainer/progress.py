@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any, Self
 
 from rich import progress as bars
 from rich.console import Console
 from rich.text import Text
 
+from planner.stages import steps_in
 from planner.units import format_bytes, format_seconds
 from trainer.layer_progress import LayerDone
 from trainer.output import RunFolder
@@ -35,9 +37,16 @@ class Progress:
     """
 
     def __init__(
-        self, console: Console, folder: RunFolder, steps: int, clock: Callable[[], float] = time.perf_counter
+        self,
+        console: Console,
+        folder: RunFolder,
+        steps: int,
+        clock: Callable[[], float] = time.perf_counter,
+        stages: Sequence[float] = (1.0,),
     ) -> None:
+        """``stages``: how long a step of each stage of the run is expected to take, in whatever unit."""
         self._console, self._folder, self._steps, self._clock = console, folder, steps, clock
+        self._stages = stages
         self.done = self.skipped = 0
         self.losses: list[float] = []
         self.seconds: list[float] = []
@@ -86,7 +95,7 @@ class Progress:
         if "went_back_to" in step:
             spike = f"Step {self.done}: loss {step['loss']:.4f} is a spike; going on from the state after step "
             self._console.print(f"{spike}{step['went_back_to']}.", highlight=False)
-        left = (self._steps - self.done) * sum(self.seconds) / len(self.seconds)
+        left = time_left(self.seconds, self.done, self._steps, self._stages)
         self._bar.update(self._step_row, completed=self.done, description=told, left=left)
         if not self._console.is_terminal and (self.done % max(1, self._steps // 10) == 0 or self.done == self._steps):
             self._console.print(f"step {self.done}/{self._steps}: {told}", highlight=False)
@@ -117,6 +126,24 @@ class Progress:
         for name in ("loss", "lr", "gradient_norm", "tokens_per_second"):
             if step[name] is not None:
                 self._tensorboard.add_scalar(f"train/{name}", step[name], self.done)
+
+
+def time_left(seconds: Sequence[float], done: int, steps: int, stages: Sequence[float]) -> float:
+    """Seconds that the rest of a run takes if its steps go on like those before, each for its stage.
+
+    Args:
+        seconds: of the steps that are known; ``done``: the last of them, of ``steps``.
+        stages: how long a step of each is expected to take, in whatever unit.
+    """
+    ends = [0, *accumulate(steps_in(steps, len(stages)))]
+
+    def expected(first: int, last: int) -> float:
+        return sum(
+            each * max(0, min(last, end) - max(first, begin))
+            for each, begin, end in zip(stages, ends[:-1], ends[1:], strict=True)
+        )
+
+    return sum(seconds) * expected(done, steps) / expected(done - len(seconds), done)
 
 
 class _NoTensorboard:

@@ -157,7 +157,8 @@ def _run(
     )
     tell_data(console, data, built)
     judged = evaluation_batches(data.validation, train.evaluation_rows, train.batch, train.seed)
-    with Progress(console, folder, planned_steps(train, len(data.train.rows))) as progress:
+    stages = [stage.step_seconds or 1.0 for stage in plan.stages] or [1.0]
+    with Progress(console, folder, planned_steps(train, len(data.train.rows)), stages=stages) as progress:
         announce = listen(plan, built, progress)
         running = Running(plan, built, data, judged, recorder, folder, console, progress, announce, asked)
         return running.go(saved)

@@ -21,7 +21,7 @@ def section() -> str:
         f"{losses[3]:.3f}, and the model as it is from {losses[0]:.3f} to {losses[1]:.3f} (`python -m "
         "reports.quality.pooled` and `make demo`, on the CPU with the same settings"
         + (" and held-out tokens" if alike else ", of which held-out files are others")
-        + "; records [`pooled-heads.json`](quality/pooled-heads.json) and [`demo-cpu.json`](validation/demo-cpu.json)). "
+        + "; records [`pooled-heads.json`](quality/pooled-heads.json), [`demo-cpu.json`](validation/demo-cpu.json)). "
         "So pooled heads are no saving that comes for nothing: what was lost takes far more training than an adapter "
         "gets."
     )
