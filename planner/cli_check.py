@@ -55,8 +55,9 @@ CHANGES = {
         "memory.gpu.budget_bytes",
         "memory.host.budget_bytes",
         "memory.gpu.peak_bytes.",
+        "stages.",
     ),
-    "provenance.calibration_sha256": ("memory.gpu.peak_bytes.", "memory.host.peak_bytes"),
+    "provenance.calibration_sha256": ("memory.gpu.peak_bytes.", "memory.host.peak_bytes", "stages."),
 }
 # Terms that the calibration, or the kind of card in a profile, has a part in.
 CONSTANTS = ("runtime/",)
@@ -112,7 +113,9 @@ def planned_again(plan: Plan) -> Plan:
         return now
     found = list(differences(plan, now))
     causes = [CAUSES[each.place] for each in found if each.place in CAUSES]
-    wrong = [each for each in found if each.place.startswith(("memory.", "choices.", "model.", "gpu.", "rope."))]
+    wrong = [
+        each for each in found if each.place.startswith(("memory.", "stages", "choices.", "model.", "gpu.", "rope."))
+    ]
     by_hand = [each for each in wrong if not _explained(each, found)] + list(_bound_by_hand(plan, now))
     if by_hand:
         file, today = _told(by_hand[0])
@@ -232,6 +235,9 @@ def _walk(place: str, old: Any, new: Any) -> Iterator[Difference]:
     elif place == "choices":
         before, after = ({each["id"]: each["knobs"] for each in choices} for choices in (old, new))
         yield from _walk("choices", before, after)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and place == "stages":
+        for number, (before, after) in enumerate(zip(old, new, strict=True), 1):
+            yield from _walk(f"stages.{number}", before, after)
     elif old != new:
         yield Difference(place, old, new)
 

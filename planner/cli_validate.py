@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,8 @@ OWN = ("rehearse", "model", "context", "count", "layers", "out", "again")
 ASKED = ("gpu", "tier", "host_ram", "disk", "max_step_time", "with_", "without", "set_")
 # Few steps, an evaluation and a save: every phase is met, and what comes after takes no more.
 SHORT = {"steps": 2, "validation": 0.5, "evaluation_rows": 1}
+STAGED = 3
+"""Steps of each stage, where rows grow: in the last one more than are held to the bound."""
 
 
 @click.command(short_help="Put plans to the test on this machine.")
@@ -178,10 +180,15 @@ def _from_files(files: Sequence[str], options: dict[str, Any]) -> list[tuple[str
         except PlanError as error:
             errors += [each for each in all_of(error) if str(each) not in map(str, errors)]
             continue
-        short = plan.train.model_copy(update=SHORT)
-        plans.append((Path(file).stem, plan.model_copy(update={"train": short})))
+        plans.append((Path(file).stem, _shortened(plan, SHORT)))
     raise_all(errors)
     return plans
+
+
+def _shortened(plan: Plan, settings: Mapping[str, Any]) -> Plan:
+    """The plan with these settings of training, and with as many steps as its stages need."""
+    steps = {"steps": STAGED * len(plan.stages)} if plan.stages else {}
+    return plan.model_copy(update={"train": plan.train.model_copy(update={**settings, **steps})})
 
 
 def _from_options(options: dict[str, Any]) -> tuple[list[tuple[str | None, Plan]], dict[str, str]]:
@@ -208,7 +215,7 @@ def _from_options(options: dict[str, Any]) -> tuple[list[tuple[str | None, Plan]
             if plan.verdict == "does-not-fit":
                 refused[f"{plan.gpu.id}-{plan.model.id}-{plan.total_tokens}"] = plan.summary
             else:
-                plans.append((None, plan))
+                plans.append((None, plan if "steps" in request.train else _shortened(plan, {})))
     if not plans and not errors:
         errors += [PlanError("plan validate", f"there is nothing to run. {summary}") for summary in refused.values()]
     raise_all(errors)

@@ -128,7 +128,8 @@ def _mean_of_stages(run: Run, seconds: float) -> float:
     for shape in shapes(plan.total_tokens, plan.target, plan.train.batch, int(knobs["stages"])):
         made = _evaluated(run, shape)
         took = seconds_at(made, 0, plan.lora_rank, run.situation.gpu, calibration())
-        mean += (took or 0.0) / int(knobs["stages"])
+        assert took is not None
+        mean += took / int(knobs["stages"])
     return mean / seconds
 
 

@@ -106,21 +106,24 @@ def _seconds(rows: PackedRows, train: Train, clock: StepClock, most: int) -> flo
     want = clock.found.wanted[clock.found.index]
     packing = clock.configuration.letters["d_r"] > 1
     inputs, pairs = rows.lengths, rows.pairs
-    pieces = -(-np.minimum(inputs, want.target) // most) if most < want.total else np.ones_like(inputs)
+    trained = np.minimum(inputs, want.target)
+    pieces = -(-trained // most) if most < want.total else np.ones_like(inputs)
     inputs = np.minimum(inputs, most)
     if train.batch > 1:
         order = np.random.default_rng(train.seed).permutation(len(inputs))
-        inputs, pairs, pieces = inputs[order], pairs[order], pieces[order]
+        inputs, pairs, pieces, trained = inputs[order], pairs[order], pieces[order], trained[order]
     places = np.arange(0, len(inputs), train.batch)
     longest = np.maximum.reduceat(inputs, places)
     sizes = np.add.reduceat(pieces, places)
     # Padding is a document of its own where rows are packed; else each row is as long as the longest.
     padding = np.repeat(longest, np.diff(np.append(places, len(inputs)))) - inputs
     attended = np.add.reduceat(pairs + padding * (padding + 1), places) if packing else sizes * longest * (longest + 1)
-    shapes, counts = np.unique(np.stack([sizes, longest, attended]), axis=1, return_counts=True)
+    # Of a row that is cut, its pieces train as many on average.
+    each_trains = -(-np.add.reduceat(trained, places) // sizes) if most < want.total else longest
+    shapes, counts = np.unique(np.stack([sizes, longest, attended, each_trains]), axis=1, return_counts=True)
     lengths = shapes[1].astype(np.float64)
     share = shapes[2] / (shapes[0] * lengths * (lengths + 1))
     # Trained tokens of a row: as many as the plan trains, or all of a shorter row.
-    targets = lengths if want.target == want.total else np.minimum(lengths, want.target)
+    targets = lengths if want.target == want.total else np.minimum(shapes[3].astype(np.float64), want.target)
     each = clock.micro_batches(shapes[0].astype(np.float64), lengths, targets, attended=share)
     return None if each is None else float(np.sum(each * counts))

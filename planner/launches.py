@@ -28,8 +28,8 @@ library goes from matrix to matrix in Python.
 CLIPPED_ROWS = 5
 """As many launches take the host as long as clipping the rows of one matrix, which is nine ops without a graph.
 
-111 microseconds for each matrix, where a launch took 23 (wide-base and wide-adaptive_clipping in
-reports/validation/pairs).
+111 microseconds for each matrix, where a launch took 23: the optimiser's phase of wide-adaptive_clipping less that of
+wide-base, in reports/validation/pairs.
 """
 NOISE_PIECE = 2**18
 """Numbers of a matrix that noise is made for at a time, in about the time of one launch (wide-gradient_noise there)."""
@@ -178,8 +178,8 @@ def row_clipping(x: Letters) -> Number:
 
 
 def gradient_noise(x: Letters) -> Number:
-    """Kernels of the noise on their gradients. Approximate: matrices are not cut where others end."""
-    return 2 * x.I * x.L + x.R * x.U * x.L // NOISE_PIECE
+    """Kernels of the noise on their gradients, piece by piece. Approximate: as if small matrices shared pieces."""
+    return greatest(2 * x.I * x.L, x.R * x.U * x.L // NOISE_PIECE)
 
 
 def centralization(x: Letters) -> Number:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
 import numpy as np
 
 from planner.errors import PlanError
 from planner.evaluate import Candidates, Evaluator, Limits
-from planner.plan import Peak, Stage
+from planner.plan import Memory, Peak, Stage
+from planner.plan_memory import memory_of
 from planner.plan_time import seconds_at
 from planner.solver import Search, Wanted
 from planner.stages import NAME, cuts, shapes
-from planner.units import format_count
+from planner.units import format_bytes, format_count
 
 
 def check_stages(want: Wanted, stages: int) -> None:
@@ -31,25 +35,56 @@ def plan_stages(found: Search, limits: Limits, batch: int) -> list[Stage]:
     """Each stage of what was found, by its own length; empty where rows have one length.
 
     Raises:
-        PlanError: rows of the length that was found cannot be cut so.
+        PlanError: rows of the length that was found cannot be cut so, or the last stage fits and another does not.
     """
+    each = list(_searches(found, limits, batch))
+    stages = [
+        Stage(
+            rows=one.candidates.batch,
+            total_tokens=one.wanted[0].total,
+            target=one.wanted[0].target,
+            peak_bytes=Peak(low=int(one.best.low[0]), expected=int(one.best.expected[0]), high=int(one.best.high[0])),
+            host_peak_bytes=int(one.best.host[0]),
+            step_seconds=seconds_at(one.best, 0, one.wanted[0].rank, one.situation.gpu, one.constants),
+        )
+        for one in each
+    ]
+    if stages and found.best.fits[found.index]:
+        _check_room(stages, limits)
+    return stages
+
+
+def memory_in_stages(found: Search, limits: Limits, batch: int) -> Memory:
+    """The memory of a run: that of the stage that takes most, of the card and of the host, or of the only one."""
+    each = [*_searches(found, limits, batch)]
+    if not each:
+        return memory_of(found, limits)
+    # Where several take as much it is the last, which all else of a plan is about.
+    card = max(reversed(each), key=lambda one: int(one.best.expected[0]))
+    host = max(reversed(each), key=lambda one: int(one.best.host[0]))
+    last = memory_of(found, limits)
+    return last.model_copy(update={"gpu": memory_of(card, limits).gpu, "host": memory_of(host, limits).host})
+
+
+def _searches(found: Search, limits: Limits, batch: int) -> Iterator[Search]:
+    """What was found, at the largest micro-batch of each stage."""
     configuration, want = found.best.configuration, found.wanted[found.index]
     if NAME not in configuration.ids:
-        return []
+        return
     stages = int(configuration.knobs[NAME]["stages"])
     check_stages(want, stages)
-    planned = []
     for shape in shapes(want.total, want.target, batch, stages):
         candidates = Candidates(np.array([shape.total]), np.array([shape.target]), np.array([want.rank]), shape.rows)
         made = Evaluator(candidates, found.situation, found.constants, limits)(configuration)
-        planned.append(
-            Stage(
-                rows=shape.rows,
-                total_tokens=shape.total,
-                target=shape.target,
-                peak_bytes=Peak(low=int(made.low[0]), expected=int(made.expected[0]), high=int(made.high[0])),
-                host_peak_bytes=int(made.host[0]),
-                step_seconds=seconds_at(made, 0, want.rank, found.situation.gpu, found.constants),
-            )
-        )
-    return planned
+        at = Wanted(None, shape.total, shape.target, want.rank)
+        yield replace(found, candidates=candidates, wanted=(at,), best=made, index=0)
+
+
+def _check_room(stages: Sequence[Stage], limits: Limits) -> None:
+    for number, stage in enumerate(stages, 1):
+        over = (stage.peak_bytes.high - limits.gpu_bytes, stage.host_peak_bytes - limits.host_bytes)
+        for where, size in zip(("card", "host"), over, strict=True):
+            if size > 0:
+                what = f"stage {number}, {stage.rows:,} rows of {stage.total_tokens:,} tokens,"
+                why = f"{what} takes {format_bytes(size)} more than the {where} has, which the last stage does not."
+                raise PlanError(f"{NAME}.stages={len(stages)}", why, "Ask for fewer stages, or a shorter --context.")

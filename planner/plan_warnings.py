@@ -94,6 +94,8 @@ def schedule_beside(choices: Mapping[str, Mapping[str, Scalar]], train: Train, s
     stages = int(choices.get("context_stages", {}).get("stages", 1))
     if train.steps is not None and train.steps < stages:
         told.append(f"Some of the {stages} stages of context_stages have no step: --set train.steps={train.steps}.")
+    if stages > 1 and "early_stopping" in choices:
+        told.append("early_stopping may end training before context_stages comes to whole rows.")
     if train.evaluate_every and not train.validation:
         asked = f"--set train.evaluate_every={train.evaluate_every}"
         told.append(f"{asked} has no effect: train.validation=0 holds no documents out.")

@@ -35,8 +35,7 @@ from planner.plan import (
     Train,
 )
 from planner.plan_facts import RANDOM, digest, gpu_facts, profile_data, slug, source_of
-from planner.plan_memory import memory_of
-from planner.plan_stages import plan_stages
+from planner.plan_stages import memory_in_stages, plan_stages
 from planner.plan_time import Prices, plan_time
 from planner.plan_warnings import (
     before_training,
@@ -306,7 +305,7 @@ def plan_of(solved: Solved) -> Plan:
         longest=Longest(with_target=found.longest_with_target, all_trained=found.longest_all_trained),
         choices=[Choice(id=name, reason=chosen[name], knobs=knobs[name]) for name in best.ids],
         rejected=[Rejection(id=name, reasons=list(reasons)) for name, reasons in rejected.items()],
-        memory=memory_of(found, limits),
+        memory=memory_in_stages(found, limits, train.batch),
         time=time,
         stages=stages,
         rope=rope,

@@ -72,7 +72,7 @@ def _stages(stages: Sequence[Stage]) -> str:
         told.append(f"{rows} of {stage.total_tokens:,} tokens{took}")
     mean = mean_seconds(stages)
     average = f"; {format_seconds(mean)} on average" if mean is not None else ""
-    return f"{len(stages)} of as many steps each: {'; '.join(told)}{average}. The rest here is about the last"
+    return f"{len(stages)} of as many steps each: {'; '.join(told)}{average}. Step and speed are of the last"
 
 
 def _waits_for_host(time: Time) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from planner.plan import Plan, Stage
+from planner.plan import Stage
 
 NAME = "context_stages"
 
@@ -51,11 +51,6 @@ def shapes(total: int, target: int, batch: int, stages: int) -> list[Shape]:
         rows = -(-target // length)
         found.append(Shape(batch * rows, length, -(-target // rows)))
     return found
-
-
-def stages_of(plan: Plan) -> int:
-    """How many a plan has; 1 where rows have one length."""
-    return next((int(choice.knobs["stages"] or 1) for choice in plan.choices if choice.id == NAME), 1)
 
 
 def mean_seconds(stages: Sequence[Stage]) -> float | None:

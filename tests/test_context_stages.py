@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from trainer_tiny import save_model, write_sources
 
 from planner.compose import problems
 from planner.epoch import epoch
+from planner.errors import PlanError
 from planner.hardware import load_profile
 from planner.model import load_model
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Situation
 from planner.plan import Plan, Stage, Train
+from planner.plan_stages import plan_stages
 from planner.plan_time import StepClock
 from planner.planning import Request, make_plan, solved
 from planner.stages import cuts, mean_seconds, shapes, stage_of, steps_in
@@ -105,6 +108,8 @@ CASES: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("rtx4090", "qwen3-30b-a3b", 4096, {"host_bytes": TERABYTE}),
     ("rtx3090", "starcoder2-3b", 131072, {"required": ("streamed", "sequence_blocks"), "host_bytes": TERABYTE}),
     ("h200-sxm", "llama-3.2-3b", 8192, {"excluded": ("streamed", "chunked_loss"), "target": 1000}),
+    # Rows of the last stage are longer than the model's window, those before are not, and take more.
+    ("rtx2060s", "starcoder2-3b", 8192, {"required": ("streamed",), "train": {"batch": 12}}),
 )
 
 
@@ -114,20 +119,36 @@ def _staged(card: str, model: str, total: int, more: dict[str, Any]) -> Request:
 
 
 @pytest.mark.parametrize(("card", "model", "total", "more"), CASES, ids=lambda value: str(value)[:20])
-def test_the_last_stage_is_the_peak_and_each_is_the_plan_of_its_own_length(
+def test_the_plan_takes_what_its_largest_stage_does_and_each_is_the_plan_of_its_own_length(
     card: str, model: str, total: int, more: dict[str, Any]
 ) -> None:
     plan = make_plan(_staged(card, model, total, more))
     assert plan.verdict == "fits" and len(plan.stages) == 3
     last, held = plan.stages[-1], plan.memory.gpu.peak_bytes
     assert (last.rows, last.total_tokens, last.target) == (plan.train.batch, plan.total_tokens, plan.target)
-    assert (last.peak_bytes, last.step_seconds) == (held, plan.time.step_seconds.estimate)
-    assert last.host_peak_bytes == plan.memory.host.peak_bytes
-    for stage in plan.stages[:-1]:
-        assert stage.peak_bytes.high <= held.high and stage.host_peak_bytes <= last.host_peak_bytes
+    assert last.step_seconds == plan.time.step_seconds.estimate
+    assert held == max((stage.peak_bytes for stage in plan.stages), key=lambda peak: peak.expected)
+    assert plan.memory.host.peak_bytes == max(stage.host_peak_bytes for stage in plan.stages)
+    sums = [sum(terms.values()) for terms in plan.memory.gpu.phases.values()]
+    assert max(sums) == held.expected, "phases are those of that stage"
+    for stage in plan.stages:
         own = _alone(plan, stage, card)
         assert own.memory.gpu.peak_bytes == stage.peak_bytes and own.memory.host.peak_bytes == stage.host_peak_bytes
         assert own.time.step_seconds.estimate == pytest.approx(stage.step_seconds, rel=1e-5)
+
+
+def test_a_window_can_make_a_shorter_stage_the_largest() -> None:
+    plan = make_plan(_staged(*CASES[-1]))
+    assert plan.stages[1].peak_bytes.high == plan.memory.gpu.peak_bytes.high > plan.stages[-1].peak_bytes.high
+
+
+def test_a_stage_that_does_not_fit_is_refused_by_its_number() -> None:
+    card, model, total, more = CASES[-1]
+    most = make_plan(_staged(card, model, total, more)).stages[-1].peak_bytes.high
+    limits = solved(_staged(card, model, total, more)).limits
+    found = solved(_staged(card, model, total, more)).found
+    with pytest.raises(PlanError, match=r"stages=3: stage 1, 48 rows of 2,048 tokens, takes .* more than the card has"):
+        plan_stages(found, replace(limits, gpu_bytes=most), 12)
 
 
 def _alone(plan: Plan, stage: Stage, card: str) -> Plan:
@@ -183,18 +204,19 @@ def test_each_stage_takes_what_is_planned(tmp_path: Path, model: str, executor: 
         assert max(said.values()) == pytest.approx(max(found[phase] for phase in said if phase in found), rel=CLOSE)
 
 
-def test_an_epoch_takes_the_mean_of_the_stages(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("target", "batch", "stages"), [(8192, 1, 3), (4500, 1, 5), (1500, 3, 4), (17, 3, 3)])
+def test_an_epoch_takes_the_mean_of_the_stages(target: int, batch: int, stages: int) -> None:
     from planner.data_profile import DataProfile
 
     data = DataProfile(sizes=[4 * 8193] * 10, tokens=[8193] * 10, exact=True, basis="made up")
-    made = solved(_staged("rtx3090", "llama-3.2-1b", 8192, {"excluded": ("streamed",)}))
-    clock, train = StepClock(made.found, 1), Train(validation=0.1)
-    plan = make_plan(_staged("rtx3090", "llama-3.2-1b", 8192, {"excluded": ("streamed",)}))
-    mean = mean_seconds(plan.stages)
-    found = epoch(data, train, clock)
-    assert mean is not None and found.steps == 9 and found.hours == pytest.approx(9 * mean / 3600, rel=1e-4)
-    without = solved(Request(gpu="rtx3090", model="llama-3.2-1b", total_tokens=8192, excluded=("streamed",)))
-    longer = epoch(data, train, StepClock(without.found, 1)).hours
+    asked = {"excluded": ("streamed",), "target": target, "knobs": {"context_stages": {"stages": stages}}}
+    request = _staged("rtx3090", "llama-3.2-1b", 8192, asked | {"train": {"batch": batch}})
+    mean = mean_seconds(make_plan(request).stages)
+    found = epoch(data, Train(validation=0.1, batch=batch), StepClock(solved(request).found, 1))
+    assert mean is not None and found.steps == 9 // batch
+    assert found.hours == pytest.approx(found.steps * mean / 3600, rel=1e-3)
+    whole = Request("rtx3090", "llama-3.2-1b", total_tokens=8192, target=target, excluded=("streamed",))
+    longer = epoch(data, Train(validation=0.1), StepClock(solved(whole).found, 1)).hours
     assert longer is not None and found.hours is not None and found.hours < longer
 
 

@@ -12,7 +12,7 @@ from trainer_tiny import save_model
 
 from planner.optimizations import all_optimizations
 from reports.quality import cases, measure
-from reports.quality.cases import BASE, SEEDS, TRAININGS, Training
+from reports.quality.cases import AGAIN, BASE, KERNEL, SEEDS, TRAININGS, Training
 from reports.render import quality
 
 BY_NAME = {training.name: training for training in TRAININGS}
@@ -36,6 +36,11 @@ def test_a_training_differs_in_what_it_says(training: Training, capsys: Capture)
     mine, beside = ({choice["id"]: choice["knobs"] for choice in plan["choices"]} for plan in plans)
     if training.optimization:
         assert training.optimization in mine and training.optimization not in beside
+        assert training.optimization == "streamed" or {*mine} == {*beside, training.optimization}
+    kernels = {knobs["kernel"] for choices in (mine, beside) for knobs in choices.values() if "kernel" in knobs}
+    assert kernels - {KERNEL} == ({"efficient"} if training.name == "float32" else set()), (
+        "what is the fastest in a moment is no part of what is compared"
+    )
     assert plans[0]["verdict"] == "fits" and plans[0]["train"]["seed"] == 2
     settings = [plan["train"] for plan in plans]
     differ = {name for name, value in settings[0].items() if value != settings[1][name]}
@@ -51,35 +56,44 @@ def _record(training: str, seed: int, loss: float, tokens: int = 100) -> dict[st
         "training": training,
         "seed": seed,
         "evaluation": {"before": evaluation, "after": evaluation},
+        "kernel": "flash",
         "environment": {"python": "3.12", "gpu": None, "packages": {"torch": "2", "transformers": "5"}},
     }
 
 
+NAMED = ("rslora", "lookahead", "ema", "one_cycle", "lora_plus")
+
+
 def test_the_page_compares_seed_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [_record(BASE, seed, 2.0 + seed) for seed in SEEDS]
+    made += [_record(AGAIN, seed, 2.001 + seed) for seed in SEEDS]
     made += [_record("rslora", seed, 1.9 + seed) for seed in SEEDS]
+    made += [_record("one_cycle", seed, 1.9995 + seed) for seed in SEEDS]
     made += [_record("lookahead", seed, 2.1 + seed) for seed in SEEDS]
     made += [_record("ema", seed, 2.0 + seed + (0.1 if seed else -0.1)) for seed in SEEDS]
     made += [_record("lora_plus", 0, 1.5), _record("nf4_weights", 0, 1.0, tokens=99)]
     for each in made:
         (tmp_path / f"{each['training']}-{each['seed']}.json").write_text(json.dumps(each))
     monkeypatch.setattr(quality, "FOLDER", tmp_path)
-    for cached in (quality.found, quality.verdict_of):
+    kept = (quality.found, quality.verdict_of, quality.chance)
+    for cached in kept:
         cached.cache_clear()
     try:
-        told = {name: quality.verdict_of(BY_NAME[name]) for name in ("rslora", "lookahead", "ema", "lora_plus")}
+        told = {name: quality.verdict_of(BY_NAME[name]) for name in NAMED}
         assert told == {
             "rslora": "better with each seed",
             "lookahead": "worse with each seed",
-            "ema": "no difference beyond the seeds",
+            "ema": "no difference beyond chance",
+            "one_cycle": "no difference beyond chance",
             "lora_plus": "",
         }
         page = quality.section()
         assert "| −0.1000 | −0.1000 | −0.1000 | −0.1000 | 0.0000 | better with each seed |" in page
         assert "judged by other rows, so not compared: nf4_weights." in page
+        assert "Two trainings that are the same differ by up to 0.0010; less is chance." in page
         assert "Not with every seed yet, so without a verdict: lora_plus." in page
     finally:
-        for cached in (quality.found, quality.verdict_of):
+        for cached in kept:
             cached.cache_clear()
 
 
@@ -93,6 +107,8 @@ def test_a_record_is_of_the_training_that_it_names(place: Path) -> None:
     assert (train["batch"], train["steps"], train["seed"]) == (cases.ROWS, cases.STEPS, found["seed"])
     assert found["total_tokens"] == cases.TOKENS and len(found["losses"]) == cases.STEPS
     assert not training.optimization or training.optimization in found["choices"]
+    if training.name in quality.IDLE:
+        assert not found.get("spikes") and found["judged"].get("stopped") is None, "nothing happened in it"
     assert quality.differences(training), "it is compared with the one beside it"
 
 

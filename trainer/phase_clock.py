@@ -45,12 +45,12 @@ class PhaseClock:
             found[phase] = found.get(phase, 0.0) + self._between(began, ended)
         self.steps.append(found)
 
-    def medians(self, count: int | None = None) -> dict[str, float]:
-        """The median of each phase over so many steps, or all.
+    def medians(self, count: int | None = None, begin: int = 0) -> dict[str, float]:
+        """The median of each phase over the first so many steps, or all; without those before ``begin``.
 
         Of several steps the first is left out, which meets every kernel for the first time.
         """
-        counted = self.steps[:count]
+        counted = self.steps[begin:count]
         steps = counted[1:] or counted
         phases = list(dict.fromkeys(phase for step in steps for phase in step))
         return {phase: statistics.median(step[phase] for step in steps if phase in step) for phase in phases}

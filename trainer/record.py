@@ -85,6 +85,7 @@ def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> di
     step_seconds = run.step_seconds[:timed]  # held to less memory, steps are not what anybody else would wait for
     stages = by_stage(step_seconds, run.steps, built.stages)
     alike = stages[-1]  # what the plan's seconds are of
+    before = sum(map(len, stages[:-1]))
     return {
         "plan": plan.document(),
         "executor": plan.executor,
@@ -123,7 +124,7 @@ def measurement(plan: Plan, built: BuiltRun, recorder: Recorder, run: Run) -> di
             "each": [round(seconds, 6) for seconds in run.step_seconds],
             "probe": round(run.probe_seconds, 6),
             "stages": [round(statistics.median(each), 6) if each else None for each in stages],
-            "phases": {phase: round(seconds, 6) for phase, seconds in recorder.clock.medians(timed).items()},
+            "phases": {phase: round(seconds, 6) for phase, seconds in recorder.clock.medians(timed, before).items()},
         },
         "losses": list(run.losses),
         "skipped_steps": run.skipped_steps,

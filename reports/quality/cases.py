@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 SEEDS = (0, 1, 2)
 TOKENS, ROWS, STEPS, RATE = 1024, 4, 120, 5e-4
-BASE = "base"
+BASE, AGAIN = "base", "base-again"
+"""The training without anything, and the same once more: what differs between them is chance."""
+KERNEL = "flash"
+"""Of attention, on a card: which is the fastest there is measured anew by each process, and they share one."""
 SETTINGS = f"lora.rank=16 train.batch={ROWS} train.steps={STEPS} train.warmup=0.05 train.evaluation_rows=64"
 ALL_ROWS = "train.evaluation_rows=100000"
 """Judge by all that is held out: where documents share rows, some of the rows are other ones."""
@@ -37,15 +40,17 @@ class Training:
     optimization: str = ""
     beside: str = BASE
 
-    def arguments(self, seed: int) -> list[str]:
-        """Of `plan`, after the card, the model and the data."""
+    def arguments(self, seed: int, kernel: str | None = KERNEL) -> list[str]:
+        """Of `plan`, after the card, the model and the data; ``kernel``: of attention, None to leave it open."""
         own = self.words.split()
         switched = {word[1:] for word in own if word[0] in "+-"}
         given = [word for word in WORDS.split() if word[1:] not in switched]
         named = {word.partition("=")[0] for word in own if "=" in word}
         settings = [word for word in (*SETTINGS.split(), f"train.lr={RATE}") if word.partition("=")[0] not in named]
         arguments = ["--context", str(TOKENS)]
-        for word in [*given, *own, *settings, f"train.seed={seed}"]:
+        executor = "streamed" if "+streamed" in own else "exact_attention"
+        pinned = [f"{executor}.kernel={kernel}"] if kernel and f"{executor}.kernel" not in named else []
+        for word in [*given, *own, *settings, *pinned, f"train.seed={seed}"]:
             verb = {"+": "--with", "-": "--without"}.get(word[0])
             arguments += [verb, word[1:]] if verb else ["--set", word]
         return arguments
@@ -57,6 +62,7 @@ def _of(name: str, words: str = "") -> Training:
 
 def _trainings() -> Iterator[Training]:
     yield Training(BASE)
+    yield Training(AGAIN)
     for rate in (1e-4, 2e-4, 1e-3, 2e-3):
         yield Training(f"rate-{rate:.0e}", f"train.lr={rate}")
     yield Training("linear", "train.schedule=linear")
@@ -87,9 +93,9 @@ def _trainings() -> Iterator[Training]:
         words = f"+weight_averaging weight_averaging.kind={kind}"
         yield Training(kind, words, "weight_averaging")
         yield Training(f"{kind}-constant", f"{words} train.schedule=constant", "weight_averaging", "constant")
-    yield Training("float32", "-mixed_precision")
+    yield Training("float32", "-mixed_precision exact_attention.kernel=efficient")  # the other takes 16 bits alone
     yield Training("float16", "mixed_precision.dtype=float16")
-    passes = "+streamed -exact_attention"
+    passes = "+streamed -exact_attention -kept_attention"
     yield Training("streamed", passes, "streamed")
     for name in ("checkpoint_int8", "checkpoint_nf4"):
         yield Training(name, f"{passes} +{name}", name, "streamed")

@@ -25,7 +25,7 @@ from typing import Any
 from planner.cli_output import write_whole
 from planner.errors import PlanError
 from reports.demo import model_file, write_standard_library
-from reports.quality.cases import SEEDS, TRAININGS, Training
+from reports.quality.cases import KERNEL, SEEDS, TRAININGS, Training
 
 LIMIT_SECONDS = 3600
 
@@ -36,12 +36,16 @@ def train(training: Training, seed: int, gpu: str, model: Path, data: Path, out:
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch) / "run"
         words = ["--gpu", gpu, "--model", str(model), "--data", str(data), "--set", f"train.out={run}", "--execute"]
-        command = [sys.executable, "-m", "planner", *words, *training.arguments(seed)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS)
+        command = [sys.executable, "-m", "planner", *words, *training.arguments(seed, KERNEL if gpu != "cpu" else None)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS)
+            said, code = done.stdout + done.stderr, done.returncode
+        except subprocess.TimeoutExpired:
+            said, code = f"It had not ended after {LIMIT_SECONDS} s.", 1
         place = run / "measurement.json"
-        if done.returncode or not place.is_file():
-            write_whole(out / f"{name}.failed.txt", (done.stdout + done.stderr).replace(scratch, "scratch"))
-            return f"{name:32} {time.monotonic() - began:5.0f} s  FAILED: {(done.stdout + done.stderr).strip()[-300:]}"
+        if code or not place.is_file():
+            write_whole(out / f"{name}.failed.txt", said.replace(scratch, "scratch"))
+            return f"{name:32} {time.monotonic() - began:5.0f} s  FAILED: {said.strip()[-300:]}"
         found = told(training, seed, json.loads(place.read_text(encoding="utf-8")))
     write_whole(out / f"{name}.json", json.dumps(found, indent=1) + "\n")
     loss = found["evaluation"]["after"]["loss"]
@@ -127,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             worker.start()
         for worker in workers:
             worker.join()
-    return 0
+    return int(any(given.out.glob("*.failed.txt")))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -97,11 +98,22 @@ def ratio(seconds: list[float | None]) -> float | None:
 def step_ratios(without: Record, with_it: Record) -> tuple[float | None, float | None, float | None]:
     """How many times as long a step is: measured, planned before, and by what a launch took each of the processes."""
     runs = (without, with_it)
-    return (
-        ratio([each.step[0] for each in runs]),
-        ratio([each.step[1] for each in runs]),
-        ratio([own_estimate(each.name) for each in runs]),
-    )
+    own = [own_estimate(each.name) for each in runs]
+    if with_it.content["plan"].get("stages"):
+        own = [None, None]  # an estimate is of the last stage alone
+    measured, planned = (ratio([seconds(each)[which] for each in runs]) for which in (0, 1))
+    return measured, planned, ratio(own)
+
+
+def seconds(record: Record) -> tuple[float | None, float | None]:
+    """Seconds of a step, measured and planned; of a run in stages the mean of theirs."""
+    stages = record.content["plan"].get("stages")
+    if not stages:
+        return record.step
+    measured = record.content["step_seconds"]["stages"]
+    if None in measured:
+        return None, None
+    return statistics.mean(measured), statistics.mean(stage["step_seconds"] for stage in stages)
 
 
 @cache
@@ -197,7 +209,8 @@ def section() -> str:
         + (f" Not measured: {', '.join(missing)}." if missing else "")
     )
     times = (
-        f"Steps are the median of those with the card's whole budget, of {STEPS} in all. Many of these are short, and "
+        f"Steps are the median of those with the card's whole budget, of {STEPS} in all; of a run in stages "
+        "the mean of theirs. Many of these are short, and "
         f"wait for the host, to which a launch took {took[0]:.0f} to {took[-1]:.0f} µs from the first of these runs to "
         f"the last, where plans have {1e6 * calibration().launch_seconds():.0f}: so two of them are compared with the "
         "host as it was at each. The last column is today's estimate with what a launch took in the very process, "

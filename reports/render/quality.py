@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.markdown import table
-from reports.quality.cases import BASE, RATE, ROWS, SEEDS, STEPS, TOKENS, TRAININGS, Training
+from reports.quality.cases import AGAIN, BASE, RATE, ROWS, SEEDS, STEPS, TOKENS, TRAININGS, Training
 
 FOLDER = Path(__file__).resolve().parents[1] / "quality" / "records"
 Found = dict[int, dict[str, Any]]
@@ -38,7 +38,7 @@ def comparable(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def differences(training: Training) -> dict[int, float]:
-    """By seed, how much lower the held-out loss is than that of the training beside; negative where it is lower."""
+    """By seed, held-out loss less that of the training beside: negative where it is lower."""
     mine, others = found().get(training.name, {}), found().get(training.beside, {})
     return {
         seed: loss(record) - loss(others[seed])
@@ -48,14 +48,44 @@ def differences(training: Training) -> dict[int, float]:
 
 
 @cache
+def chance() -> float | None:
+    """The largest difference of two trainings that are the same; None where they were not made with every seed."""
+    each = differences(next(training for training in TRAININGS if training.name == AGAIN))
+    return max(map(abs, each.values())) if len(each) == len(SEEDS) else None
+
+
+@cache
 def verdict_of(training: Training) -> str:
-    """In words; empty where not all seeds were trained."""
-    each = differences(training)
-    if len(each) < len(SEEDS):
+    """In words; empty where not all seeds were trained, or chance is not known."""
+    each, floor = differences(training), chance()
+    if len(each) < len(SEEDS) or floor is None or training.name == AGAIN:
         return ""
-    if all(value < 0 for value in each.values()):
+    if all(value < -floor for value in each.values()):
         return "better with each seed"
-    return "worse with each seed" if all(value > 0 for value in each.values()) else "no difference beyond the seeds"
+    return "worse with each seed" if all(value > floor for value in each.values()) else "no difference beyond chance"
+
+
+def _chance_told() -> str:
+    kernels = sorted({record["kernel"] for each in found().values() for record in each.values()})
+    if (floor := chance()) is not None:
+        return f"Two trainings that are the same differ by up to {floor:.4f}; less is chance."
+    told = "How far two trainings that are the same differ is not known yet, so none has a verdict"
+    idle = [value for name in IDLE for value in differences(by_name(name)).values()]
+    if idle:
+        least, most = (f"{value:+.4f}".replace("-", "−") for value in (min(idle), max(idle)))
+        told += f"; {' and '.join(IDLE)}, which found nothing to do, differ from the base by {least} to {most}"
+    if len(kernels) > 1:
+        told += f". Kernels of attention differ between them, too ({', '.join(kernels)}), each having measured its own"
+    return f"{told}."
+
+
+IDLE = ("spike_rewind", "early_stopping")
+"""Trainings in which nothing happened that the base does not have: no loss was a spike, and none stopped early."""
+
+
+def by_name(name: str) -> Training:
+    """The training of that name."""
+    return next(training for training in TRAININGS if training.name == name)
 
 
 def _best_rate() -> float:
@@ -72,6 +102,12 @@ def _best_rate() -> float:
         if found().get(name, {}).keys() == base.keys()
     }
     return min(means, key=lambda rate: means[rate])
+
+
+def _edge() -> str:
+    """Whether the best rate is the largest that was tried."""
+    largest = max(float(each.words.partition("=")[2]) for each in TRAININGS if each.words.startswith("train.lr="))
+    return ", and the largest of them: whatever raises the rate has it easy here." if _best_rate() == largest else "."
 
 
 def _cells(training: Training) -> tuple[str, ...]:
@@ -115,9 +151,9 @@ def section() -> str:
         f"{versions['transformers']}). A tenth of the files is held out; which, says the seed. Held-out loss with none "
         f"of these: {bases}. The table has by how much it is higher, or lower, with one of them after as many rows and "
         "steps. What makes a rate larger or smaller is to be read beside the first rows: without anything else, a "
-        f"rate of {_best_rate():g} is the best of those that were tried."
+        f"rate of {_best_rate():g} is the best of those that were tried{_edge()}"
     )
-    more = []
+    more = [_chance_told()]
     if missing:
         more.append(f"Not trained yet: {', '.join(missing)}.")
     if left:

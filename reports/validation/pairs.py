@@ -73,7 +73,7 @@ _SWITCHED: tuple[tuple[_Base, str, str, bool, bool], ...] = (
     (_WIDE, "spike_rewind", "", False, True),
     (_WIDE, "rate_range_test", "rate_range_test.steps=8", False, True),
     (_WIDE, "mapped_tokens", "--disk=20GiB", False, True),
-    (_LONG, "context_stages", "", True, False),
+    (_LONG, "context_stages", "train.steps=14", True, False),  # some of each stage before those that are held
     (_PASSES, "checkpoint_int8", "", True, True),
     (_PASSES, "checkpoint_nf4", "", True, True),
     (_PASSES, "checkpoint_spacing", "checkpoint_spacing.every=2", True, True),
@@ -95,8 +95,9 @@ _TAKEN_AWAY: tuple[tuple[_Base, str, str], ...] = (  # the same, from a run that
 def _case(base: _Base, tag: str, words: str, timed: bool) -> Case:
     switched = {word[1:] for word in words.split() if word[0] in "+-" and not word.startswith("--")}
     own = [word for word in base.words.split() if word[1:] not in switched]
-    fixed = f"lora.rank={base.rank} train.steps={STEPS if timed else 2} train.validation=0.5 train.evaluation_rows=1"
-    given = " ".join(map(_argument, [*own, *words.split(), *fixed.split()]))
+    steps = [] if "train.steps=" in words else [f"train.steps={STEPS if timed else 2}"]
+    fixed = [f"lora.rank={base.rank}", *steps, "train.validation=0.5", "train.evaluation_rows=1"]
+    given = " ".join(map(_argument, [*own, *words.split(), *fixed]))
     return Case(f"{base.name}-{tag}", f"--gpu {CARD} --model random:{base.model} --context {base.tokens} {given}")
 
 

@@ -6,8 +6,10 @@ of what came before. So steps, epochs and the schedule of the learning rate are 
 only a row's attention is shorter. Where the end of a row alone is trained, that end is what is cut, and what lies
 before it is not read.
 
-A micro-batch of a stage takes as many tokens as one of the last, which is the one that is planned: it saves time, and
-no memory. Each stage is planned at its own length (``stages`` of the plan) and probed before training.
+A micro-batch of a stage has as many tokens as one of the last, so it saves the time of attention, and no memory. Each
+stage is planned at its own length (``stages`` of the plan), the memory of a plan is that of the stage which takes most,
+and each is probed before training. Short rows take no less time where there is little attention to save, and more where
+layers run in passes by rows, each of which then is short.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class ContextStages(Optimization):
     knobs = (Knob("stages", "stages, each twice as long as the one before", lambda _: (3,), low=2, high=7),)
     evidence = (
         Evidence("short sequences first, in pre-training", "Li et al. 2021, arXiv 2108.06084"),
-        Evidence("the same targets in every stage, and the peak in the last", "tests/test_context_stages.py"),
+        Evidence("the same targets in every stage, and what each takes", "tests/test_context_stages.py"),
     )
     exact = False
     effect = "the first stages train the same tokens with less context before them"
