@@ -214,6 +214,7 @@ class Optimization(Item):
             than it can save: bytes of terms that it claims, or of which it claims a letter. So it costs no search
             where nobody needs it.
         effect: what it does to the result where it is not exact, in a few words.
+        instead: what takes the place of formulas of its own, a sentence; empty where it changes neither bytes nor time.
     """
 
     claims: ClassVar[frozenset[str]] = frozenset()
@@ -226,6 +227,7 @@ class Optimization(Item):
     asked: ClassVar[bool] = False
     last_resort: ClassVar[str] = ""
     effect: ClassVar[str] = ""
+    instead: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

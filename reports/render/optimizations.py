@@ -57,7 +57,8 @@ def page(each: Optimization) -> str:
     run, where = _shown(each)
     before = run_without(each.id, run)
     formulas = [*_letters(each, run, before), *_terms(each, run, before), *_work(run, before)]
-    numbers = f"Numbers: {where}.\n" if formulas else "It changes no term of memory and no work of a step.\n"
+    nothing = each.instead or "It changes no term of memory and no work of a step."
+    numbers = f"Numbers: {where}.\n" if formulas else f"{nothing}\n"
     parts += ["\n## Formulas\n\n", *formulas, numbers, "\n## Evidence\n\n"]
     parts += [f"* {one.statement}: {one.source}\n" for one in each.evidence]
     return NOTE.format(source=source) + "".join(parts)

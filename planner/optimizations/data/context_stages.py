@@ -48,6 +48,7 @@ class ContextStages(Optimization):
         Evidence("the same targets in every stage, and what each takes", "tests/test_context_stages.py"),
     )
     exact = False
+    instead = "Each stage has the formulas of a run with rows of its length, and as many times the rows."
     effect = "the first stages train the same tokens with less context before them"
 
     def settings(self, situation: Situation, knobs: Knobs) -> dict[str, str]:
