@@ -36,6 +36,7 @@ from planner.plan import (
 )
 from planner.plan_facts import RANDOM, digest, gpu_facts, profile_data, slug, source_of
 from planner.plan_stages import memory_in_stages, plan_stages
+from planner.plan_summary import summary_of
 from planner.plan_time import Prices, plan_time
 from planner.plan_warnings import (
     before_training,
@@ -52,7 +53,7 @@ from planner.solver import Objective, Search, Wanted, never_used, resorts_of, se
 from planner.space import Space
 from planner.suggestions import Pins, suggestions
 from planner.tiers import TIERS
-from planner.units import GIB, format_bytes, format_count, format_seconds
+from planner.units import GIB, format_count
 
 NOT_MODELLED = ("several cards", "what other programs take of the card while it trains")
 HOST_BYTES = 32 * GIB  # of host RAM, unless the user says how much there is
@@ -285,7 +286,7 @@ def plan_of(solved: Solved) -> Plan:
         train = train.model_copy(update={"save_minutes": SAVE_MINUTES})
     return Plan(
         verdict="fits" if fits else "does-not-fit",
-        summary=_summary(situation, limits, fits, want),
+        summary=summary_of(situation, limits, fits, want),
         gpu=gpu_facts(gpu, request.gpu),
         model=Model(
             id=model.id,
@@ -380,19 +381,3 @@ def _train(request: Request, out: str, executor: str) -> Train:
     except ValidationError as error:
         raise_all([PlanError(f"train.{item['loc'][0]}", item["msg"] + ".") for item in error.errors()])
         raise AssertionError("unreachable") from error
-
-
-def _summary(situation: Situation, limits: Limits, fits: bool, want: Wanted) -> str:
-    tokens = f"{format_count(want.total)} tokens"
-    what = f"tier {want.tier}, {tokens}" if want.tier else tokens
-    used = limits.disk_bytes and situation.gpu.kind == "gpu"  # with the CPU alone nothing is streamed
-    disk = f"{_round_gib(limits.disk_bytes)} of disk" if used else "no disk offload"
-    conditions = (
-        f"with {_round_gib(limits.host_bytes)} host RAM, {disk}, at most {format_seconds(limits.step_seconds)} a step"
-    )
-    verb = "trains" if fits else "does not fit"
-    return f"{situation.model.id} on {situation.gpu.name} {verb} {what}, {conditions}."
-
-
-def _round_gib(size: int) -> str:
-    return f"{size // GIB} GiB" if size % GIB == 0 else format_bytes(size)

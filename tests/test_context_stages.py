@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from test_memory_on_fake_tensors import CLOSE, TERABYTE, shortened
 from trainer_tiny import make_plan as made_by_hand
 from trainer_tiny import save_model, write_sources
 
+from planner.cli_validate import SHORT, _shortened
 from planner.compose import problems
 from planner.epoch import epoch
 from planner.errors import PlanError
@@ -31,9 +33,11 @@ from planner.plan_stages import plan_stages
 from planner.plan_time import StepClock
 from planner.planning import Request, make_plan, solved
 from planner.stages import cuts, mean_seconds, shapes, stage_of, steps_in
-from trainer.data import NOT_TRAINED, Row, epochs
+from trainer import running
+from trainer.data import NOT_TRAINED, Batch, Row, epochs
 from trainer.fake_step import counted, predicted
 from trainer.progress import time_left
+from trainer.rates import RateFound
 from trainer.run import execute
 from trainer.stages import by_stage, cut_by_stage, stage_begun
 from trainer.stages import shortened as cut_row
@@ -296,3 +300,33 @@ def test_layers_in_passes_go_by_stages_as_whole_ones(tmp_path: Path, data: str, 
     assert execute(_plan(model, data, tmp_path / "resident")) == 0
     losses = [record(tmp_path / name)["losses"] for name in ("streamed", "resident")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_range_test_of_the_rate_has_whole_rows(
+    tmp_path: Path, data: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses that jump where rows get longer would say nothing of the rate."""
+    widths: list[int] = []
+    search = running.search_rate
+
+    def watched(asked: Any, built: Any, train: Train, batches: Iterator[Batch], *more: Any) -> RateFound:
+        def seen() -> Iterator[Batch]:
+            for batch in batches:
+                widths.append(batch.inputs.shape[1])
+                yield batch
+
+        return search(asked, built, train, seen(), *more)
+
+    monkeypatch.setattr(running, "search_rate", watched)
+    choices = {**STAGED, "rate_range_test": {"steps": 6, "low": 1e-5, "high": 1e-1}}
+    assert execute(_plan(model, data, tmp_path / "run", choices)) == 0
+    assert len(widths) >= 6 and {*widths} == {48}
+    assert [line["tokens"] for line in lines(tmp_path / "run") if "taken" in line]
+
+
+def test_validating_meets_the_last_stage_before_it_is_held_to_its_bound() -> None:
+    plan = make_plan(_staged(*CASES[0]))
+    steps = _shortened(plan, SHORT).train.steps
+    assert steps is not None and steps_in(steps, 3)[-1] > running.HELD_STEPS
+    plain = make_plan(Request("h200-sxm", "llama-3.2-1b", total_tokens=8192))
+    assert _shortened(plain, SHORT).train.steps == SHORT["steps"]

@@ -24,8 +24,8 @@ from trainer.data import evaluation_batches, prepare
 from trainer.measure import Recorder, exact_terms
 from trainer.probing import probe
 from trainer.run import execute
-from trainer.running import put_averages
 from trainer.session import build
+from trainer.shown import put_averages
 from trainer.step import evaluate
 from trainer.training import train_steps
 

@@ -21,6 +21,7 @@ from trainer import running
 from trainer.judging import FOLDER, Judge, Judged, Judging
 from trainer.run import execute
 from trainer.session import build
+from trainer.shown import shown_as_saved
 
 STEPS = 12
 STOPPING = {"patience": 2, "threshold": 0.001}
@@ -256,7 +257,7 @@ def test_adapters_are_back_where_showing_averages_fails(place: Path, tmp_path: P
 
     assert built.averages is not None
     built.averages.show = half  # type: ignore[method-assign]
-    with pytest.raises(torch.OutOfMemoryError), running.shown_as_saved(built):
+    with pytest.raises(torch.OutOfMemoryError), shown_as_saved(built):
         raise AssertionError("nothing is judged")
     assert all(torch.equal(one, other) for one, other in zip(built.trained, before, strict=True))
 

@@ -15,6 +15,7 @@ from planner.ledger import Phase
 from planner.plan import Plan
 from trainer.built import BuiltRun
 from trainer.data import evaluation_batches, prepare
+from trainer.data_told import tell_data
 from trainer.device import hold, take_device
 from trainer.disk_room import check_disk, scratch_folder
 from trainer.host_room import check_host
@@ -25,7 +26,7 @@ from trainer.output import RunFolder
 from trainer.probing import SHORTER, give_back_unused
 from trainer.progress import Progress
 from trainer.replanning import MOST, Asked, Replan, Short, TooLittle, answered, going_on, lacked_of, let_go
-from trainer.running import INTERRUPTED, Running, listen, tell_data
+from trainer.running import INTERRUPTED, Running, listen
 from trainer.saving import FOLDER, Saved, load
 from trainer.session import build
 from trainer.token_file import TokenFile

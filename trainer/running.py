@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from planner.errors import PlanError
@@ -19,6 +17,7 @@ from planner.stages import shapes
 from trainer.beginning import Beginning, Place
 from trainer.built import BuiltRun
 from trainer.data import Batch, Data
+from trainer.data_told import data_counts
 from trainer.device import hold
 from trainer.judging import Judge, Judged
 from trainer.layer_progress import LayerProgress, planned_ratio
@@ -35,6 +34,7 @@ from trainer.record import Run, measurement
 from trainer.replanning import Asked, Short, TooLittle, kept, lacked_of, let_go
 from trainer.report import closing_lines, memory_table
 from trainer.saving import Saved, Saver, digest
+from trainer.shown import put_averages, shown_as_saved
 from trainer.stages import stage_begun
 from trainer.step import Evaluation, evaluate
 from trainer.training import Announce, batches_of, nobody, planned_steps, train_steps
@@ -154,7 +154,7 @@ class Running:
             if self.asked.answers(saved):
                 raise TooLittle(Short(over.why, over.size, saved)) from over
             self.folder.begin()
-            run = Run([], seconds, [], 0, terms, None, None, _data_counts(self.data))
+            run = Run([], seconds, [], 0, terms, None, None, data_counts(self.data))
             self.folder.save_record(measurement(self.plan, self.built, self.recorder, run))
             raise
         if saved is None:
@@ -284,7 +284,7 @@ class Running:
             terms=beginning.terms,
             before=beginning.before,
             after=after,
-            data=_data_counts(self.data),
+            data=data_counts(self.data),
             resumed=beginning.resumed,
             replanned=beginning.replanned,
             judged=judge.judged,
@@ -304,29 +304,6 @@ class Running:
         self.console.print(memory_table(plan, recorder, beginning.terms))
         for line in [*lines, f"Adapter: {saved}", f"Record: {written}"]:
             self.console.print(line, highlight=False)
-
-
-@contextmanager
-def shown_as_saved(built: BuiltRun) -> Iterator[None]:
-    """Meanwhile the adapters are what would be saved now; then they are back, whatever happens."""
-    if built.averages is None:
-        yield
-        return
-    # In host memory: on the card there may be no room for them, and adapters half of one kind would be trained on.
-    adapters = [parameter.detach().to("cpu", copy=True) for parameter in built.trained]
-    try:
-        built.averages.show()
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(built.trained, adapters, strict=True):
-                parameter.copy_(value)
-
-
-def put_averages(built: BuiltRun) -> None:
-    """From here on the adapters are their averages, or the slow ones, where any are kept: saved, evaluated, merged."""
-    if built.averages is not None:
-        built.averages.put()
 
 
 def _merge(plan: Plan, built: BuiltRun, recorder: Recorder, folder: RunFolder) -> Path:
@@ -356,41 +333,3 @@ def listen(plan: Plan, built: BuiltRun, progress: Progress) -> Announce:
     layers = LayerProgress(built.device, planned_ratio(plan), progress.show_layer)
     built.streamed.tell = layers
     return layers.begin
-
-
-def _data_counts(data: Data) -> dict[str, Any]:
-    parts = {"train": data.train, "validation": data.validation}
-    return {
-        name: {
-            "documents": part.documents,
-            "rows": len(part.rows),
-            "tokens": part.tokens,
-            "lost": part.lost,
-            "longest_row": part.longest,
-        }
-        for name, part in parts.items()
-    } | {"skipped": {reason: len(names) for reason, names in data.reading.skipped.items()}}
-
-
-def tell_data(console: Console, data: Data, built: BuiltRun) -> None:
-    """What there is to train on.
-
-    Raises:
-        PlanError: the tokenizer knows tokens that the model does not.
-    """
-    for name, part in (("Training", data.train), ("Validation", data.validation)):
-        console.print(
-            f"{name}: {part.documents:,} documents, {part.tokens:,} tokens ({part.lost:,} of them never a "
-            f"target), {len(part.rows):,} rows, the longest of {part.longest:,} tokens.",
-            highlight=False,
-        )
-    for reason, names in data.reading.skipped.items():
-        more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-        console.print(f"Left out, {reason}: {', '.join(names[:3])}{more}.", highlight=False)
-    vocab, largest = (
-        built.base.config.vocab_size,
-        max(data.train.largest_token, data.validation.largest_token),
-    )
-    if largest >= vocab:
-        why = f"gives token {largest:,}, and the model's vocabulary has {vocab:,} rows."
-        raise PlanError("the tokenizer", why, "Tokenizer and model have to come from the same place.")
