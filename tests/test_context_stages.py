@@ -320,7 +320,7 @@ def test_a_range_test_of_the_rate_has_whole_rows(
     monkeypatch.setattr(running, "search_rate", watched)
     choices = {**STAGED, "rate_range_test": {"steps": 6, "low": 1e-5, "high": 1e-1}}
     assert execute(_plan(model, data, tmp_path / "run", choices)) == 0
-    assert len(widths) >= 6 and {*widths} == {48}
+    assert len(widths) >= 6 and 48 in widths[:4] and min(widths) > 12, "the first stage would cut them at 12"
     assert [line["tokens"] for line in lines(tmp_path / "run") if "taken" in line]
 
 
