@@ -36,6 +36,10 @@ NOISE_PIECE = 2**18
 SLICE = 20
 """Kernels of a slice of the loss, forward and backward; ``BENT``: more where logits are capped."""
 BENT = 8
+STORED, STORED_BACKWARD, STORED_BENT = 10, 9, 6
+"""Kernels of a layer's attention that writes scores out, forward and backward; more of each where they are bent."""
+BLOCK, BLOCK_BACKWARD = 24, 38
+"""Kernels of a block of queries whose scores are written out, forward and backward, scores computed again."""
 WINDOW, WINDOW_BACKWARD = 24, 29
 """Kernels of a stretch of blocks, forward and backward: copies, turning round, two calls, merging."""
 
@@ -100,14 +104,24 @@ def after_backward(x: Letters) -> Number:
     return norms + 2 * linears + adapter_backward(x) * linears // greatest(x.J, 1) + activation + 1
 
 
+def stored_scores(x: Letters) -> Number:
+    """Kernels of attention that writes its scores out, beside the first: masks, softmax, casts, and bent scores."""
+    return x.e * (STORED + STORED_BENT * x.c)
+
+
+def stored_scores_backward(x: Letters) -> Number:
+    """Kernels of its gradient."""
+    return x.e * (STORED_BACKWARD + STORED_BENT * x.c)
+
+
 def forward(x: Letters) -> Number:
     """A forward pass of the layers, over all tokens at once."""
-    return x.L * (before(x) + after(x) + 1)
+    return x.L * (before(x) + after(x) + 1 + stored_scores(x))
 
 
 def backward(x: Letters) -> Number:
     """The backward pass, with the forward passes that it repeats."""
-    return x.L * (before_backward(x) + after_backward(x) + 3) + x.p * forward(x)
+    return x.L * (before_backward(x) + after_backward(x) + 3 + stored_scores_backward(x)) + x.p * forward(x)
 
 
 def loss(x: Letters) -> Number:

@@ -8,12 +8,13 @@ kernel; time is that of stored scores, since every step between the products goe
 from __future__ import annotations
 
 from planner.expert_formulas import height
-from planner.ledger import Ledger, Phase, Term
+from planner.launches import BLOCK, BLOCK_BACKWARD
+from planner.ledger import Ledger, Phase, Resource, Term, Work
 from planner.optimizations.attention.exact_attention import EAGER, float32, grouped_inputs, log_sum_exp, nothing
 from planner.optimizations.base import Evidence, Knobs, Optimization, Situation
 from planner.optimizations.item import Claimed
 from planner.session import Session
-from planner.symbols import Letters, Number, greatest, least
+from planner.symbols import Letters, Number, ceil_div, greatest, least
 
 SCORES = 2**24  # scores alive at once, of all heads; a row of each head at least
 
@@ -21,6 +22,22 @@ SCORES = 2**24  # scores alive at once, of all heads; a row of each head at leas
 def block(x: Letters) -> Number:
     """Scores of one block of queries."""
     return least(x.B * x.H * x.S**2, greatest(SCORES, x.B * x.H * x.S))
+
+
+def blocks(x: Letters) -> Number:
+    """Blocks of queries in a layer."""
+    height = greatest(least(x.S, SCORES // (x.B * x.H * x.S)), 1)
+    return ceil_div(x.S, height)
+
+
+def launches_forward(x: Letters) -> Number:
+    """Kernels of the blocks of all layers."""
+    return x.L * blocks(x) * BLOCK
+
+
+def launches_backward(x: Letters) -> Number:
+    """Kernels of their gradients, with the forward pass where that is repeated."""
+    return x.L * blocks(x) * (BLOCK_BACKWARD + x.p * BLOCK)
 
 
 def forward_bytes(x: Letters) -> Number:
@@ -80,6 +97,7 @@ class BlockwiseAttention(Optimization):
         | {f"{name}.count" for name in EAGER}
         | {"letter e", "setting attention"}
     )
+    adds = frozenset({"blocks/launches_forward", "blocks/launches_backward"})
     makes = frozenset({"attention/block_forward", "attention/block_backward"})
     requires = (_Capped(),)
     evidence = (
@@ -101,6 +119,12 @@ class BlockwiseAttention(Optimization):
         ledger = ledger.claimed("attention/scores", count=log_sum_exp, bits=float32)
         for name in EAGER:
             ledger = ledger.claimed(name, count=nothing)
+        ledger = ledger.with_work(
+            Work("blocks/launches_forward", launches_forward, Resource.LAUNCH, Phase.FORWARD, "kernels of the blocks"),
+            Work(
+                "blocks/launches_backward", launches_backward, Resource.LAUNCH, Phase.BACKWARD, "kernels of the blocks"
+            ),
+        )
         source = "trainer/block_attention.py"
         return ledger.claimed("attention/qkv", count=grouped_inputs).with_terms(
             Term(
