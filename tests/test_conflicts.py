@@ -48,6 +48,7 @@ REFUSED: list[tuple[str, tuple[str, ...], str]] = [
     ),
     ("4 × 35: layers run whole or in passes", ("gradient_checkpointing", "streamed"), "both claim"),
     ("1 × 1: one kernel of attention", ("exact_attention", "streamed"), "both claim"),
+    ("44 × 43: a row is cut, or made of several", ("context_stages", "sequence_packing"), "both claim setting rows"),
     ("38 × 38: one code", ("checkpoint_int8", "checkpoint_nf4"), "both claim letter b_c"),
 ]
 
@@ -89,6 +90,18 @@ WARNED: list[tuple[str, tuple[str, ...], dict[str, Any], str]] = [
     ("20 × 29", ("early_stopping", "polynomial_decay"), {}, "by polynomial_decay it falls to the end"),
     ("22 × 29", ("weight_averaging", "polynomial_decay"), {"knobs": {"weight_averaging": {"kind": "swa"}}}, "(swa) is"),
     (
+        "44 × 20: it may never come to the long stage",
+        ("context_stages", "early_stopping"),
+        {},
+        "may end training before context_stages comes to whole rows",
+    ),
+    (
+        "44 × few steps: some stages have none",
+        ("context_stages",),
+        {"train": {"steps": 2}},
+        "Some of the 3 stages of context_stages have no step",
+    ),
+    (
         "34 × the norm",
         ("adaptive_clipping",),
         {"train": {"max_grad_norm": 0.5}},
@@ -103,7 +116,7 @@ def test_it_is_warned_of(what: str, names: tuple[str, ...], given: dict[str, Any
     plan = _planned(*names, **given)
     assert plan.verdict == "fits" and any(told in warning for warning in plan.warnings), (what, plan.warnings)
     quiet = {"early_stopping", "weight_averaging"} & {*names}
-    if quiet:
+    if quiet and "context_stages" not in names:
         steady = _planned(*quiet, train={"schedule": "constant"}, knobs=given.get("knobs", {}))
         assert not any(told in warning for warning in steady.warnings), "a steady rate is none of it"
 
@@ -111,6 +124,7 @@ def test_it_is_warned_of(what: str, names: tuple[str, ...], given: dict[str, Any
 @pytest.mark.parametrize(
     ("what", "names"),
     [
+        ("44 × 12: as many steps as without, so a schedule is what it was", ("context_stages", "one_cycle")),
         ("13 × 29: a ratio goes with any schedule", ("lora_plus", "polynomial_decay")),
         ("13 × 21: and with a rate that is found", ("lora_plus", "rate_range_test")),
         ("8 × 8: rank and rows", ("rslora", "batch_rate")),
