@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -209,6 +210,22 @@ def _progress(pairs: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.advance(task, done)
 
 
+@contextmanager
+def _settling() -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, where that is a terminal, of how many there are and how many of these are done."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, of: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("settings", total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
 @click.command(short_help="Show what a longer sequence costs in time and host memory.")
 @planning_options("gpu", "model", *LIMITS)
 @as_json
@@ -232,7 +249,8 @@ def pareto(json_: bool, **options: Any) -> int:
     """
     from planner.pareto import pareto as front
 
-    found = _asked("pareto", options, front)
+    with _settling() as tell:
+        found = _asked("pareto", options, partial(front, tell=tell))
     if json_:
         print_object(found.document())
     else:

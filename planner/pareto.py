@@ -8,7 +8,7 @@ layers waits in host memory, unless the request says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,10 +61,13 @@ class Pareto:
         return asdict(self)
 
 
-def pareto(request: Request) -> Pareto:
+def pareto(request: Request, tell: Callable[[int, int], None] = lambda settled, of: None) -> Pareto:
     """The front of a card and a model.
 
     Every token is trained, unless the request says how many are; the rank is its own, or 8.
+
+    Args:
+        tell: hears of how many settings the longest sequence is known, and how many there are.
 
     Raises:
         PlanError: as ``make_plan``, and where the request names a length.
@@ -75,7 +78,7 @@ def pareto(request: Request) -> Pareto:
     made = solved(request, below=False)
     rank = int(request.knobs.get("lora", {}).get("rank", NO_TIER_RANK))
     settings = Settings(made, rank)
-    longest = settings.longest()
+    longest = settings.longest(tell)
     lengths = np.unique(longest[longest > 0])
     told = (made.situation.gpu.id, made.situation.model.id, rank, request.target)
     if not len(lengths):
@@ -174,8 +177,8 @@ class Settings:
         )
         return Weights(high, host, disk, seconds, inexact, order, known)
 
-    def longest(self) -> Array:
-        """The longest sequence of every setting, 0 where it can train none.
+    def longest(self, tell: Callable[[int, int], None] = lambda settled, of: None) -> Array:
+        """The longest sequence of every setting, 0 where it can train none; ``tell`` hears how many are known.
 
         The answer is bracketed on a grid that is refined, here for all that share one.
         """
@@ -191,6 +194,7 @@ class Settings:
             for place in np.unique(last[able]):
                 if place < len(grid) - 1 and grid[place + 1] - grid[place] > FINEST:
                     waiting.append((int(grid[place]), int(grid[place + 1]), rows[able & (last == place)]))
+            tell(len(longest) - sum(len(each) for *_, each in waiting), len(longest))
         return longest
 
 

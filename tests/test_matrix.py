@@ -280,7 +280,9 @@ def test_the_front_is_that_of_counting_everything(wish: Request) -> None:
             for other in points
         )
     }
-    found = pareto(wish)
+    heard: list[tuple[int, int]] = []
+    found = pareto(wish, lambda done, of: heard.append((done, of)))
+    assert heard[-1] == (found.settings, found.settings) and heard == sorted(heard), "it goes up to the end"
     assert 0 < found.fitting <= found.settings <= len(settings)
     assert {(point.total_tokens, point.host_bytes) for point in found.points} == front
     assert (Settings(made, rank).longest() > 0).sum() == found.fitting
