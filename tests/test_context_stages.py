@@ -184,12 +184,14 @@ def _knobs(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", ["resident", "streamed"])
-@pytest.mark.parametrize("model", ["llama-3.2-1b", "phi-2", "gemma-3-1b"])
+@pytest.mark.parametrize(
+    ("model", "executor"),
+    [("llama-3.2-1b", "resident"), ("gemma-3-1b", "resident"), ("llama-3.2-1b", "streamed"), ("phi-2", "streamed")],
+)
 def test_each_stage_takes_what_is_planned(tmp_path: Path, model: str, executor: str) -> None:
     """The largest micro-batch of each, counted on fake tensors."""
     streamed = executor == "streamed"
-    total = 8192 if streamed else 2048
+    total = 4096 if streamed else 2048
     knobs = {"streamed": {"chunk": 1024, "heads": 2, "staging": "host"}} if streamed else {}
     plan = make_plan(
         Request(
@@ -198,7 +200,7 @@ def test_each_stage_takes_what_is_planned(tmp_path: Path, model: str, executor: 
             total_tokens=total,
             required=("context_stages", *(("streamed",) if streamed else ("gradient_checkpointing",))),
             excluded=() if streamed else ("streamed",),
-            knobs={"lora": {"rank": 8}, **knobs},
+            knobs={"lora": {"rank": 8}, "context_stages": {"stages": 2}, **knobs},
             host_bytes=TERABYTE,
         )
     )
@@ -278,7 +280,7 @@ def test_a_run_in_stages_trains_the_same_tokens_and_another_model(
 def test_one_stage_long_enough_for_all_is_the_run_without(tmp_path: Path, data: str, model: Path) -> None:
     """With rows no longer than the first stage has them nothing is cut."""
     for name, choices in (("staged", STAGED), ("whole", {"lora": STAGED["lora"]})):
-        assert execute(_plan(model, data, tmp_path / name, choices, total_tokens=4096)) == 0
+        assert execute(_plan(model, data, tmp_path / name, choices, total_tokens=1024)) == 0
     assert record(tmp_path / "staged")["losses"] == record(tmp_path / "whole")["losses"]
 
 
