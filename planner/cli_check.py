@@ -235,7 +235,10 @@ def _walk(place: str, old: Any, new: Any) -> Iterator[Difference]:
     elif place == "choices":
         before, after = ({each["id"]: each["knobs"] for each in choices} for choices in (old, new))
         yield from _walk("choices", before, after)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and place == "stages":
+    elif isinstance(old, list) and isinstance(new, list) and place == "stages":
+        if len(old) != len(new):
+            yield Difference("stages", len(old), len(new))
+            return
         for number, (before, after) in enumerate(zip(old, new, strict=True), 1):
             yield from _walk(f"stages.{number}", before, after)
     elif old != new:

@@ -187,7 +187,8 @@ def _from_files(files: Sequence[str], options: dict[str, Any]) -> list[tuple[str
 
 def _shortened(plan: Plan, settings: Mapping[str, Any]) -> Plan:
     """The plan with these settings of training, and with as many steps as its stages need."""
-    steps = {"steps": STAGED * len(plan.stages)} if plan.stages else {}
+    stages = int(plan.knobs("context_stages").get("stages") or 0)
+    steps = {"steps": STAGED * stages} if stages else {}
     return plan.model_copy(update={"train": plan.train.model_copy(update={**settings, **steps})})
 
 

@@ -14,7 +14,7 @@ from planner.plan_memory import memory_of
 from planner.plan_time import seconds_at
 from planner.solver import Search, Wanted
 from planner.stages import NAME, cuts, shapes
-from planner.units import format_bytes, format_count
+from planner.units import format_bytes, format_count, format_seconds
 
 
 def check_stages(want: Wanted, stages: int) -> None:
@@ -88,3 +88,8 @@ def _check_room(stages: Sequence[Stage], limits: Limits) -> None:
                 what = f"stage {number}, {stage.rows:,} rows of {stage.total_tokens:,} tokens,"
                 why = f"{what} takes {format_bytes(size)} more than the {where} has, which the last stage does not."
                 raise PlanError(f"{NAME}.stages={len(stages)}", why, "Ask for fewer stages, or a shorter --context.")
+        slow = stage.step_seconds or 0.0
+        if slow > max(limits.step_seconds, stages[-1].step_seconds or 0.0):
+            took, limit = format_seconds(slow), format_seconds(limits.step_seconds)
+            why = f"a step of stage {number}, of {stage.total_tokens:,} tokens, takes {took}, and the limit is {limit}."
+            raise PlanError(f"{NAME}.stages={len(stages)}", why, "Ask for fewer stages, or a longer --max-step-time.")

@@ -20,6 +20,7 @@ from test_memory_on_fake_tensors import CLOSE, TERABYTE, shortened
 from trainer_tiny import make_plan as made_by_hand
 from trainer_tiny import save_model, write_sources
 
+from planner.cli import main
 from planner.cli_validate import SHORT, _shortened
 from planner.compose import problems
 from planner.epoch import epoch
@@ -144,6 +145,30 @@ def test_the_plan_takes_what_its_largest_stage_does_and_each_is_the_plan_of_its_
 def test_a_window_can_make_a_shorter_stage_the_largest() -> None:
     plan = make_plan(_staged(*CASES[-1]))
     assert plan.stages[1].peak_bytes.high == plan.memory.gpu.peak_bytes.high > plan.stages[-1].peak_bytes.high
+
+
+def test_a_stage_that_takes_too_long_is_refused_by_its_number() -> None:
+    """Layers in passes go row by row, and rows of sixteen tokens are many."""
+    given = {"required": ("streamed", "sequence_blocks"), "knobs": {"context_stages": {"stages": 7}}}
+    plan = make_plan(_staged("rtx2060s", "qwen3-1.7b", 1024, given))
+    first, last = plan.stages[0].step_seconds, plan.stages[-1].step_seconds
+    assert first is not None and last is not None and first > 1.5 * last
+    with pytest.raises(PlanError, match=r"stages=7: a step of stage 1, of 16 tokens, takes .*, and the limit is"):
+        make_plan(_staged("rtx2060s", "qwen3-1.7b", 1024, given | {"max_step_seconds": (first + last) / 2}))
+
+
+def test_other_stages_in_a_file_are_told_by_their_number(tmp_path: Path, capsys: Capture) -> None:
+    plan = make_plan(_staged(*CASES[0]))
+    one = plan.stages[0].model_copy(update={"host_peak_bytes": 1})
+    for name, stages, told in (
+        ("none", [], "stages: 0 in the file, 3 now"),
+        ("edited", [one, *plan.stages[1:]], "stages.1.host_peak_bytes: 1 in the file"),
+    ):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(plan.model_copy(update={"stages": stages}).to_yaml(), encoding="utf-8")
+        assert main(["check", str(file)]) == 0 and told in capsys.readouterr().out
+        (wrong,) = mistakes(capsys, "--plan", str(file), "--execute", "--data", str(tmp_path))
+        assert "its figures are not those of its settings: stages" in wrong
 
 
 def test_a_stage_that_does_not_fit_is_refused_by_its_number() -> None:

@@ -128,7 +128,16 @@ def test_what_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"ENTRY": {}}', '{"ENTRY": {"flash": "fast"}}', '{"ENTRY": {"flash": -1.0}}']
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"ENTRY": {}}',
+        '{"ENTRY": {"flash": "fast"}}',
+        '{"ENTRY": {"flash": -1.0}}',
+        '{"ENTRY": {"bogus": 0.1}}',
+    ],
 )
 def test_a_file_that_is_no_measurement_is_measured_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
@@ -139,6 +148,13 @@ def test_a_file_that_is_no_measurement_is_measured_again(
     file.write_text(text.replace("ENTRY", f"one card: {Timed.of(plan)}"), encoding="utf-8")
     assert choose_kernel(plan, torch.device("cuda"))[0].knobs("streamed")["kernel"] == "cudnn"
     assert measured.times == 1 and len(json.loads(file.read_text())) == 1
+
+
+def test_a_kernel_that_did_not_run_once_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plan = planned("streamed")
+    measured = Measured(monkeypatch, tmp_path, {"cudnn": 2e-3, "efficient": 4e-3}, {"flash": 1e-3, "cudnn": 2e-3})
+    assert choose_kernel(plan, torch.device("cuda"))[0].knobs("streamed")["kernel"] == "cudnn"
+    assert choose_kernel(plan, torch.device("cuda"))[0] is plan and measured.times == 2
 
 
 def test_a_folder_that_takes_nothing_stops_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,13 +20,26 @@ from planner.errors import PlanError
 from planner.model import load_model, shipped_folder
 from planner.planning import Request
 from planner.planning import make_plan as planned
+from trainer import pooling
 from trainer.pooling import pool_heads, pooled
 from trainer.run import execute
 
 __all__ = ["_grouped_products_of_any_type"]
 
 TOKENS = torch.randint(VOCAB, (2, 24), generator=torch.Generator().manual_seed(4))
-POOLED = ("llama", "qwen2", "phi", "phi3", "gemma2", "granite", "smollm3", "starcoder2", "mistral", "qwen3_moe")
+POOLED = (
+    "llama",
+    "qwen2",
+    "phi",
+    "phi3",
+    "gemma2",
+    "granite",
+    "smollm3",
+    "starcoder2",
+    "mistral",
+    "qwen3_moe",
+    "mixtral",
+)
 
 
 def _loaded(folder: Path) -> PreTrainedModel:
@@ -136,6 +149,48 @@ def test_matrices_that_mix_all_heads_are_left_alone(tmp_path: Path, family: str)
     with pytest.raises(PlanError, match="in other matrices than can be pooled"):
         pool_heads(str(tmp_path / "model"), 1, tmp_path / "pooled")
     assert [path.name for path in tmp_path.iterdir()] == ["model"], "nothing is left behind"
+
+
+def _without(folder: Path, *more: str) -> None:
+    """What is beside the model in its folder."""
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["model", *more]), "nothing is left behind"
+
+
+def test_a_source_that_is_broken_is_told_of_and_leaves_nothing(tmp_path: Path, capsys: Capture) -> None:
+    save_model("llama", tmp_path / "model")
+    folder, out = tmp_path / "model", tmp_path / "deep" / "er" / "pooled"
+    words = ("pool-heads", str(folder), "--kv-heads", "1", "--out", str(out))
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    whole, stored = config.read_text(), weights.read_bytes()
+    config.write_text(whole.replace('"num_key_value_heads": 2', '"num_key_value_heads": 4'))
+    (told,) = mistakes(capsys, *words)
+    assert "has 32 rows in model.layers.0.self_attn.k_proj.weight, and by its config.json it has 64." in told
+    config.write_text(whole)
+    weights.write_bytes(stored[:100])
+    (told,) = mistakes(capsys, *words)
+    assert f"error: model {folder}: model.safetensors cannot be read:" in told
+    weights.write_bytes(stored)
+    index = folder / "model.safetensors.index.json"
+    for text in ("{}", "{", '{"weight_map": []}', '{"weight_map": {"a": "missing.safetensors"}}', '{"weight_map": {}}'):
+        index.write_text(text)
+        (told,) = mistakes(capsys, *words)
+        assert told.startswith(f"error: model {folder}: ") and "model.safetensors.index.json" in told
+    index.unlink()
+    _without(tmp_path)
+    assert main([*words]) == 0 and (out / "config.json").is_file()
+    _without(tmp_path, "deep")
+
+
+def test_an_interrupted_one_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model("llama", tmp_path / "model")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pooling, "save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool_heads(str(tmp_path / "model"), 1, tmp_path / "deep" / "pooled")
+    _without(tmp_path)
 
 
 def test_what_cannot_be_pooled_is_refused_with_what_can(tmp_path: Path, capsys: Capture) -> None:

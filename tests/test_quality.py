@@ -90,7 +90,7 @@ def test_the_page_compares_seed_by_seed(tmp_path: Path, monkeypatch: pytest.Monk
         page = quality.section()
         assert "| −0.1000 | −0.1000 | −0.1000 | −0.1000 | 0.0000 | better with each seed |" in page
         assert "judged by other rows, so not compared: nf4_weights." in page
-        assert "Two trainings that are the same differ by up to 0.0010; less is chance." in page
+        assert "Two trainings that are the same differ by up to 0.0010, of 3; less is chance." in page
         assert "Not with every seed yet, so without a verdict: lora_plus." in page
     finally:
         for cached in kept:

@@ -7,6 +7,7 @@ measure again, remove the file.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def remembered(entry: str) -> dict[str, float] | None:
     found = _read().get(entry)
     if not isinstance(found, dict) or not found:
         return None
-    whole = all(isinstance(seconds, float) and seconds > 0 for seconds in found.values())
+    whole = all(isinstance(seconds, float) and 0 < seconds < math.inf for seconds in found.values())
     return dict(found) if whole else None
 
 

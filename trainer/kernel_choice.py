@@ -146,13 +146,15 @@ def choose_kernel(plan: Plan, device: torch.device) -> tuple[Plan, str]:
         return plan, ""
     timed = Timed.of(plan)
     entry = on_this_card(device, str(timed))
-    if (before := remembered(entry)) is not None:
+    _, planned = planned_kernel(plan) or ("", "")
+    before = remembered(entry)
+    if before is not None and {planned} <= {*before} <= {*KERNELS}:
         return with_fastest_kernel(plan, before, f"here before ({place()})")
     try:
         seconds = kernel_seconds(timed, device)
     except torch.OutOfMemoryError:
         return plan, "Attention was not measured: the card has no room for it at the moment."
     torch.cuda.empty_cache()
-    if len(seconds) > 1:
+    if len(seconds) > 1 and planned in seconds:  # why one did not run may be of the moment
         remember(entry, seconds)
     return with_fastest_kernel(plan, seconds) if len(seconds) > 1 else (plan, "")

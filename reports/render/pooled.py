@@ -22,7 +22,6 @@ def section() -> str:
         "reports.quality.pooled` and `make demo`, on the CPU with the same settings"
         + (" and held-out tokens" if alike else ", of which held-out files are others")
         + "; records [`pooled-heads.json`](quality/pooled-heads.json), [`demo-cpu.json`](validation/demo-cpu.json)). "
-        "So pooled heads are no saving that comes for nothing: what was lost takes far more training than an adapter "
-        "gets."
+        "So much training does not bring back what was lost; how much would was not measured."
     )
     return f"## Heads pooled\n\n{told}"

@@ -68,7 +68,10 @@ def verdict_of(training: Training) -> str:
 def _chance_told() -> str:
     kernels = sorted({record["kernel"] for each in found().values() for record in each.values()})
     if (floor := chance()) is not None:
-        return f"Two trainings that are the same differ by up to {floor:.4f}; less is chance."
+        return (
+            f"Two trainings that are the same differ by up to {floor:.4f}, of {len(SEEDS)}; less is chance. Of so many "
+            "comparisons some may go beyond that by chance as well."
+        )
     told = "How far two trainings that are the same differ is not known yet, so none has a verdict"
     idle = [value for name in IDLE for value in differences(by_name(name)).values()]
     if idle:
