@@ -38,6 +38,14 @@ class Case:
         return run_of(self.name)
 
 
+def argument(word: str) -> str:
+    """``+name`` and ``-name`` as `--with` and `--without`, ``knob=value`` as `--set`; an option as it is."""
+    if word.startswith("--"):
+        return word
+    verb = {"+": "--with ", "-": "--without "}.get(word[0])
+    return f"{verb}{word[1:]}" if verb else f"--set {word}"
+
+
 def run_of(name: str) -> str:
     """Of the name of a case or a record: which run it is, on whichever chip."""
     return name.partition("-")[2]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from reports.validation.cases import Case
+from reports.validation.cases import Case, argument
 
 HELD = {f"h200-{size}gib": f"reports/validation/cards/h200-{size}gib.yaml" for size in (8, 12, 24)}
 """Cards of the test machine's own, held to less memory. All others are cards that it stands in for."""
@@ -39,16 +39,9 @@ def run(card: str, model: str, tokens: int, rank: int, words: str, tag: str, lay
     else:
         steps = 8 if tokens <= 2**13 else 5
     fixed = f"lora.rank={rank} train.steps={steps} train.validation=0.5 train.evaluation_rows=1"
-    given = " ".join(map(_argument, [*words.split(), *fixed.split()]))
+    given = " ".join(map(argument, [*words.split(), *fixed.split()]))
     arguments = f"--gpu {HELD.get(card, card)} --model random:{model} --context {tokens} {given}"
     return Case(f"{card}-{model}-{tokens}-{tag}", arguments, layers=layers, rehearse=card not in HELD)
-
-
-def _argument(word: str) -> str:
-    if word.startswith("--"):
-        return word
-    verb = {"+": "--with ", "-": "--without "}.get(word[0])
-    return f"{verb}{word[1:]}" if verb else f"--set {word}"
 
 
 def _whole() -> Iterator[Case]:

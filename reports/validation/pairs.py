@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from reports.validation.cases import Case
+from reports.validation.cases import Case, argument
 
 CARD = "h200-sxm"
 WHOLE = "-streamed +mixed_precision +exact_attention +chunked_loss +gradient_checkpointing -nf4_weights -adamw_8bit"
@@ -97,15 +97,8 @@ def _case(base: _Base, tag: str, words: str, timed: bool) -> Case:
     own = [word for word in base.words.split() if word[1:] not in switched]
     steps = [] if "train.steps=" in words else [f"train.steps={STEPS if timed else 2}"]
     fixed = [f"lora.rank={base.rank}", *steps, "train.validation=0.5", "train.evaluation_rows=1"]
-    given = " ".join(map(_argument, [*own, *words.split(), *fixed]))
+    given = " ".join(map(argument, [*own, *words.split(), *fixed]))
     return Case(f"{base.name}-{tag}", f"--gpu {CARD} --model random:{base.model} --context {base.tokens} {given}")
-
-
-def _argument(word: str) -> str:
-    if word.startswith("--"):
-        return word
-    verb = {"+": "--with ", "-": "--without "}.get(word[0])
-    return f"{verb}{word[1:]}" if verb else f"--set {word}"
 
 
 def _cases() -> Iterator[Case]:
