@@ -29,6 +29,7 @@ NOT_RUN = {
     "plan validate": "the command's name in a sentence",
     "plan validate plan.yaml": "trains, or counts; tests/test_validate.py does both",
     "plan merge RUN": "needs the folder of a run; tests/test_trainer_merging.py makes one",
+    "plan pool-heads MODEL --kv-heads N --out FOLDER": "needs a model; tests/test_pooling.py makes some",
     "plan measure": "measures for a minute; tests/test_measure.py does it with next to no effort",
     "plan --gpu local --execute --data ./repo": "needs a card, and trains",
     "plan --plan plan.yaml --execute --data ./repo": "needs that card, and trains",
