@@ -32,7 +32,7 @@ CLIPPED_ROWS = 5
 wide-base, in reports/validation/pairs.
 """
 NOISE_PIECE = 2**18
-"""Numbers of a matrix that noise is made for at a time, in about the time of one launch (wide-gradient_noise there)."""
+"""Numbers of a matrix that noise is made for at a time: a mebibyte. About one launch's time (wide-gradient_noise)."""
 SLICE = 20
 """Kernels of a slice of the loss, forward and backward; ``BENT``: more where logits are capped."""
 BENT = 8
@@ -197,5 +197,5 @@ def gradient_noise(x: Letters) -> Number:
 
 
 def centralization(x: Letters) -> Number:
-    """Kernels of taking off the mean of first matrices' rows: two ops each, as long as half a launch."""
+    """Kernels of taking off means of first matrices' rows: half a launch for each (wide-gradient_centralization)."""
     return x.I * x.L // 2

@@ -74,7 +74,7 @@ def test_noise_follows_from_seed_and_step_and_is_made_in_pieces(monkeypatch: pyt
         sizes.append(size.numel())
         return own(size, **given)
 
-    monkeypatch.setattr(gradients, "PIECE", 100)
+    monkeypatch.setattr(gradients, "NOISE_PIECE", 100)
     monkeypatch.setattr(torch, "randn", noted)
     trained = [nn.Parameter(torch.zeros(30, 41))]
     trained[0].grad = torch.zeros(30, 41)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
-PIECE = 2**18
-"""Elements of noise that are made at a time: a mebibyte."""
+from planner.launches import NOISE_PIECE
 
 
 @dataclass
@@ -60,7 +59,7 @@ class Shaping:
         for parameter in trained:
             if parameter.grad is None:
                 continue
-            for piece in parameter.grad.view(-1).split(PIECE):
+            for piece in parameter.grad.view(-1).split(NOISE_PIECE):
                 noise = torch.randn(piece.shape, generator=generator, device=piece.device, dtype=piece.dtype)
                 piece.add_(noise, alpha=size)
 

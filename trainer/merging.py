@@ -248,7 +248,8 @@ def copy_generation_config(source: Source, folder: Path) -> None:
         shutil.copyfile(file, folder / "generation_config.json")
 
 
-def _card(source: Source, dtype: torch.dtype) -> str:
+def card_head(source: Source) -> str:
+    """How the card of a model that was made of another begins, for a hub to read."""
     return f"""---
 base_model: {json.dumps(source.asked, ensure_ascii=False)}
 library_name: transformers
@@ -256,7 +257,11 @@ pipeline_tag: text-generation
 tags: [tierplan]
 ---
 
-# {source.asked}, with an adapter merged into its weights
+"""
+
+
+def _card(source: Source, dtype: torch.dtype) -> str:
+    return f"""{card_head(source)}# {source.asked}, with an adapter merged into its weights
 
 Weights are {str(dtype).removeprefix("torch.")}: those that the adapter was trained beside, dequantised where they were
 held in four bits, plus the adapter's product, rounded once. Load it with

@@ -25,7 +25,7 @@ from planner.model import load_model
 from planner.model_shape import ModelShape
 from planner.units import format_bytes
 from trainer.loading import Source, find_source, load_tokenizer, read_config
-from trainer.merging import copy_generation_config
+from trainer.merging import card_head, copy_generation_config
 
 KEYS_OR_VALUES = re.compile(r"\.(?:k_proj|v_proj)\.(?:weight|bias)$")
 ALL_THREE = re.compile(r"\.qkv_proj\.(?:weight|bias)$")
@@ -185,14 +185,7 @@ def _files(source: Source) -> list[Path]:
 
 
 def _card(source: Source, shape: ModelShape, kv_heads: int, config: PretrainedConfig) -> str:
-    return f"""---
-base_model: {json.dumps(source.asked, ensure_ascii=False)}
-library_name: transformers
-pipeline_tag: text-generation
-tags: [tierplan]
----
-
-# {source.asked} with {kv_heads} heads for keys and values
+    return f"""{card_head(source)}# {source.asked} with {kv_heads} heads for keys and values
 
 Made from a model with {shape.kv_heads}: each head is the mean of {shape.kv_heads // kv_heads}. It is another model, and
 a worse one until it has been trained again. {type(config).__name__} loads it like any other.

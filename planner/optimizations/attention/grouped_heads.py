@@ -3,8 +3,8 @@
 Keys and values are kept for their own heads and are not copied for each query head, in the resident executor as far as
 the kernel takes groups, in the streamed one always. A cache of keys and values is what grouped heads make small, and
 training has none. A model with a key head for each query head stays as it is, unless `plan pool-heads` makes another of
-it, whose heads are means of several: a worse model until it has been trained again, in the paper on a twentieth of the
-tokens that it was made with.
+it, whose heads are means of several: a worse model until it has been trained again, in the paper with a twentieth of
+the compute that it was made with.
 """
 
 from __future__ import annotations
