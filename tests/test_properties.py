@@ -143,24 +143,47 @@ def repaired(ids: set[str], situation: Situation, *, passes: bool = False) -> tu
 
 
 @st.composite
-def drawn(draw: st.DrawFn) -> Drawn:
-    """Everything is on but what is switched off here, and what cannot be on."""
-    model, machine = draw(st.sampled_from(SHIPPED) | random_models()), draw(st.sampled_from(sorted(MACHINES)))
+def drawn(draw: st.DrawFn, name: str | None = None, on: frozenset[str] = frozenset(), off: str = "") -> Drawn:
+    """Everything is on but what is switched off here, and what cannot be on.
+
+    Args:
+        name: an optimisation that the run is for: on a machine and, among those shipped, for a model that can have it,
+            with nothing on that does the same.
+        on: what is on as well.
+        off: what is not, words apart.
+    """
+    items, machines = all_optimizations(), sorted(MACHINES)
+    kept = {"lora", *on, *([name] if name else [])}
+    apart = set(off.split())
+    if name:
+        can = {each: [model for model in SHIPPED if able(kept, each, model)] for each in machines}
+        machines = [each for each in machines if can[each]]
+        apart |= {each for each in items if items[each].claims & items[name].claims} - kept
+    machine = draw(st.sampled_from(machines))
+    shipped = can[machine] if name else SHIPPED
+    model = draw(st.sampled_from(shipped) | random_models())
     situation = Situation(MACHINES[machine], model, 2**35, merge=True, disk_bytes=2**45)
-    off = draw(st.sets(st.sampled_from([name for name in NAMES if name != "lora"])))
-    ids = repaired(set(NAMES) - off, situation, passes=draw(st.booleans()))
+    apart |= draw(st.sets(st.sampled_from([each for each in NAMES if each not in kept])))
+    passes = draw(st.booleans()) if "streamed" not in kept else True
+    ids = repaired(set(NAMES) - apart, situation, passes=passes)
     assume("lora" in ids)  # some models need a newer card
     situation = replace(situation, chosen=frozenset(ids))
     knobs: dict[str, dict[str, Any]] = {}
-    for name in ids:
-        for knob in all_optimizations()[name].knobs:
+    for each in ids:
+        for knob in items[each].knobs:
             values = st.sampled_from(knob.choices(situation))
             if knob.low is not None and knob.high is not None:
                 numbers = st.integers(int(knob.low), min(int(knob.high), 4096))
                 values |= numbers if knob.whole else st.floats(knob.low, knob.high)
-            knobs.setdefault(name, {})[knob.name] = draw(values)
+            knobs.setdefault(each, {})[knob.name] = draw(values)
     total = draw(st.integers(1, 2**17))
     return Drawn(model, machine, ids, knobs, draw(st.integers(1, 8)), total, draw(st.integers(1, total)))
+
+
+def able(ids: set[str], machine: str, model: ModelShape) -> bool:
+    """Whether nothing about machine and model speaks against any of these."""
+    situation = Situation(MACHINES[machine], model, 2**35, merge=True, disk_bytes=2**45)
+    return not any(all_optimizations()[each].reasons(situation) for each in ids)
 
 
 @st.composite
