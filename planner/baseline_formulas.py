@@ -93,9 +93,9 @@ def rotary_tables(x: Letters) -> Number:
 def layer_inputs(x: Letters) -> Number:
     """Layer inputs that the first norm of a layer saves as they are.
 
-    LayerNorm saves its input. RMSNorm of transformers computes in float32 and saves its float32 copy instead
-    (term ``activations/norms``), which in float32 is the input itself: hence ``a // 32``. The first layer's input
-    comes from the frozen embedding, needs no gradient, and is not saved.
+    A norm in one operation saves its input. RMSNorm as transformers writes it out is computed in float32 and saves
+    its float32 copy instead (term ``activations/norms``), which in float32 is the input itself: hence ``a // 32``. The
+    first layer's input comes from the frozen embedding, needs no gradient, and is not saved.
     """
     return (x.A - 1) * tokens(x) * x.D * (1 - x.Q + x.Q * (x.a // 32))
 
@@ -108,13 +108,13 @@ def norm_copies(x: Letters) -> Number:
 def norm_copies_of_layer(x: Letters) -> Number:
     """Float32 tensors saved by the norms of a layer, beyond the layer's input.
 
-    Each RMSNorm of width D saves a float32 copy and one value per token; in float32 the first norm's copy is the
-    layer's input. A query/key norm saves a float32 copy of its input. LayerNorm saves mean and deviation only,
-    but its input where that is not the layer's.
+    Each RMSNorm of width D that is written out saves a float32 copy and one value per token; in float32 the first
+    norm's copy is the layer's input. A query/key norm saves a float32 copy of its input. A norm in one operation saves
+    its values (mean and deviation, of an RMSNorm its scale) only, but its input where that is not the layer's.
     """
-    wide = x.Q * (x.n - x.a // 32) * x.D + x.Q * x.n
-    layer_norm = (1 - x.Q) * (2 * x.n + x.i * x.D * x.a // 32)
-    return tokens(x) * (wide + layer_norm + x.q * (x.H + x.K) * (x.E + 1))
+    wide = x.Q * (x.n - x.a // 32) * x.D + (1 - x.Q) * (x.i * x.D * x.a // 32)
+    heads = x.q * (x.H + x.K) * (x.E * (32 * x.Q + x.a * (1 - x.Q)) // 32 + 1)
+    return tokens(x) * (wide + x.n_s * x.n + heads)
 
 
 def norm_outputs(x: Letters) -> Number:

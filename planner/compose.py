@@ -63,6 +63,7 @@ def model_letters(model: ModelShape) -> dict[str, int]:
         # Where nothing turns them, query and key are no tensors of their own.
         "v": int(model.fused_qkv and not model.learned_positions) * (model.heads + model.kv_heads) * model.head_size,
         "Q": int(model.norm == "rmsnorm"),
+        "n_s": 2 if model.norm == "layernorm" else 1,
         "q": int(model.qk_norm),
         "f": saved,
         "g": alive,

@@ -60,6 +60,10 @@ class Session(Protocol):
         """Compute the MLP's activation function in one operation instead of several."""
         ...
 
+    def fuse_norms(self) -> None:
+        """Compute each RMSNorm in one operation instead of several."""
+        ...
+
     def checkpoint_layers(self) -> None:
         """Keep each layer's input alone, and recompute the layer in the backward pass."""
         ...

@@ -171,11 +171,11 @@ def chunk_routing(x: Letters) -> Number:
 def chunk_norms(x: Letters) -> Number:
     """Float32 elements that the norms behind attention save for a chunk; the one before it is not differentiated.
 
-    An RMSNorm saves its input in float32, and one value for each token. LayerNorm saves two values, and its input where
-    that is not the layer's.
+    An RMSNorm that is written out saves its input in float32, and one value for each token. A norm in one operation
+    saves its values, and its input where that is not the layer's.
     """
-    layer_norm = 2 * x.n + x.i * x.D * x.a // 32
-    return chunk_tokens(x) * (x.Q * (x.n - 1) * (x.D + 1) + (1 - x.Q) * layer_norm)
+    one_operation = x.n_s * x.n + x.i * x.D * x.a // 32
+    return chunk_tokens(x) * (x.Q * (x.n - 1) * (x.D + 1) + (1 - x.Q) * one_operation)
 
 
 def chunk_hidden(x: Letters) -> Number:

@@ -70,10 +70,11 @@ LETTERS: tuple[Letter, ...] = (
     ),
     Letter(
         "Q",
-        "1 where the norms are RMSNorm, which transformers computes in float32, 0 for LayerNorm",
+        "1 where the norms are RMSNorm, which transformers writes out in float32, 0 where a norm is one operation",
         "flag",
         least=0,
     ),
+    Letter("n_s", "float32 numbers that a norm saves of each token: 2 of LayerNorm, 1 of RMSNorm", "numbers"),
     Letter("q", "1 where query and key have a norm of their own", "flag", least=0),
     Letter("f", "tensors of width F that the MLP of a layer saves for its backward pass", "tensors"),
     Letter("g", "tensors of width F alive at once while the MLP runs without autograd", "tensors"),

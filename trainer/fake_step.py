@@ -175,6 +175,19 @@ class _Softmax(torch.autograd.Function):
         return wide.to(ctx.dtype), None
 
 
+class _RmsNorm(torch.autograd.Function):
+    """RMSNorm as torch's CUDA kernel takes memory: its input and a number for each row are saved."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, rows.new_empty(rows.shape[:-1], dtype=torch.float32))
+        return rows.clone()  # what it reads and writes
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] + ctx.saved_tensors[0]
+
+
 class _Grouped(torch.autograd.Function):
     """Grouped products as torch has them for a card; its own stand-in for fake tensors takes bfloat16 alone."""
 
@@ -248,6 +261,7 @@ def nothing_real(
         "trainer.random_weights.quantised": lambda linear, four_bit, dtype, _: _FourBitLinear(linear, four_bit, dtype),
         "bitsandbytes.optim.optimizer.Optimizer8bit.fill_qmap": _make_tables,
         "torch.nn.functional.softmax": _softmax_of_card,
+        "torch.nn.functional.rms_norm": lambda rows, shape, weight, epsilon: _RmsNorm.apply(rows),
         "torch.nn.functional.grouped_mm": lambda rows, weight, offs: _Grouped.apply(rows, weight),
         # Nothing is computed, so there is nothing to look at.
         "trainer.streamed.finite._first": lambda *_: None,

@@ -34,6 +34,7 @@ from trainer.loading import (
     tokenise_bytes,
     tokenise_with,
 )
+from trainer.norms import fuse_norms
 from trainer.rotary import go_by_batch, scale
 from trainer.step import Loss, make_loss
 from trainer.streamed import split
@@ -56,7 +57,7 @@ class ResidentSession(UpdateHooks):
         self._kernel: str | None = None
         self._rank: tuple[int, int] | None = None
         self._checkpointing = self._offloading = False
-        self._fused_activation = False
+        self._fused_activation = self._fused_norms = False
         self._streaming: dict[str, Any] = {}
         self._streaming_weights = False
         self.weights = Weights()
@@ -118,6 +119,11 @@ class ResidentSession(UpdateHooks):
         """See the protocol."""
         self._once("fuse_activation")
         self._fused_activation = True
+
+    def fuse_norms(self) -> None:
+        """See the protocol."""
+        self._once("fuse_norms")
+        self._fused_norms = True
 
     def checkpoint_layers(self) -> None:
         """See the protocol."""
@@ -230,6 +236,8 @@ class ResidentSession(UpdateHooks):
             raise
         model.requires_grad_(False)
         go_by_batch(model)
+        if self._fused_norms:
+            fuse_norms(model)
         rank, alpha = self._rank
         adapted = add_adapters(model, rank=rank, alpha=alpha, seed=plan.train.seed, by_root=self._by_root)
         return adapted, tokenizer, stock

@@ -274,6 +274,7 @@ LATER: frozenset[str] = frozenset(
         "cache_release",
         "context_stages",
         "early_stopping",
+        "fused_norm",
         "kept_checkpoints",
         "label_smoothing",
         "lookahead",

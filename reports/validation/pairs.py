@@ -61,6 +61,7 @@ _SWITCHED: tuple[tuple[_Base, str, str, bool, bool], ...] = (
     (_LLAMA, "nf4_weights", "", True, False),
     (_LLAMA, "checkpoint_offload", "", True, False),
     (_LLAMA, "label_smoothing", "", True, False),
+    (_LLAMA, "fused_norm", "", True, False),
     (_LLAMA, "cache_release", "cache_release.every=2", True, False),
     (_LLAMA, "sequence_packing", "sequence_packing.documents=4", True, False),
     (_WIDE, "adamw_8bit", "", True, False),
