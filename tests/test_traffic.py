@@ -93,7 +93,7 @@ def test_whole_sequences(tmp_path: Path, model: str, more: tuple[str, ...]) -> N
     assert_counted(planned(model, tmp_path, 4096, {"exact_attention", *more}))
 
 
-@pytest.mark.parametrize("model", ["llama-3.2-1b", "qwen3-1.7b", "qwen2.5-0.5b"])
+@pytest.mark.parametrize("model", ["llama-3.2-1b", "qwen3-1.7b"])
 @pytest.mark.parametrize("more", [("exact_attention",), ("exact_attention", "gradient_checkpointing"), ("streamed",)])
 def test_norms_in_one_operation(tmp_path: Path, model: str, more: tuple[str, ...]) -> None:
     knobs = {"chunk": 1024, "heads": 32, "staging": "card", "kernel": "flash"} if "streamed" in more else {}
