@@ -60,6 +60,15 @@ def mlp_tensors(activation: str, *, gated: bool, fused: bool = False) -> tuple[i
     return function.saved + (3 if gated else 1), max(function.alive, (4 if fused else 3) if gated else 2)
 
 
+def compiled_tensors(*, gated: bool) -> tuple[int, int]:
+    """The same two where the layer is compiled, whatever the activation function is.
+
+    One kernel reads gate and up projection and writes their product; backward it reads them again. Where there is no
+    gate it reads what the first linear gave and writes what the last one reads.
+    """
+    return (3, 3) if gated else (2, 2)
+
+
 def expert_tensors(activation: str, *, clamped: bool) -> tuple[int, int]:
     """Tensors of width F that one row of an expert saves, and that live at once without autograd.
 

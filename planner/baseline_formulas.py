@@ -245,8 +245,11 @@ def mlp_gradient_tensors(x: Letters) -> Number:
     while what the linear saved is gone: one more than what is saved. There the height is where an activation function
     in one operation stands alone, which saves no more than two tensors (its own, and the last linear's input). A
     product, of gate and up projection or inside a function written out, has two factors with a gradient each: two more.
+    Of a compiled layer's plain MLP what adapter and base weight give are two tensors until the function's own kernel
+    adds them, and what the linear saved is still there: three more, counted on steps compiled for the CPU.
     """
-    return 1 + least(greatest(x.f - 2, 0), 1)
+    product = least(greatest(x.f - 2, 0), 1)
+    return 1 + product + x.k_c * 2 * (1 - product)
 
 
 def experts_again(x: Letters) -> Number:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from planner.plan import Plan
 
 State = tuple[str, list[str]]
-STATES = {"on": "green", "always": "green", "off": "red", "never": "dim", "not yet": "yellow"}
+STATES = {"on": "green", "always": "green", "off": "red", "never": "dim"}
 FEW = 2
 """So many terms, the largest changes first, stand in the table; ``--json`` has all."""
 
@@ -62,8 +62,8 @@ def optimizations(json_: bool, **options: Any) -> None:
     print_table(
         table,
         f"For {where}. no.: in the claims document; – is not in it. on, off: in this plan; --with and --without "
-        "change it. always: in every run here; never: nothing here to switch on; not yet: nobody has built it. `plan "
-        "explain NAME` says what is so of a claim, with formulas and sources.",
+        "change it. always: in every run here; never: nothing here to switch on. `plan explain NAME` says what is so "
+        "of a claim, with formulas and sources.",
     )
 
 

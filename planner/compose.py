@@ -240,7 +240,7 @@ def _claimed_letters(situation: Situation) -> dict[str, int]:
     """The letters that optimisations claim, before any does; how weights come in from a GGUF file; whether to merge."""
     gguf = int(situation.model.quantized == "gguf")
     staged = gguf * int(situation.gpu.kind == "gpu")
-    baseline_values = {"a": 32, "w": 32, "h": 0, "e": 1, "A": situation.model.layers, "p": 0, "d_r": 1}
+    baseline_values = {"a": 32, "w": 32, "h": 0, "e": 1, "A": situation.model.layers, "p": 0, "d_r": 1, "k_c": 0}
     return baseline_values | STREAMING | {"G": gguf, "W": staged, "W_m": int(situation.merge)}
 
 

@@ -1,6 +1,7 @@
 """Bytes that a layer moves through the card's memory between its products, counted op by op.
 
 Nothing is fused where a model runs op by op: each op that is no view reads what it is given and writes what it gives.
+Where layers are compiled (letter k_c), what lies between two products is one kernel, which reads and writes once.
 An adapter's products are narrow, so that they take as long as their operands are moved; they count here too. Held to a
 count of the trainer's own step by ``tests/test_traffic.py``.
 
@@ -61,6 +62,12 @@ def written_out(x: Letters) -> Number:
     return greatest(x.f - 2 - 2 * gated(x), 0)
 
 
+def rotary(x: Letters, turning: int, cutting: int) -> Number:
+    """Bytes of turning a token's query and key, given the strides of each where it is written out."""
+    written_out = turning * turned(x) + cutting * cut(x)
+    return x.a // 8 * ((1 - x.k_c) * written_out + x.k_c * 2 * greatest(turned(x), cut(x)))
+
+
 def tables(x: Letters) -> Number:
     """Bytes of a token that is embedded to learn its cosines and sines, which are made in float32."""
     return 2 * x.D * x.a // 8 + x.o * (10 * WIDE + 2 * (WIDE + x.a // 8))
@@ -75,20 +82,18 @@ def put(x: Letters) -> Number:
 def before(x: Letters) -> Number:
     """Bytes of a token from a layer's input to query, key and value, forward."""
     size, heads = x.a // 8, (x.H + x.K) * x.E
-    rotary = 10 * size * turned(x) + 2 * size * cut(x)
-    return norm(x, x.D) + x.q * norm(x, heads) + rotary + 3 * size * adapters_between(x) // 2
+    return norm(x, x.D) + x.q * norm(x, heads) + rotary(x, 10, 2) + 3 * size * adapters_between(x) // 2
 
 
 def before_backward(x: Letters) -> Number:
     """Bytes of the gradient of the same: of three linears' input by base and adapter, which are summed."""
     size, heads = x.a // 8, (x.H + x.K) * x.E
-    rotary = 16 * size * turned(x) + 7 * size * cut(x)
     return (
         norm_backward(x, x.D)
         + x.q * norm_backward(x, heads)
-        + rotary
+        + rotary(x, 16, 7)
         + 2 * size * adapters_between(x)
-        + 15 * size * x.D
+        + (15 - 9 * x.k_c) * size * x.D
         + 2 * size * (x.H + 2 * x.K) * x.E
     )
 
@@ -96,7 +101,7 @@ def before_backward(x: Letters) -> Number:
 def after(x: Letters) -> Number:
     """Bytes of a token from attended values and the layer's input to the layer's output, forward."""
     size, width = x.a // 8, x.F * greatest(x.d, 1)
-    activation = width * size * (2 + 16 * written_out(x) // 3 + 3 * gated(x))
+    activation = width * size * (2 + 16 * written_out(x) // 3 + (3 - 2 * x.k_c) * gated(x))
     norms = (x.n - 1) * norm(x, x.D)
     return activation + norms + 6 * size * x.D + 3 * size * (x.U - adapters_between(x)) // 2
 
@@ -104,7 +109,7 @@ def after(x: Letters) -> Number:
 def after_backward(x: Letters) -> Number:
     """Bytes of the gradient of the same."""
     size, width = x.a // 8, x.F * greatest(x.d, 1)
-    activation = width * size * (6 + 25 * written_out(x) // 3 + 6 * gated(x))
+    activation = width * size * (6 - 2 * x.k_c + 25 * written_out(x) // 3 + (6 - 4 * x.k_c) * gated(x))
     norms = greatest(x.n - 1, 1) * norm_backward(x, x.D)  # of a parallel block the one that MLP and attention read
     sums = size * (3 * x.H * x.E + x.D * (6 + 6 * gated(x)))
     return activation + norms + sums + 2 * size * (x.U - adapters_between(x))

@@ -2,6 +2,9 @@
 
 How many there are does not grow with the tokens of a piece, so short pieces leave a card waiting for its host. Counted
 on the trainer's own step by ``tests/test_traffic.py``.
+
+Where layers are compiled (letter k_c) there are fewer: what only adds and multiplies between two products is one.
+Approximate: each counts as long as one that autograd launches, although compiled code asks less of the host.
 """
 
 from __future__ import annotations
@@ -77,31 +80,33 @@ def tables(x: Letters) -> Number:
 def before(x: Letters) -> Number:
     """Kernels from a layer's input to query, key and value."""
     linears = linears_between(x)
-    rotary = least(x.o, 1) * (10 + 2 * least(cut(x), 1))
+    rotary = least(x.o, 1) * (2 * x.k_c + (1 - x.k_c) * (10 + 2 * least(cut(x), 1)))
     return norm(x) * (1 + 2 * x.q) + linears + adapter(x) * linears // greatest(x.J, 1) + rotary
 
 
 def before_backward(x: Letters) -> Number:
     """Kernels of the gradient of the same."""
     linears = linears_between(x)
-    rotary = least(x.o, 1) * (18 + 8 * least(cut(x), 1))
+    rotary = least(x.o, 1) * (2 * x.k_c + (1 - x.k_c) * (18 + 8 * least(cut(x), 1)))
     adapters = adapter_backward(x) * linears // greatest(x.J, 1)
-    return norm_backward(x) * (1 + 2 * x.q) + 3 * linears + adapters + rotary + 2
+    sums = (1 - x.k_c) * (2 * linears + 2)
+    return norm_backward(x) * (1 + 2 * x.q) + linears + sums + adapters + rotary
 
 
 def after(x: Letters) -> Number:
     """Kernels from attended values to the layer's output."""
     linears = x.J - linears_between(x)
-    activation = 1 + 7 * written_out(x) // 3 + gated(x)
-    return norm(x) * (x.n - 1) + linears + adapter(x) * linears // greatest(x.J, 1) + activation + 2
+    activation = 1 + 7 * written_out(x) // 3 + (1 - x.k_c) * (gated(x) + 2)
+    return norm(x) * (x.n - 1) + linears + adapter(x) * linears // greatest(x.J, 1) + activation
 
 
 def after_backward(x: Letters) -> Number:
     """Kernels of the gradient of the same."""
     linears = x.J - linears_between(x)
-    activation = 1 + 12 * written_out(x) // 3 + 3 * gated(x)
+    activation = 1 + 12 * written_out(x) // 3 + (1 - x.k_c) * 3 * gated(x)
     norms = norm_backward(x) * greatest(x.n - 1, 1)
-    return norms + 2 * linears + adapter_backward(x) * linears // greatest(x.J, 1) + activation + 1
+    sums = (1 - x.k_c) * (linears + 1)
+    return norms + linears + sums + adapter_backward(x) * linears // greatest(x.J, 1) + activation
 
 
 def stored_scores(x: Letters) -> Number:

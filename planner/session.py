@@ -64,6 +64,10 @@ class Session(Protocol):
         """Compute each RMSNorm in one operation instead of several."""
         ...
 
+    def compile_layers(self) -> None:
+        """Compile each layer as a whole."""
+        ...
+
     def checkpoint_layers(self) -> None:
         """Keep each layer's input alone, and recompute the layer in the backward pass."""
         ...

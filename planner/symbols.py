@@ -114,6 +114,7 @@ LETTERS: tuple[Letter, ...] = (
     Letter("l_r", "1 where the loss takes the sequences of a batch one by one", "flag", least=0),
     Letter("L_s", "layers for which one input is kept", "layers", "checkpoint_spacing.every"),
     Letter("b_c", "bits of 64 elements of a kept layer input where it is coded, else 0", "bits", least=0),
+    Letter("k_c", "1 where layers are compiled", "flag", least=0),
     Letter("k_a", "1 where what attention gave is kept for the backward pass", "flag", least=0),
     # The machine
     Letter("Z", "workspace that cuBLAS keeps for one handle and stream", "bytes", least=0),

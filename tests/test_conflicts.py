@@ -50,6 +50,8 @@ REFUSED: list[tuple[str, tuple[str, ...], str]] = [
     ("1 × 1: one kernel of attention", ("exact_attention", "streamed"), "both claim"),
     ("44 × 43: a row is cut, or made of several", ("context_stages", "sequence_packing"), "both claim setting rows"),
     ("38 × 38: one code", ("checkpoint_int8", "checkpoint_nf4"), "both claim letter b_c"),
+    ("19 × compute capability 7.5: no Triton", ("compiled_layers",), "needs compute capability ≥ 8.0"),
+    ("41 × Phi-2: no RMSNorm", ("fused_norm",), "phi-2 has LayerNorm"),
 ]
 
 
@@ -59,6 +61,28 @@ def test_it_is_refused_with_its_reason(what: str, names: tuple[str, ...], told: 
         _planned(*names)
     message = str(caught.value)
     assert told in message and any(name in message for name in names), f"{what}: {message}"
+
+
+ON_AMPERE: list[tuple[str, str, tuple[str, ...], str]] = [
+    ("19 × 43: lengths within a row", "llama-3.2-1b", ("compiled_layers", "sequence_packing"), "a graph of its own"),
+    ("19 × 35 and 42: layers run in passes", "llama-3.2-1b", ("compiled_layers", "streamed"), "cut at their attention"),
+    ("19 × 27: kernels by length", "mistral-7b-v0.1", ("compiled_layers",), "layers with a window"),
+    ("19 × 41: norms once", "llama-3.2-1b", ("compiled_layers", "fused_norm"), "both claim letter Q"),
+]
+
+
+@pytest.mark.parametrize(("what", "model", "names", "told"), ON_AMPERE, ids=[what for what, *_ in ON_AMPERE])
+def test_it_is_refused_on_a_card_that_could(what: str, model: str, names: tuple[str, ...], told: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        make_plan(Request("rtx3090", model, total_tokens=4096, required=names))
+    assert told in str(caught.value), f"{what}: {caught.value}"
+
+
+def test_19_with_44_every_stage_runs_what_was_compiled() -> None:
+    """Rows of any length run one code, so a run in stages may have it."""
+    asked = ("compiled_layers", "context_stages")
+    plan = make_plan(Request("rtx3090", "llama-3.2-1b", total_tokens=4096, required=asked, train={"steps": 30}))
+    assert plan.verdict == "fits" and {*asked} <= {choice.id for choice in plan.choices} and len(plan.stages) > 1
 
 
 NEEDS: list[tuple[str, str, tuple[str, ...], str]] = [

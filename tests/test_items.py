@@ -14,7 +14,7 @@ from planner.hardware import load_profile
 from planner.model import load_model
 from planner.optimizations import all_items, all_optimizations, given_items
 from planner.optimizations.base import Situation
-from planner.optimizations.item import GIVEN, NOT_CLAIMED, NUMBERED, Given, Item, NotYet
+from planner.optimizations.item import GIVEN, NOT_CLAIMED, NUMBERED, Given, Item
 from planner.planning import Request, make_plan
 from planner.units import GIB
 from reports.render import claims
@@ -22,8 +22,6 @@ from reports.render.claims_data import document
 
 DOCUMENT = document()
 NUMBERS = range(1, NUMBERED + 1)
-NOT_YET = {19}
-"""Items that nobody has built yet; each of the others has what it says it has."""
 VERDICTS = {"yes": "holds", "in part": "in part", "no": "does not hold", None: "not shown"}
 FIGURE = re.compile(r"\d[\d,.–]*\d|\d")
 
@@ -50,12 +48,6 @@ def figures(text: str) -> set[str]:
     """Numbers as they are written, without names such as ZeRO-2, RTX 2060 or BF16, and without items."""
     text = re.sub(r"RTX \d+|[A-Za-z]+-\d+|BF16|\bitem \d+|\b(4|8|16|32) bits?\b|\b(4|16)-bit\b", "", text)
     return {figure.strip(",.").replace(",", "") for found in FIGURE.findall(text) for figure in found.split("–")}
-
-
-def test_what_is_missing_is_told() -> None:
-    waiting = [each for each in given_items().values() if isinstance(each, NotYet)]
-    assert {number for each in waiting for number in each.numbers} == NOT_YET
-    assert all(each.missing and not each.missing.endswith(".") for each in waiting)
 
 
 def test_each_item_has_its_line() -> None:
@@ -101,7 +93,7 @@ def test_what_no_plan_chooses_introduces_itself(name: str) -> None:
         check_source(one.source)
     for situation in situations():
         state, why = each.state(situation)
-        assert state in ("always", "never", "not yet") and why and not why.endswith(".")
+        assert state in ("always", "never") and why and not why.endswith(".")
 
 
 def test_a_class_without_a_claim_or_evidence_is_no_item() -> None:

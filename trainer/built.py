@@ -39,6 +39,7 @@ class BuiltRun:
         judging: what is made of evaluations while it trains; ``spikes``: of losses far above the others, if anything.
         cache_release: when the allocator's cache is given back, if ever.
         most_documents: that share one row; ``map_tokens``: whether tokens are in a file.
+        compiled: whether layers are compiled when they first run.
         stages: of a run whose rows grow; 1 where they have one length.
         averages: of the adapters over the steps, or slow adapters, if any are kept.
         executor: ``resident`` or ``streamed``.
@@ -66,6 +67,7 @@ class BuiltRun:
     device: torch.device
     most_documents: int
     map_tokens: bool
+    compiled: bool
     stages: int
     averages: Averages | Lookahead | None
     executor: Literal["resident", "streamed"]

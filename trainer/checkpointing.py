@@ -54,8 +54,9 @@ class _Recomputed(torch.autograd.Function):
 
 
 def checkpoint_layers(layers: nn.ModuleList, store: Store) -> None:
-    """Checkpoint every layer (a transformers ``GradientCheckpointingLayer``) into the store.
+    """Checkpoint every layer into the store: its forward as it is now, which transformers or a compiler gave it.
 
+    What transformers has for that itself moved from a layer's call to its forward in 5.21, and knows no store.
     The layers must be deterministic (no dropout): the recomputed forward has to give the same values.
 
     Raises:
@@ -68,12 +69,14 @@ def checkpoint_layers(layers: nn.ModuleList, store: Store) -> None:
     # embedding, so this empty tensor stands in.
     anchor = torch.empty(0, requires_grad=True)
 
-    def recomputed(run: Callable[..., Tensor], hidden: Tensor, *same: Any) -> Tensor:
-        """``same`` is what a layer is given beside its input; it stays as it is."""
-        if not torch.is_grad_enabled():
-            return run(hidden, *same)
-        return _Recomputed.apply(lambda again: run(again, *same), store, hidden, anchor)
+    def checkpointed(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def forward(hidden: Tensor, *same: Any, **given: Any) -> Tensor:
+            """``same`` and ``given`` are what a layer is given beside its input; they stay as they are."""
+            if not torch.is_grad_enabled():
+                return run(hidden, *same, **given)
+            return _Recomputed.apply(lambda again: run(again, *same, **given), store, hidden, anchor)
+
+        return forward
 
     for layer in layers:
-        layer.gradient_checkpointing = True  # type: ignore[assignment]
-        layer._gradient_checkpointing_func = recomputed  # type: ignore[assignment]
+        layer.forward = checkpointed(layer.forward)  # type: ignore[method-assign, arg-type]

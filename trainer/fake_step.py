@@ -23,8 +23,10 @@ from bitsandbytes.optim.optimizer import Optimizer8bit
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn.attention import SDPBackend
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from planner.families import FAMILIES
 from planner.ledger import Phase
 from planner.plan import Plan
 from trainer import attention, session
@@ -34,7 +36,9 @@ from trainer.data import synthetic_batch
 from trainer.four_bit import FourBit
 from trainer.host_memory import Arena
 from trainer.kernel_ops import Flash
+from trainer.layers import mlp_width
 from trainer.measure import resident_tensors
+from trainer.norms import is_written_out
 from trainer.streamed.disk_file import UnderWay
 from trainer.streamed.kernels import KERNELS
 
@@ -188,6 +192,44 @@ class _RmsNorm(torch.autograd.Function):
         return gradients[0] + ctx.saved_tensors[0]
 
 
+class _Between(torch.autograd.Function):
+    """What a compiled layer has between the linears of its MLP, as a kernel of its own: its inputs are saved.
+
+    Backward, a plain MLP has two tensors more at once: what adapter and weight give lies apart until this kernel adds
+    them, and what the last linear read is still there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, width: int, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        ctx.beside = 2 if len(inputs) == 1 and inputs[0].shape[-1] == width else 0
+        return inputs[0].new_empty(*inputs[0].shape[:-1], width)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        beside = [torch.empty_like(gradients[0]) for _ in range(ctx.beside)]
+        given = tuple(torch.empty_like(each) for each in ctx.saved_tensors)
+        del beside
+        return None, *given
+
+
+def _as_compiled(model: PreTrainedModel) -> None:
+    """Let layers take the memory that compiled ones take: norms, and what lies between linears, are one kernel each."""
+    family = FAMILIES[model.config.model_type]
+    for module in model.modules():
+        if is_written_out(module):
+            module.forward = _RmsNorm.apply  # type: ignore[assignment]
+        elif family.mlp and all(hasattr(module, name) for name in family.mlp):
+            *first, last = (getattr(module, name) for name in family.mlp)
+
+            def forward(hidden: Tensor, first: list[nn.Module] = first, last: nn.Module = last) -> Tensor:
+                width = mlp_width(model.config)
+                made: Tensor = last(_Between.apply(width, *(each(hidden) for each in first)))
+                return made
+
+            module.forward = forward  # type: ignore[assignment]
+
+
 class _Grouped(torch.autograd.Function):
     """Grouped products as torch has them for a card; its own stand-in for fake tensors takes bfloat16 alone."""
 
@@ -251,6 +293,7 @@ def nothing_real(
     kernels = dict.fromkeys(attention.KERNELS, SDPBackend.FLASH_ATTENTION)
     replaced: dict[str, Any] = {
         "trainer.session.take_device": lambda plan: CPU,
+        "trainer.session.compile_layers": _as_compiled,
         "trainer.attention.KERNELS": kernels,
         "trainer.attention.KERNEL_OPS": {name: Flash() for name in kernels} | {attention.BLOCKS: Blocks()},
         "trainer.streamed.build.KERNELS": dict.fromkeys(KERNELS, KERNELS["cpu"]),

@@ -15,9 +15,12 @@ from planner.units import format_bytes
 from trainer.built import BuiltRun
 from trainer.data import synthetic_batch
 from trainer.measure import BETWEEN, Recorder, exact_terms, resident_tensors
-from trainer.step import evaluate
+from trainer.step import evaluate, nothing
 from trainer.training import Announce, forward_backward, nobody, wait_for
 
+COMPILED_ON = 2048
+"""Tokens of the rows that layers are compiled on, or as many as there are: beyond what decides how four-bit weights are
+multiplied (``trainer.four_bit.FUSED_ROWS``), so that longer rows run what was compiled."""
 PROBED = 2  # layers of a streamed model; the first alone would not do, since nobody needs its input's gradient
 SHORTER = "Plan a shorter context, and please report this: the plan was wrong."
 
@@ -39,6 +42,8 @@ def probe(plan: Plan, built: BuiltRun, recorder: Recorder, announce: Announce = 
     optimizer = copy.deepcopy(built.optimizer.state_dict())
     scaler = built.scaler.state_dict() if built.scaler else None
     with torch.random.fork_rng(devices=[built.device] if built.device.type == "cuda" else []):
+        if built.compiled:
+            _compile(plan, built, announce)
         built.optimizer.step()
         stays = [*resident_tensors(built), batch.inputs, batch.targets]
         with recorder.counting(stays), built.first_layers(PROBED):
@@ -71,6 +76,24 @@ def probe(plan: Plan, built: BuiltRun, recorder: Recorder, announce: Announce = 
         built.scaler.load_state_dict(scaler)
     give_back_unused(built.device)
     return terms, seconds
+
+
+def _compile(plan: Plan, built: BuiltRun, announce: Announce) -> None:
+    """Run layers for the first time, on short rows: compiling tries kernels out, and takes memory to do so.
+
+    None of that is in the plan's peaks, and none of it is left.
+    """
+    for shape in shapes(plan.total_tokens, plan.target, plan.train.batch, built.stages):
+        tokens = min(shape.total, COMPILED_ON)
+        rows = (shape.rows, tokens, min(shape.target, tokens))
+        batch = synthetic_batch(*rows, built.base.config.vocab_size, plan.train.seed).to(built.device)
+        announce("compiling layers", [batch.tokens])
+        built.loss(batch, torch.tensor(float(batch.trained), device=built.device), nothing).backward()
+        evaluate(built.loss, [batch], built.device, nothing)
+    built.optimizer.zero_grad(set_to_none=False)
+    give_back_unused(built.device)
+    if built.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(built.device)
 
 
 def give_back_unused(device: torch.device) -> None:

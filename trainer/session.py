@@ -17,6 +17,7 @@ from planner.plan import Choice, Plan
 from trainer.attention import NAMES, register
 from trainer.built import BuiltRun
 from trainer.checkpointing import DeviceStore, Store, checkpoint_layers
+from trainer.compiled import compile_layers
 from trainer.config_check import check_config
 from trainer.device import take_device
 from trainer.disk_room import scratch_folder
@@ -57,7 +58,7 @@ class ResidentSession(UpdateHooks):
         self._kernel: str | None = None
         self._rank: tuple[int, int] | None = None
         self._checkpointing = self._offloading = False
-        self._fused_activation = self._fused_norms = False
+        self._fused_activation = self._fused_norms = self._compiling = False
         self._streaming: dict[str, Any] = {}
         self._streaming_weights = False
         self.weights = Weights()
@@ -124,6 +125,11 @@ class ResidentSession(UpdateHooks):
         """See the protocol."""
         self._once("fuse_norms")
         self._fused_norms = True
+
+    def compile_layers(self) -> None:
+        """See the protocol."""
+        self._once("compile_layers")
+        self._compiling = True
 
     def checkpoint_layers(self) -> None:
         """See the protocol."""
@@ -290,6 +296,7 @@ class ResidentSession(UpdateHooks):
             device=device,
             most_documents=self._most_documents,
             map_tokens=self._map_tokens,
+            compiled=self._compiling,
             stages=self._stages,
             averages=self._averaging(trained) if self._averaging else None,
             executor="streamed" if streaming else "resident",
@@ -313,6 +320,8 @@ class ResidentSession(UpdateHooks):
             raise PlanError("the plan's choices", why)
         if self._checkpointing:
             raise PlanError("the plan's choices", "ask for layers in pieces and for whole layers to be recomputed.")
+        if self._compiling:
+            raise PlanError("the plan's choices", "ask for layers in pieces and for whole layers to be compiled.")
         return Streaming(**self._streaming)
 
     def _executor(
@@ -320,6 +329,8 @@ class ResidentSession(UpdateHooks):
     ) -> tuple[Arena | None, DiskFile | None, Loss]:
         """What runs forward and backward, and the host memory and the disk it works with."""
         if streaming is None:
+            if self._compiling:  # before layers are checkpointed, whose backward pass runs what was compiled again
+                compile_layers(model)
             store = self._checkpoint(model, device)
             return (
                 (store.arena if store is not None else None),

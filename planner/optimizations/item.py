@@ -18,8 +18,8 @@ NUMBERED = 44
 """So many items the claims document numbers."""
 Verdict = Literal["holds", "in part", "does not hold", "not shown"]
 NOT_CLAIMED = "not claimed"
-State = Literal["always", "never", "not yet"]
-"""Of an item that no plan chooses: in every run, in none as there is nothing to switch on, or not built yet."""
+State = Literal["always", "never"]
+"""Of an item that no plan chooses: in every run, or in none as there is nothing to switch on."""
 GIVEN: dict[str, type[Given]] = {}
 
 
@@ -106,17 +106,3 @@ class Given(Item):
     @abstractmethod
     def state(self, situation: Situation) -> tuple[State, str]:
         """Whether each run on this card with this model has it, and why."""
-
-
-class NotYet(Given):
-    """An item that could be had, and that nobody has built here yet.
-
-    Class attributes:
-        missing: what there is in its place, in a few words.
-    """
-
-    missing: ClassVar[str]
-
-    def state(self, situation: Situation) -> tuple[State, str]:
-        """Not yet."""
-        return "not yet", f"until it is there: {self.missing}"

@@ -16,7 +16,6 @@ from planner.ledger import Device
 from planner.model import load_model
 from planner.optimizations import all_items, all_optimizations, given_items
 from planner.optimizations.base import Situation
-from planner.optimizations.item import NotYet
 from planner.planning import HOST_BYTES
 from planner.sets import largest_set
 from planner.tiers import TIERS
@@ -71,22 +70,15 @@ def idle() -> tuple[int, ...]:
     for each in given_items().values():
         if each.state(situation)[0] == "always":
             at_work |= {*each.numbers}
-    return tuple(number for number in numbers() if number not in at_work and number not in awaited())
-
-
-def awaited() -> tuple[int, ...]:
-    """Items that nobody has built here yet."""
-    waiting = {number for each in given_items().values() if isinstance(each, NotYet) for number in each.numbers}
-    return tuple(sorted(waiting))
+    return tuple(number for number in numbers() if number not in at_work)
 
 
 def realised(document: Document) -> Found:
     """How many of the items the planner has."""
-    have = [number for number in numbers() if number not in (*idle(), *awaited())]
-    told = f"; {listed(list(awaited()))} are not there yet" if awaited() else ""
+    have = [number for number in numbers() if number not in idle()]
     text = (
         f"{len(have)} of the {counted(document)} items are at work here, by choice of a plan or in every run; {MODEL} "
-        f"on one card has nothing to do for {listed(list(idle()))}{told}"
+        f"on one card has nothing to do for {listed(list(idle()))}"
     )
     return Found(text, len(have))
 

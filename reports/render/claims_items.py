@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.markdown import table
 from planner.optimizations import all_items, all_optimizations
-from planner.optimizations.item import NUMBERED, Item, NotYet
+from planner.optimizations.item import NUMBERED, Item
 
 
 def items() -> str:
@@ -23,4 +23,4 @@ def items() -> str:
 def _named(each: Item) -> str:
     if each.id in all_optimizations():
         return f"[`{each.id}`](../docs/optimizations/{each.id}.md)"
-    return f"`{each.id}` (not there yet)" if isinstance(each, NotYet) else f"`{each.id}` (no plan's choice)"
+    return f"`{each.id}` (no plan's choice)"

@@ -272,6 +272,7 @@ LATER: frozenset[str] = frozenset(
         "gradient_noise",
         "batch_rate",
         "cache_release",
+        "compiled_layers",
         "context_stages",
         "early_stopping",
         "fused_norm",

@@ -47,6 +47,9 @@ class _Base:
 
 
 _LLAMA = _Base("llama", "llama-3.2-1b", 4096, 16, RESIDENT)
+_WHOLE_KEPT = _Base(
+    "kept", "llama-3.2-1b", 4096, 16, RESIDENT.replace("+gradient_checkpointing", "-gradient_checkpointing")
+)
 _WIDE = _Base("wide", "llama-3.2-1b", 2048, 64, RESIDENT)  # adapters that are large enough to be seen
 _PHI = _Base("phi", "phi-2", 2048, 8, f"{RESIDENT} -gradient_checkpointing".replace("+gradient_checkpointing ", ""))
 _GEMMA = _Base("gemma", "gemma-2-2b", 2048, 8, RESIDENT.replace("+exact_attention ", ""))
@@ -62,6 +65,8 @@ _SWITCHED: tuple[tuple[_Base, str, str, bool, bool], ...] = (
     (_LLAMA, "checkpoint_offload", "", True, False),
     (_LLAMA, "label_smoothing", "", True, False),
     (_LLAMA, "fused_norm", "", True, False),
+    (_LLAMA, "compiled_layers", "", True, False),
+    (_WHOLE_KEPT, "compiled_layers", "", True, False),
     (_LLAMA, "cache_release", "cache_release.every=2", True, False),
     (_LLAMA, "sequence_packing", "sequence_packing.documents=4", True, False),
     (_WIDE, "adamw_8bit", "", True, False),
@@ -103,7 +108,7 @@ def _case(base: _Base, tag: str, words: str, timed: bool) -> Case:
 
 
 def _cases() -> Iterator[Case]:
-    for base in (_LLAMA, _WIDE, _PHI, _PASSES, _NF4):
+    for base in (_LLAMA, _WHOLE_KEPT, _WIDE, _PHI, _PASSES, _NF4):
         yield _case(base, "base", "+fused_activation" if base is _PHI else "", True)
     yield _case(_LONG, "base", "", True)
     yield _case(_GEMMA, "eager", "-blockwise_attention", True)

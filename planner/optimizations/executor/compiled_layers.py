@@ -1,17 +1,44 @@
-"""Layers compiled by torch.compile, each for itself.
+"""Compile each decoder layer by torch.compile: one graph forward and one backward, shared by all layers that are alike.
 
-It changes what a layer keeps for its backward pass, so a plan could not bound its memory before that is measured on
-cards that the compiler supports (compute capability 8.0 and above; none below).
+What lies between a layer's products becomes few kernels, launched by code that asks nothing of autograd. What is kept
+for the backward pass is torch's min-cut partitioner's choice, and that is what formulas have for a layer whose norms,
+activation function and gate are one operation each: inputs of the products and of attention, what norms read, one or
+two float32 numbers a norm, gate and up projection but not what the activation function gives.
 """
 
 from __future__ import annotations
 
-from planner.optimizations.base import Evidence
-from planner.optimizations.item import Claimed, NotYet
+from planner.activations import compiled_tensors
+from planner.ledger import Ledger
+from planner.optimizations.base import Capability, Evidence, Knobs, Optimization, Situation
+from planner.optimizations.item import Claimed
+from planner.session import Session
 
 
-class CompiledLayers(NotYet):
-    """Compiled layers."""
+class _IsOneGraph:
+    """Needs a layer that is one graph whatever the tokens are."""
+
+    text = "layers that are one graph for rows of any length: no window, no experts, no packed rows"
+
+    def reasons(self, situation: Situation) -> tuple[str, ...]:
+        """Names what would be compiled anew for each length, or for each batch."""
+        model = situation.model
+        found = []
+        if model.sliding_layers:
+            found.append(f"{model.id} has layers with a window, whose kernels are chosen by the length of the row")
+        if model.experts:
+            found.append(f"{model.id} has experts, whose rows depend on the tokens")
+        if situation.chosen and "exact_attention" not in situation.chosen and "streamed" not in situation.chosen:
+            found.append("scores that are written out would be part of the graph; exact_attention leaves them out")
+        if "sequence_packing" in situation.chosen:
+            found.append("each row of packed documents would be a graph of its own")
+        if "streamed" in situation.chosen:
+            found.append("streamed layers are cut at their attention, and run in passes")
+        return tuple(found)
+
+
+class CompiledLayers(Optimization):
+    """Layers compiled as a whole: fewer kernels, and less saved between them."""
 
     id = "compiled_layers"
     title = "layers compiled by torch.compile"
@@ -23,9 +50,27 @@ class CompiledLayers(NotYet):
             "No steps of one plan with and without it are recorded.",
         ),
     )
-    evidence = (
-        Evidence(
-            "the compiler decides what is kept and what is computed again", "torch 2.13, torch._functorch.partitioners"
-        ),
+    asked = True  # until a card has shown what is predicted; compiling takes a minute or more besides
+    claims = frozenset({"letter Q", "letter f", "letter g", "letter k_c"})
+    requires = (
+        Capability((8, 0), "Triton, which torch.compile writes its kernels in, has no older cards"),
+        _IsOneGraph(),
     )
-    missing = "what it keeps has not been measured, so no plan could bound it"
+    evidence = (
+        Evidence("what is kept is chosen by a minimal cut of the graph", "torch 2.11, torch._functorch.partitioners"),
+        Evidence("the same function and gradient, to 1e-10 in float64", "tests/test_compiled_layers.py"),
+        Evidence("what is saved and the peak of a step compiled for the CPU", "tests/test_compiled_layers.py"),
+    )
+
+    def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
+        """No norm, no activation function and no gate is written out."""
+        saved, alive = compiled_tensors(gated=situation.model.gated_mlp)
+        return {"Q": 0, "f": saved, "g": alive, "k_c": 1}
+
+    def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
+        """All follows from its letters."""
+        return ledger
+
+    def apply(self, session: Session) -> None:
+        """Have the layers compiled."""
+        session.compile_layers()
