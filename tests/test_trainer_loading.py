@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import gguf
 import pytest
 import torch
 from trainer_tiny import CONFIGS, make_plan, save_model, save_tokenizer, write_gguf
@@ -161,6 +163,18 @@ def test_gguf_is_loaded_as_plain_tensors(tmp_path: Path, four_bit: FourBit | Non
     built.loss(batch, torch.tensor(24.0), nothing).backward()
     assert all(parameter.grad.isfinite().all() for parameter in built.trained)
     assert built.tokenizer.decode(built.tokenise(["in re<end>é"])[0]) == "in re<end>é"
+
+
+def test_gguf_is_read_once(tmp_path: Path) -> None:
+    """Not for tokenizer, config and weights each; and nothing of it is left behind."""
+    write_gguf(tmp_path / "model.gguf")
+    session = ResidentSession(make_plan(tmp_path / "model.gguf"))
+    session.adapt(rank=2, alpha=4)
+    with patch.object(gguf, "GGUFReader", wraps=gguf.GGUFReader) as reader:
+        session.build()
+        assert gguf.GGUFReader is reader and reader.call_count == 1
+        assert load_tokenizer(find_source(str(tmp_path))) is not None
+        assert reader.call_count > 1
 
 
 def test_tokenizer_recognises_no_control_token(llama: Path) -> None:

@@ -22,6 +22,7 @@ from trainer.config_check import check_config
 from trainer.device import take_device
 from trainer.disk_room import scratch_folder
 from trainer.four_bit import FourBit
+from trainer.gguf_reading import read_once
 from trainer.host_memory import Arena
 from trainer.host_store import HostStore
 from trainer.layers import activation_field, layers_of
@@ -205,6 +206,7 @@ class ResidentSession(UpdateHooks):
         """What frozen weights and activations are computed in."""
         return self._dtype
 
+    @read_once()
     def adapted_model(self) -> tuple[PeftModel, Any, PretrainedConfig]:
         """The model with fresh adapters on it, the tokenizer if there is one, and the config the base is built from.
 
