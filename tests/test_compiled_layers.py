@@ -188,7 +188,7 @@ def test_code_made_for_the_cpu_takes_no_more_than_planned(tmp_path: Path) -> Non
         ("rtx4090", "qwen3-30b-a3b", (), "has experts"),
         ("rtx3090", "llama-3.2-1b", ("sequence_packing",), "packed documents would be a graph of its own"),
         ("rtx3090", "llama-3.2-1b", ("streamed",), "cut at their attention"),
-        ("rtx3090", "llama-3.2-1b", ("lora",), "exact_attention leaves them out"),
+        ("rtx3090", "llama-3.2-1b", ("lora",), "needs exact_attention"),
     ],
 )
 def test_where_it_cannot_be_had(card: str, model: str, beside: tuple[str, ...], why: str) -> None:

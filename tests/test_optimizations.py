@@ -20,7 +20,7 @@ from planner.ledger import ATTRIBUTES
 from planner.machine import cpu_profile
 from planner.model import list_models, load_model
 from planner.optimizations import all_optimizations, by_id
-from planner.optimizations.base import REGISTRY, Evidence, Needs, Optimization, Scalar, Situation
+from planner.optimizations.base import REGISTRY, Evidence, Needs, Optimization, Scalar, Situation, With
 from planner.session import Session
 from planner.sets import valid_sets
 from planner.settings import check_sets
@@ -65,6 +65,7 @@ def with_needs(name: str) -> frozenset[str]:
     """The optimisation and, for the terms that it needs and neither has nor finds there, whoever makes most of them."""
     known, ids = all_optimizations(), [name]
     for chosen in ids:  # grows while it is read
+        ids += [need.name for need in known[chosen].requires if isinstance(need, With) and need.name not in ids]
         needed = {need.term for need in known[chosen].requires if isinstance(need, Needs)}
         needed |= {claim.rpartition(".")[0] for claim in known[chosen].claims if "/" in claim}
         missing = needed - set(baseline().terms) - set(baseline().work) - known[chosen].makes

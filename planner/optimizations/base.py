@@ -150,6 +150,24 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class With:
+    """Needs another optimisation for what it does without making a term."""
+
+    name: str
+    because: str
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return f"{self.name}: {self.because}"
+
+    def reasons(self, situation: Situation) -> tuple[str, ...]:
+        """Empty where it is chosen, and as long as nothing is."""
+        met = not situation.chosen or self.name in situation.chosen
+        return () if met else (f"needs {self.name}: {self.because}",)
+
+
+@dataclass(frozen=True)
 class Knob:
     """A quantity of an optimisation that the plan chooses.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from planner.activations import compiled_tensors
 from planner.ledger import Ledger
-from planner.optimizations.base import Capability, Evidence, Knobs, Optimization, Situation
+from planner.optimizations.base import Capability, Evidence, Knobs, Optimization, Situation, With
 from planner.optimizations.item import Claimed
 from planner.session import Session
 
@@ -28,8 +28,6 @@ class _IsOneGraph:
             found.append(f"{model.id} has layers with a window, whose kernels are chosen by the length of the row")
         if model.experts:
             found.append(f"{model.id} has experts, whose rows depend on the tokens")
-        if situation.chosen and "exact_attention" not in situation.chosen and "streamed" not in situation.chosen:
-            found.append("scores that are written out would be part of the graph; exact_attention leaves them out")
         if "sequence_packing" in situation.chosen:
             found.append("each row of packed documents would be a graph of its own")
         if "streamed" in situation.chosen:
@@ -55,6 +53,7 @@ class CompiledLayers(Optimization):
     requires = (
         Capability((8, 0), "Triton, which torch.compile writes its kernels in, has no older cards"),
         _IsOneGraph(),
+        With("exact_attention", "scores that are written out would be part of the graph"),
     )
     evidence = (
         Evidence("what is kept is chosen by a minimal cut of the graph", "torch 2.11, torch._functorch.partitioners"),
