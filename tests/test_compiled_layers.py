@@ -172,7 +172,7 @@ def test_code_made_for_the_cpu_takes_no_more_than_planned(tmp_path: Path) -> Non
         peak = max(peak, live)
     _, said = _said(tmp_path, choices)
     assert 0.8 * max(said.values()) < peak <= max(said.values())
-    for tokens in (33, 77, 500):
+    for tokens in (77, built.base.config.head_dim, built.base.config.hidden_size):  # as long as a width is, too
         _step(built, tokens)
     assert counters["stats"]["unique_graphs"] == graphs
 
@@ -213,6 +213,19 @@ def test_a_compiler_that_gives_up_is_named(tmp_path: Path, monkeypatch: pytest.M
     save_model("llama", tmp_path)
     built = session.build(make_plan(tmp_path, choices=KNOBS | {"compiled_layers": {}}, total_tokens=48))
     with pytest.raises(PlanError, match=r"compiled_layers: torch\.compile cannot compile LlamaDecoderLayer here"):
+        _step(built, 48)
+
+
+def test_too_little_memory_for_the_compiler_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run then goes on by a smaller plan, as after any step that is out of memory."""
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(compiled, "BACKEND", full)
+    save_model("llama", tmp_path)
+    built = session.build(make_plan(tmp_path, choices=KNOBS | {"compiled_layers": {}}, total_tokens=48))
+    with pytest.raises(torch.OutOfMemoryError):
         _step(built, 48)
 
 

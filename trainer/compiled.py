@@ -33,6 +33,7 @@ def compile_layers(model: PreTrainedModel) -> None:
     from torch._dynamo import config as dynamo
     from torch._inductor import config as inductor
 
+    torch._dynamo.reset()  # graphs of an earlier model of this process would count, and its tensors stay
     dynamo.recompile_limit = max(GRAPHS, dynamo.recompile_limit)
     # Workers of the compiler would be processes with a torch of their own each, in memory that no plan counts.
     inductor.compile_threads = 1
@@ -69,15 +70,28 @@ class _Forward:
         try:
             return self._compiled(hidden, *args, **kwargs)
         except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
+            if (
+                short := _out_of_memory(error)
+            ) is not None:  # while kernels were tried out; who runs this knows what to do
+                raise short from error
             told = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             why = f"torch.compile cannot compile {type(self._module).__name__} here: {told}."
             raise PlanError("compiled_layers", why, "--without compiled_layers runs it as it is.") from error
 
 
+def _out_of_memory(error: BaseException) -> torch.OutOfMemoryError | None:
+    """What the compiler met, if that was too little memory."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, torch.OutOfMemoryError):
+        cause = getattr(cause, "inner_exception", None) or cause.__cause__ or cause.__context__
+    return cause
+
+
 def _any_length(tensor: Tensor, tokens: int) -> None:
-    """Say that a dimension as long as the sequence may have any length in the next batch."""
+    """Say that the sequence, the second dimension or the only one, may have any length in the next batch."""
     from torch._dynamo import maybe_mark_dynamic
 
-    for dimension, size in enumerate(tensor.shape):
-        if size == tokens:
-            maybe_mark_dynamic(tensor, dimension)
+    # By its place: a width may be as long as the sequence, and is the same in every batch.
+    place = min(tensor.dim() - 1, 1)
+    if tensor.dim() and tensor.shape[place] == tokens:
+        maybe_mark_dynamic(tensor, place)

@@ -18,9 +18,10 @@ from trainer.measure import BETWEEN, Recorder, exact_terms, resident_tensors
 from trainer.step import evaluate, nothing
 from trainer.training import Announce, forward_backward, nobody, wait_for
 
-COMPILED_ON = 2048
-"""Tokens of the rows that layers are compiled on, or as many as there are: beyond what decides how four-bit weights are
-multiplied (``trainer.four_bit.FUSED_ROWS``), so that longer rows run what was compiled."""
+COMPILED_ON = 1999
+"""Tokens of the rows that layers are compiled on, or one less than there are: beyond what decides how four-bit weights
+are multiplied (``trainer.four_bit.FUSED_ROWS``), and a prime, as no width of a model is: dimensions of one size could be
+taken for one and the same, and rows of any other length would be compiled anew."""
 PROBED = 2  # layers of a streamed model; the first alone would not do, since nobody needs its input's gradient
 SHORTER = "Plan a shorter context, and please report this: the plan was wrong."
 
@@ -84,7 +85,7 @@ def _compile(plan: Plan, built: BuiltRun, announce: Announce) -> None:
     None of that is in the plan's peaks, and none of it is left.
     """
     for shape in shapes(plan.total_tokens, plan.target, plan.train.batch, built.stages):
-        tokens = min(shape.total, COMPILED_ON)
+        tokens = max(min(shape.total - 1, COMPILED_ON), 1)
         rows = (shape.rows, tokens, min(shape.target, tokens))
         batch = synthetic_batch(*rows, built.base.config.vocab_size, plan.train.seed).to(built.device)
         announce("compiling layers", [batch.tokens])
