@@ -19,9 +19,11 @@ from trainer.step import evaluate, nothing
 from trainer.training import Announce, forward_backward, nobody, wait_for
 
 COMPILED_ON = 1999
-"""Tokens of the rows that layers are compiled on, or one less than there are: beyond what decides how four-bit weights
-are multiplied (``trainer.four_bit.FUSED_ROWS``), and a prime, as no width of a model is: dimensions of one size could be
-taken for one and the same, and rows of any other length would be compiled anew."""
+"""Tokens of the rows that layers are compiled on, or one less than there are.
+
+Beyond what decides how four-bit weights are multiplied (``trainer.four_bit.FUSED_ROWS``), and a prime, as no width of a
+model is: dimensions of one size could be taken for one and the same, and other lengths would be compiled anew.
+"""
 PROBED = 2  # layers of a streamed model; the first alone would not do, since nobody needs its input's gradient
 SHORTER = "Plan a shorter context, and please report this: the plan was wrong."
 
