@@ -113,7 +113,7 @@ def norm_copies_of_layer(x: Letters) -> Number:
     its values (mean and deviation, of an RMSNorm its scale) only, but its input where that is not the layer's.
     """
     wide = x.Q * (x.n - x.a // 32) * x.D + (1 - x.Q) * (x.i * x.D * x.a // 32)
-    heads = x.q * (x.H + x.K) * (x.E * (32 * x.Q + x.a * (1 - x.Q)) // 32 + 1)
+    heads = x.q * (x.H + x.K) * (x.E * (32 * x.Q + x.a * (1 - x.Q)) // 32 + x.n_s)
     return tokens(x) * (wide + x.n_s * x.n + heads)
 
 
@@ -246,7 +246,7 @@ def mlp_gradient_tensors(x: Letters) -> Number:
     in one operation stands alone, which saves no more than two tensors (its own, and the last linear's input). A
     product, of gate and up projection or inside a function written out, has two factors with a gradient each: two more.
     Of a compiled layer's plain MLP what adapter and base weight give are two tensors until the function's own kernel
-    adds them, and what the linear saved is still there: three more, counted on steps compiled for the CPU.
+    adds them, and what the linear saved is still there: three more, of which a step compiled for the CPU takes less.
     """
     product = least(greatest(x.f - 2, 0), 1)
     return 1 + product + x.k_c * 2 * (1 - product)

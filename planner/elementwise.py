@@ -1,7 +1,8 @@
 """Bytes that a layer moves through the card's memory between its products, counted op by op.
 
 Nothing is fused where a model runs op by op: each op that is no view reads what it is given and writes what it gives.
-Where layers are compiled (letter k_c), what lies between two products is one kernel, which reads and writes once.
+Where layers are compiled (letter k_c), what lies between two products is one kernel, which reads and writes once: that
+follows from the formulas of what is written out, and is counted by no test.
 An adapter's products are narrow, so that they take as long as their operands are moved; they count here too. Held to a
 count of the trainer's own step by ``tests/test_traffic.py``.
 

@@ -3,7 +3,8 @@
 How many there are does not grow with the tokens of a piece, so short pieces leave a card waiting for its host. Counted
 on the trainer's own step by ``tests/test_traffic.py``.
 
-Where layers are compiled (letter k_c) there are fewer: what only adds and multiplies between two products is one.
+Where layers are compiled (letter k_c) there are fewer: what only adds and multiplies between two products is one, which
+no test counts.
 Approximate: each counts as long as one that autograd launches, although compiled code asks less of the host.
 """
 

@@ -67,6 +67,12 @@ ON_AMPERE: list[tuple[str, str, tuple[str, ...], str]] = [
     ("19 × 43: lengths within a row", "llama-3.2-1b", ("compiled_layers", "sequence_packing"), "a graph of its own"),
     ("19 × 35 and 42: layers run in passes", "llama-3.2-1b", ("compiled_layers", "streamed"), "cut at their attention"),
     ("19 × 27: kernels by length", "mistral-7b-v0.1", ("compiled_layers",), "layers with a window"),
+    (
+        "19 × 6: the compiler keeps what is made of four bits",
+        "llama-3.2-1b",
+        ("compiled_layers", "nf4_weights"),
+        "16-bit",
+    ),
     ("19 × 41: norms once", "llama-3.2-1b", ("compiled_layers", "fused_norm"), "both claim letter Q"),
 ]
 

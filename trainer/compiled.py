@@ -22,9 +22,9 @@ from trainer.layers import layers_of
 from trainer.norms import is_written_out
 
 BACKEND = "inductor"
-GRAPHS = 16
+GRAPHS = 32
 """Graphs that layers of one class may come to: with a gradient of the input and without, with autograd and without, for
-each kind of layer (with a window, without rotary embedding), and for products by either way of four-bit weights."""
+one row and for several, and for each kind of layer (without rotary embedding, say)."""
 
 
 def compile_layers(model: PreTrainedModel) -> None:
@@ -32,7 +32,11 @@ def compile_layers(model: PreTrainedModel) -> None:
     # Loaded here, since they take seconds that no other run needs.
     from torch._dynamo import config as dynamo
     from torch._inductor import config as inductor
+    from torch.utils._triton import has_triton
 
+    if model.device.type == "cuda" and not has_triton():
+        why = "torch.compile writes kernels for a card in Triton, which is not installed."
+        raise PlanError("compiled_layers", why, "pip install triton, or --without compiled_layers.")
     torch._dynamo.reset()  # graphs of an earlier model of this process would count, and its tensors stay
     dynamo.recompile_limit = max(GRAPHS, dynamo.recompile_limit)
     # Workers of the compiler would be processes with a torch of their own each, in memory that no plan counts.
@@ -64,9 +68,10 @@ class _Forward:
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
         from torch._inductor.exc import InductorError
 
+        rows, tokens = hidden.shape[:2]
         for each in tree_leaves((hidden, args, kwargs)):
             if isinstance(each, Tensor):
-                _any_length(each, hidden.shape[1])
+                _any_size(each, rows, tokens)
         try:
             return self._compiled(hidden, *args, **kwargs)
         except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
@@ -75,7 +80,9 @@ class _Forward:
             ) is not None:  # while kernels were tried out; who runs this knows what to do
                 raise short from error
             told = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            why = f"torch.compile cannot compile {type(self._module).__name__} here: {told}."
+            if isinstance(error, FailOnRecompileLimitHit):
+                told = f"its layers differ, and come to more than {GRAPHS} graphs"
+            why = f"torch.compile cannot compile {type(self._module).__name__} here: {told.removesuffix('.')}."
             raise PlanError("compiled_layers", why, "--without compiled_layers runs it as it is.") from error
 
 
@@ -87,11 +94,16 @@ def _out_of_memory(error: BaseException) -> torch.OutOfMemoryError | None:
     return cause
 
 
-def _any_length(tensor: Tensor, tokens: int) -> None:
-    """Say that the sequence, the second dimension or the only one, may have any length in the next batch."""
+def _any_size(tensor: Tensor, rows: int, tokens: int) -> None:
+    """Say that the sequence, the second dimension or the only one, may have any length in the next batch.
+
+    By its place: a width may be as long as the sequence, and is the same in every batch. There may be more rows or
+    fewer as well, as long as there are several.
+    """
     from torch._dynamo import maybe_mark_dynamic
 
-    # By its place: a width may be as long as the sequence, and is the same in every batch.
     place = min(tensor.dim() - 1, 1)
     if tensor.dim() and tensor.shape[place] == tokens:
         maybe_mark_dynamic(tensor, place)
+    if place == 1 and rows > 1 and tensor.shape[0] == rows:
+        maybe_mark_dynamic(tensor, 0)

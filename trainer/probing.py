@@ -18,12 +18,9 @@ from trainer.measure import BETWEEN, Recorder, exact_terms, resident_tensors
 from trainer.step import evaluate, nothing
 from trainer.training import Announce, forward_backward, nobody, wait_for
 
-COMPILED_ON = 1999
-"""Tokens of the rows that layers are compiled on, or one less than there are.
-
-Beyond what decides how four-bit weights are multiplied (``trainer.four_bit.FUSED_ROWS``), and a prime, as no width of a
-model is: dimensions of one size could be taken for one and the same, and other lengths would be compiled anew.
-"""
+COMPILED_ON = 509
+"""Tokens of the rows that layers are compiled on, or one less than there are. A prime, as no width of a model is:
+dimensions of one size could be taken for one and the same, and other lengths would be compiled anew."""
 PROBED = 2  # layers of a streamed model; the first alone would not do, since nobody needs its input's gradient
 SHORTER = "Plan a shorter context, and please report this: the plan was wrong."
 
@@ -45,8 +42,7 @@ def probe(plan: Plan, built: BuiltRun, recorder: Recorder, announce: Announce = 
     optimizer = copy.deepcopy(built.optimizer.state_dict())
     scaler = built.scaler.state_dict() if built.scaler else None
     with torch.random.fork_rng(devices=[built.device] if built.device.type == "cuda" else []):
-        if built.compiled:
-            _compile(plan, built, announce)
+        compile_first(plan, built, announce)
         built.optimizer.step()
         stays = [*resident_tensors(built), batch.inputs, batch.targets]
         with recorder.counting(stays), built.first_layers(PROBED):
@@ -81,18 +77,23 @@ def probe(plan: Plan, built: BuiltRun, recorder: Recorder, announce: Announce = 
     return terms, seconds
 
 
-def _compile(plan: Plan, built: BuiltRun, announce: Announce) -> None:
-    """Run layers for the first time, on short rows: compiling tries kernels out, and takes memory to do so.
+def compile_first(plan: Plan, built: BuiltRun, announce: Announce = nobody) -> None:
+    """Run layers that are compiled for the first time, on short rows: that tries kernels out, and takes memory for it.
 
-    None of that is in the plan's peaks, and none of it is left.
+    Several rows and a single one, as a last batch may be. None of that is in the plan's peaks, and none of it is left:
+    gradients are zero after it.
     """
-    for shape in shapes(plan.total_tokens, plan.target, plan.train.batch, built.stages):
-        tokens = max(min(shape.total - 1, COMPILED_ON), 1)
-        rows = (shape.rows, tokens, min(shape.target, tokens))
-        batch = synthetic_batch(*rows, built.base.config.vocab_size, plan.train.seed).to(built.device)
-        announce("compiling layers", [batch.tokens])
-        built.loss(batch, torch.tensor(float(batch.trained), device=built.device), nothing).backward()
-        evaluate(built.loss, [batch], built.device, nothing)
+    if not built.compiled:
+        return
+    tokens = max(min(plan.total_tokens - 1, COMPILED_ON), 1)
+    several = max(shape.rows for shape in shapes(plan.total_tokens, plan.target, plan.train.batch, built.stages))
+    with torch.random.fork_rng(devices=[built.device] if built.device.type == "cuda" else []):
+        for rows in sorted({1, min(several, 2)}):
+            size = (rows, tokens, min(plan.target, tokens))
+            batch = synthetic_batch(*size, built.base.config.vocab_size, plan.train.seed).to(built.device)
+            announce("compiling layers", [batch.tokens])
+            built.loss(batch, torch.tensor(float(batch.trained), device=built.device), nothing).backward()
+            evaluate(built.loss, [batch], built.device, nothing)
     built.optimizer.zero_grad(set_to_none=False)
     give_back_unused(built.device)
     if built.device.type == "cuda":

@@ -26,7 +26,7 @@ from trainer.measure import BETWEEN, Recorder
 from trainer.merging import merge
 from trainer.out_of_memory import explained, is_out_of_memory
 from trainer.output import RunFolder
-from trainer.probing import OverBound, check_bound, give_back_unused, probe
+from trainer.probing import OverBound, check_bound, compile_first, give_back_unused, probe
 from trainer.progress import Progress
 from trainer.rate_search import go_by, picture, search_rate
 from trainer.rates import RateFound
@@ -132,6 +132,7 @@ class Running:
     def _beginning(self, saved: Saved | None) -> Beginning:
         """What is known when the next step begins: of a run that begins, goes on, or goes on by another plan."""
         if saved is not None and not saved.elsewhere:
+            compile_first(self.plan, self.built, self.announce)
             return Beginning.of(saved).gone_on(saved)
         terms, seconds = self._probe(saved)
         if saved is None:

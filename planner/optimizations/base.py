@@ -226,12 +226,13 @@ class Optimization(Item):
         exact: whether the trained result is the same function as without it.
         free: exact, and never more memory or time than without it (``is_free`` says where): on wherever it can be,
             unless switched off.
-        asked: on only where the user asks for it: what it brings is neither memory nor time, or it changes the result
-            by more than anyone should meet unasked.
+        asked: on only where the user asks for it: what it brings is neither memory nor time, or has not been measured
+            on a card, or it changes the result by more than anyone should meet unasked.
         last_resort: the optimisation that it makes room for; it is tried only where sets with that one lack no more
             than it can save: bytes of terms that it claims, or of which it claims a letter. So it costs no search
             where nobody needs it.
-        effect: what it does to the result where it is not exact, in a few words.
+        effect: what it does to the result where it is not exact, in a few words; of what is asked for, why it is not on
+            by itself.
         instead: what takes the place of formulas of its own, a sentence; empty where it changes neither bytes nor time.
     """
 

@@ -4,6 +4,9 @@ What lies between a layer's products becomes few kernels, launched by code that 
 for the backward pass is torch's min-cut partitioner's choice, and that is what formulas have for a layer whose norms,
 activation function and gate are one operation each: inputs of the products and of attention, what norms read, one or
 two float32 numbers a norm, gate and up projection but not what the activation function gives.
+
+It takes Triton and a C compiler where it is trained. Rows of so many tokens that a tensor has 2³¹ elements or more are
+compiled anew in the probe step.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from planner.session import Session
 class _IsOneGraph:
     """Needs a layer that is one graph whatever the tokens are."""
 
-    text = "layers that are one graph for rows of any length: no window, no experts, no packed rows"
+    text = "layers that are one graph for rows of any length: no window, no experts, no four bits, no packed rows"
 
     def reasons(self, situation: Situation) -> tuple[str, ...]:
         """Names what would be compiled anew for each length, or for each batch."""
@@ -28,6 +31,8 @@ class _IsOneGraph:
             found.append(f"{model.id} has layers with a window, whose kernels are chosen by the length of the row")
         if model.experts:
             found.append(f"{model.id} has experts, whose rows depend on the tokens")
+        if "nf4_weights" in situation.chosen:
+            found.append("of four-bit weights the compiler keeps each 16-bit matrix that is made for a product")
         if "sequence_packing" in situation.chosen:
             found.append("each row of packed documents would be a graph of its own")
         if "streamed" in situation.chosen:
@@ -48,17 +53,21 @@ class CompiledLayers(Optimization):
             "No steps of one plan with and without it are recorded.",
         ),
     )
-    asked = True  # until a card has shown what is predicted; compiling takes a minute or more besides
+    asked = True  # until a card has shown what is predicted
+    effect = "no card has measured it yet, and compiling takes its time before the first step"
     claims = frozenset({"letter Q", "letter f", "letter g", "letter k_c"})
     requires = (
-        Capability((8, 0), "Triton, which torch.compile writes its kernels in, has no older cards"),
+        Capability((8, 0), "torch.compile writes its kernels in Triton, which is for these cards"),
         _IsOneGraph(),
         With("exact_attention", "scores that are written out would be part of the graph"),
     )
     evidence = (
         Evidence("what is kept is chosen by a minimal cut of the graph", "torch 2.11, torch._functorch.partitioners"),
-        Evidence("the same function and gradient, to 1e-10 in float64", "tests/test_compiled_layers.py"),
-        Evidence("what is saved and the peak of a step compiled for the CPU", "tests/test_compiled_layers.py"),
+        Evidence("its graphs give the same loss and gradients, to 1e-10 in float64", "tests/test_compiled_layers.py"),
+        Evidence(
+            "what is saved, and that a step compiled for the CPU takes no more at its peak",
+            "tests/test_compiled_layers.py",
+        ),
     )
 
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:

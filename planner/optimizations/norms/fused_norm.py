@@ -44,6 +44,7 @@ class FusedNorm(Optimization):
         ),
     )
     asked = True  # until a card has shown what is predicted
+    effect = "no card has measured it yet"
     claims = frozenset({"letter Q"})
     requires = (
         OnCard("on the CPU torch computes it in as many operations as transformers does"),
