@@ -35,8 +35,8 @@ from trainer.compiled import compile_layers
 from trainer.data import Batch, synthetic_batch
 from trainer.layers import layers_of
 from trainer.measure import Recorder, resident_tensors
-from trainer.probing import probe
-from trainer.step import nothing
+from trainer.probing import compile_first, probe
+from trainer.step import evaluate, nothing
 
 __all__ = ["_grouped_products_of_any_type", "folders"]
 PARTITIONED = "aot_eager_decomp_partition"
@@ -251,6 +251,21 @@ def test_layers_are_compiled_on_short_rows_before_the_probe(
         built = session.build(plan)
         before = [parameter.detach().clone() for parameter in built.trained]
         probe(plan, built, recorder, lambda what, tokens: told.append((what, [*tokens])))
-    assert told == [("compiling layers", [16]), ("probe step", [48]), ("probe evaluation", [48])]
+    assert told == [("compiling layers", [16]), ("probe step", [48]), ("probe evaluation", [48])]  # one row in a batch
     for parameter, value in zip(built.trained, before, strict=True):
         assert torch.equal(parameter, value) and parameter.grad is not None and not parameter.grad.any()
+
+
+def test_fewer_rows_run_what_was_compiled(tmp_path: Path, partitioned: None) -> None:
+    """The last batch of an epoch has fewer, down to one."""
+    save_model("llama", tmp_path)
+    plan = make_plan(tmp_path, choices=KNOBS | {"compiled_layers": {}}, total_tokens=48, batch=4)
+    built = session.build(plan)
+    compile_first(plan, built)
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in built.trained)
+    graphs = counters["stats"]["unique_graphs"]
+    for rows in (4, 3, 1):
+        batch = synthetic_batch(rows, 48, 48, built.base.config.vocab_size, 0)
+        built.loss(batch, torch.tensor(float(batch.trained)), nothing).backward()
+        evaluate(built.loss, [batch], built.device)
+    assert counters["stats"]["unique_graphs"] == graphs

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -183,7 +184,9 @@ def test_between_micro_batches_the_resident_executor_is_stored_too(
         patched.setattr(Saver, "part_done", stop)
         assert execute(plan) == 130
     assert load(tmp_path / "out", plan).where == "in step 1, micro-batch 2"
-    assert execute(plan, resume=True) == 0
+    with patch.object(running, "compile_first", wraps=running.compile_first) as compiling:
+        assert execute(plan, resume=True) == 0
+    assert compiling.call_count == 1  # before the step that goes on: no probe step has run layers yet
     _assert_same_run(tmp_path / "out", tmp_path / "whole")
 
 
