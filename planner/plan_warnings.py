@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from planner.calibration import calibration
 from planner.compose import TRAIN_CLIPPING, TRAIN_SCHEDULE
+from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
 from planner.plan import Rope, Train
 from planner.rope_scaling import rope_warnings
@@ -66,6 +67,15 @@ def settings_without_effect(train: Mapping[str, object], settings: Mapping[str, 
         f"--set train.{name}={train[name]} has no effect: {why}."
         for name, why in instead.items()
         if name in train and train[name] != getattr(usual, name)
+    ]
+
+
+def never_measured(ids: Iterable[str]) -> list[str]:
+    """A sentence for each optimisation that no run on a card is recorded of."""
+    return [
+        f"No run with {name} on a card is recorded: what it changes of bytes and seconds is computed."
+        for name in ids
+        if not all_optimizations()[name].measured
     ]
 
 

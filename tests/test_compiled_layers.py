@@ -204,6 +204,8 @@ def test_a_plan_with_it_takes_less_and_is_made_only_where_asked() -> None:
     assert "compiled_layers" not in {choice.id for choice in without.choices}
     assert "compiled_layers" in {choice.id for choice in with_it.choices} and with_it.verdict == "fits"
     assert with_it.memory.gpu.peak_bytes.expected < without.memory.gpu.peak_bytes.expected
+    warned = "No run with compiled_layers on a card is recorded"
+    assert any(warned in told for told in with_it.warnings) and not any(warned in told for told in without.warnings)
 
 
 def test_a_compiler_that_gives_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,6 +233,7 @@ class Optimization(Item):
             where nobody needs it.
         effect: what it does to the result where it is not exact, in a few words; of what is asked for, why it is not on
             by itself.
+        measured: whether runs on a card show what it changes; where none do, plans that have it say so.
         instead: what takes the place of formulas of its own, a sentence; empty where it changes neither bytes nor time.
     """
 
@@ -244,6 +245,7 @@ class Optimization(Item):
     exact: ClassVar[bool] = True
     free: ClassVar[bool] = False
     asked: ClassVar[bool] = False
+    measured: ClassVar[bool] = True
     last_resort: ClassVar[str] = ""
     effect: ClassVar[str] = ""
     instead: ClassVar[str] = ""

@@ -54,6 +54,7 @@ class CompiledLayers(Optimization):
         ),
     )
     asked = True  # until a card has shown what is predicted
+    measured = False
     effect = "no card has measured it yet, and compiling takes its time before the first step"
     claims = frozenset({"letter Q", "letter f", "letter g", "letter k_c"})
     requires = (

@@ -44,6 +44,7 @@ class FusedNorm(Optimization):
         ),
     )
     asked = True  # until a card has shown what is predicted
+    measured = False
     effect = "no card has measured it yet"
     claims = frozenset({"letter Q"})
     requires = (
