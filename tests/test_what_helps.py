@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from drawing import NAMES, PATTERNS, Drawn, drawn, examples, repaired
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from test_properties import NAMES, PATTERNS, Drawn, drawn, examples, repaired
 
 from planner.compose import problems
 from planner.hardware import load_profile

@@ -1,9 +1,10 @@
 """Compute RMSNorm in one operation instead of eight.
 
 transformers writes RMSNorm out: a cast to float32, a square, a mean, a root, products, a cast back. Its backward pass
-is twelve operations, and the float32 copy of the norm's input is saved for it. ``torch.nn.functional.rms_norm`` is one
-kernel each way on a card. It saves its input as it is, which is the layer's own input or a sum that is there anyway,
-and one float32 number for each token. It rounds once, after the weight, where Llama's norm rounds before it as well.
+is fourteen kernels (``planner.launches``), and the float32 copy of the norm's input is saved for it.
+``torch.nn.functional.rms_norm`` is one kernel each way on a card. It saves its input as it is, which is the layer's own
+input or a sum that is there anyway, and one float32 number for each token. It rounds once, after the weight, where
+Llama's norm rounds before it as well.
 """
 
 from __future__ import annotations
