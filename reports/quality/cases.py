@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 SEEDS = (0, 1, 2)
-TOKENS, ROWS, STEPS, RATE = 1024, 4, 120, 5e-4
+TOKENS, ROWS, STEPS, RATE = 1024, 4, 120, 2e-3
 BASE, AGAIN = "base", "base-again"
 """The training without anything, and the same once more: what differs between them is chance."""
 KERNEL = "flash"
@@ -63,7 +63,7 @@ def _of(name: str, words: str = "") -> Training:
 def _trainings() -> Iterator[Training]:
     yield Training(BASE)
     yield Training(AGAIN)
-    for rate in (1e-4, 2e-4, 1e-3, 2e-3):
+    for rate in (2e-4, 5e-4, 1e-3, 4e-3, 8e-3):
         yield Training(f"rate-{rate:.0e}", f"train.lr={rate}")
     yield Training("linear", "train.schedule=linear")
     yield Training("constant", "train.schedule=constant")
