@@ -163,6 +163,10 @@ def letters_of(formula: Callable[[Letters], Number]) -> tuple[str, ...]:
     return tuple(sorted(watched.read))
 
 
+_PLAIN = frozenset({int, float})
+"""As most numbers are: formulas are evaluated by the hundred thousand."""
+
+
 def _symbolic(first: Number, second: Number) -> bool:
     sympy = sys.modules.get("sympy")
     return sympy is not None and (isinstance(first, sympy.Basic) or isinstance(second, sympy.Basic))
@@ -170,7 +174,7 @@ def _symbolic(first: Number, second: Number) -> bool:
 
 def ceil_div(count: Number, unit: Number) -> Number:
     """The least whole number of units that hold ``count``; both are whole and not negative."""
-    if _symbolic(count, unit):
+    if (type(count) not in _PLAIN or type(unit) not in _PLAIN) and _symbolic(count, unit):
         import sympy
 
         return sympy.ceiling(sympy.sympify(count) / unit)
@@ -192,7 +196,7 @@ def _symbolic_extreme(name: Literal["Min", "Max"], first: Number, second: Number
 
 def least(first: Number, second: Number) -> Number:
     """The smaller of two."""
-    if type(first) is int and type(second) is int:  # as most are: formulas are evaluated by the ten thousand
+    if type(first) in _PLAIN and type(second) in _PLAIN:
         return first if first < second else second
     if _symbolic(first, second):
         return _symbolic_extreme("Min", first, second)
@@ -205,7 +209,7 @@ def least(first: Number, second: Number) -> Number:
 
 def greatest(first: Number, second: Number) -> Number:
     """The larger of two."""
-    if type(first) is int and type(second) is int:
+    if type(first) in _PLAIN and type(second) in _PLAIN:
         return first if first > second else second
     if _symbolic(first, second):
         return _symbolic_extreme("Max", first, second)
