@@ -79,6 +79,8 @@ _SWITCHED: tuple[tuple[_Base, str, str, bool, bool], ...] = (
     (_WIDE, "spike_rewind", "", False, True),
     (_WIDE, "rate_range_test", "rate_range_test.steps=8", False, True),
     (_WIDE, "mapped_tokens", "--disk=20GiB", False, True),
+    (_LONG, "fused_norm", "", True, False),  # long enough that no step waits for the host
+    (_LONG, "compiled_layers", "", True, False),
     (_LONG, "context_stages", "train.steps=14", True, False),  # some of each stage before those that are held
     (_PASSES, "checkpoint_int8", "", True, True),
     (_PASSES, "checkpoint_nf4", "", True, True),
