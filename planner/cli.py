@@ -15,6 +15,7 @@ import click
 
 from planner import __version__
 from planner.cli_check import check, planned_again
+from planner.cli_generate import generate
 from planner.cli_lists import explain, gpus, models, schema
 from planner.cli_measure import measure
 from planner.cli_merge import merge
@@ -118,6 +119,7 @@ cli.add_command(explain)
 cli.add_command(check)
 cli.add_command(measure)
 cli.add_command(merge)
+cli.add_command(generate)
 cli.add_command(pool_heads)
 cli.add_command(schema)
 cli.add_command(tiers)

@@ -31,6 +31,7 @@ LETTERS: tuple[Letter, ...] = (
     Letter("B", "sequences in one micro-batch", "sequences", "batch"),
     Letter("S", "tokens of one sequence: context plus target", "tokens", "total_tokens"),
     Letter("T", "trained tokens of one sequence, that is rows of logits", "tokens", "target"),
+    Letter("S_k", "tokens whose keys and values are kept while text is written: prompt and all that is new", "tokens"),
     Letter("W_m", "1 where the adapters are merged into the weights after training", "flag", "train.merge", least=0),
     Letter("d_r", "documents that share one row at most", "documents", "sequence_packing.documents"),
     # The model

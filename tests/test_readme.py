@@ -28,6 +28,7 @@ NOT_RUN = {
     "plan matrix": "takes minutes; tests/test_tables_recorded.py makes some of its rows",
     "plan validate": "the command's name in a sentence",
     "plan validate plan.yaml": "trains, or counts; tests/test_validate.py does both",
+    'plan generate RUN "def quicksort(items):"': "needs the folder of a run; tests/test_cli_generate.py makes one",
     "plan merge RUN": "needs the folder of a run; tests/test_trainer_merging.py makes one",
     "plan pool-heads MODEL --kv-heads N --out FOLDER": "needs a model; tests/test_pooling.py makes some",
     "plan measure": "measures for a minute; tests/test_measure.py does it with next to no effort",

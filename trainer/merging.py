@@ -15,20 +15,21 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import cached_file
 
 from planner.errors import PlanError
+from planner.finished import plan_of_run
 from planner.merging import BLOCK, FILE
 from planner.plan import Rope
-from planner.plan_file import load_plan
 from planner.units import format_bytes
+from trainer.finished import put_on
 from trainer.loading import Source, find_source, read_config
 from trainer.rotary import scale as scale_rotary
 from trainer.session import ResidentSession
@@ -153,28 +154,14 @@ def merge_run(folder: Path) -> Path:
     Raises:
         PlanError: it is no folder of a run, has no adapter, or the plan's device or model is not here.
     """
-    file = folder / "adapter" / "adapter_model.safetensors"
-    if not (folder / "plan.yaml").is_file() or not file.is_file():
-        why = "is not the folder of a finished run: that has plan.yaml and adapter/."
-        raise PlanError(f"plan merge {folder}", why)
-    plan = load_plan(folder / "plan.yaml")
+    plan = plan_of_run("plan merge", folder)
     final = folder / "merged"
     if final.exists():  # before minutes of loading
         raise PlanError(f"merged model {final}", "is there already, and nothing is overwritten.", "Move it away.")
     session = ResidentSession(plan)
     session.apply_choices()
     adapted, tokenizer, _ = session.adapted_model()
-    try:
-        adapter = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise PlanError(f"adapter {file}", f"cannot be read: {error}.") from error
-    wanted = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    if len(adapter) != len(wanted):
-        raise PlanError(f"adapter {file}", f"holds {len(adapter)} tensors, and the plan's has {len(wanted)}.")
-    try:
-        set_peft_model_state_dict(adapted, adapter)
-    except (RuntimeError, KeyError) as error:
-        raise PlanError(f"adapter {file}", f"does not fit the plan's model: {str(error).splitlines()[0]}") from error
+    put_on(adapted, folder)
     return merge(adapted, find_source(plan.model.source), tokenizer, final, session.dtype, session.weights, plan.rope)
 
 

@@ -1,0 +1,174 @@
+"""`plan generate`: what is planned for it, what it writes, and what it says of what cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trainer_tiny import make_plan, save_model, write_sources
+
+from planner.cli import main
+from planner.errors import PlanError
+from planner.generating import EXACT, KEEPINGS, Keeping, choose, generation, longest_prompt
+from planner.optimizations.base import Situation
+from planner.plan import Plan
+from planner.planning import Request, read_gpu, read_model
+from planner.planning import make_plan as planned
+from trainer.run import execute
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    place = tmp_path_factory.mktemp("generate")
+    save_model("llama", place / "model")
+    write_sources(place / "data")
+    options: dict[str, Any] = {"steps": 25, "lr": 5e-2, "data": str(place / "data"), "out": str(place / "run")}
+    choices: dict[str, dict[str, Any]] = {"lora": {"rank": 4, "alpha": 8}, "exact_attention": {"kernel": "cpu"}}
+    assert execute(make_plan(place / "model", choices=choices, **options)) == 0
+    return place / "run"
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    """What `plan generate --json` says."""
+    capsys.readouterr()
+    assert main(["generate", *words, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_it_writes_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["generate", str(run), "def add(", "--tokens", "9"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("def add(") and len(told.out) > len("def add(\n")
+    assert "9 to write at most" in told.err and "a second" in told.err
+    again = answer(capsys, str(run), "def add(", "--tokens", "9")
+    assert told.out == f"def add({again['written']['text']}\n"
+    assert again["cache"] == "card" and again["new_tokens"] == 9
+    assert again["gpu"]["peak_bytes"] == sum(again["gpu"]["terms"].values())
+
+
+def test_what_it_is_kept_in_changes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [answer(capsys, str(run), "class Counter", "--cache", each)["written"]["text"] for each in EXACT]
+    assert texts[0] == texts[1]
+
+
+def test_adapter_and_draws_matter(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def text(*words: str) -> str:
+        return str(answer(capsys, str(run), "def add(", "--tokens", "24", *words)["written"]["text"])
+
+    assert text() != text("--base")
+    drawn = [text("--temperature", "5", "--seed", seed) for seed in ("1", "1", "2")]
+    assert drawn[0] == drawn[1] != drawn[2]
+    (tmp_path / "prompt.txt").write_text("def add(", encoding="utf-8")
+    capsys.readouterr()
+    assert main(["generate", str(run), "--file", str(tmp_path / "prompt.txt"), "--tokens", "24", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["written"]["text"] == text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "has no prompt"),
+        (["x", "--prompt-tokens", "8"], "are 2 prompts"),
+        ([""], "has no tokens"),
+        (["x", "--tokens", "0"], "is no number of tokens"),
+        (["x", "--tokens", "ten"], "ten"),
+        (["x", "--cache", "cards"], "is no way to keep keys and values. Did you mean card?"),
+        (["x", "--temperature", "-1"], "is no number from 0 to 100"),
+        (["x", "--temperature", "nan"], "is no number from 0 to 100"),
+        (["x", "--top-p", "0"], "is no number above 0"),
+        (["x", "--seed", "-3"], "is no whole number"),
+        (["x", "--chat"], "has no chat template"),
+        (["--file", "/not/here"], "cannot be read as text"),
+        (["--prompt-tokens", "32M"], "The longest prompt that fits has"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_sentence(
+    words: list[str], told: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["generate", str(run), *words]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and told in said.err and not said.out
+
+
+def test_only_a_finished_run_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(tmp_path), "x"]) == 2
+    assert "not the folder of a finished run" in capsys.readouterr().err
+
+
+CARD, MODEL = "rtx2060s", "llama-3.2-1b"
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[Plan, Situation]:
+    """A plan of a small card, and what it is for."""
+    plan = planned(Request(CARD, MODEL))
+    return plan, Situation(read_gpu(CARD), read_model(MODEL), plan.memory.host.budget_bytes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompt=st.integers(1, 10**6),
+    new=st.integers(1, 10**5),
+    more=st.integers(1, 10**5),
+    keeping=st.sampled_from(KEEPINGS),
+)
+def test_longer_takes_no_less(
+    prompt: int, new: int, more: int, keeping: Keeping, small: tuple[Plan, Situation]
+) -> None:
+    plan, situation = small
+    found = generation(plan, situation, prompt, new, keeping)
+    for other in ((prompt + more, new), (prompt, new + more)):
+        longer = generation(plan, situation, *other, keeping)
+        assert longer.expected >= found.expected and longer.host_high >= found.host_high
+    assert all(size > 0 for size in (*found.card.values(), *found.host.values()))
+
+
+@pytest.mark.parametrize("keeping", KEEPINGS)
+def test_the_longest_prompt_is_the_longest(keeping: Keeping, small: tuple[Plan, Situation]) -> None:
+    plan, situation = small
+    most = longest_prompt(plan, situation, 256, keeping)
+    assert generation(plan, situation, most, 256, keeping).fits
+    assert not generation(plan, situation, most + 1, 256, keeping).fits
+
+
+def test_where_the_card_has_no_room_the_host_is_taken(small: tuple[Plan, Situation]) -> None:
+    plan, situation = small
+    on_card = longest_prompt(plan, situation, 256, "card")
+    assert choose(plan, situation, on_card, 256).keeping == "card"
+    found = choose(plan, situation, on_card + 1, 256)
+    assert found.keeping == "host" and "attention/cache" in found.host and "attention/cache" not in found.card
+    with pytest.raises(PlanError, match="The longest prompt that fits has"):
+        choose(plan, situation, 2**26, 256)
+    with pytest.raises(PlanError, match="with --cache host"):
+        choose(plan, situation, on_card + 1, 256, "card")
+
+
+def test_eight_bits_take_half(small: tuple[Plan, Situation]) -> None:
+    """A byte for two, and four for each head of a token."""
+    plan, situation = small
+    whole, half = (generation(plan, situation, 10_000, 1, each) for each in ("card", "int8"))  # type: ignore[arg-type]
+    size = situation.model.head_size
+    kept = half.card["attention/cache"] + half.card["attention/cache_scales"]
+    assert kept == whole.card["attention/cache"] * (size + 4) // (2 * size)
+
+
+def test_a_window_is_all_that_is_kept() -> None:
+    plan = planned(Request("rtx3090", "mistral-7b-v0.1", total_tokens=8192))
+    situation = Situation(read_gpu("rtx3090"), read_model("mistral-7b-v0.1"), plan.memory.host.budget_bytes)
+    kept = [generation(plan, situation, tokens, 1, "card").card["attention/windows"] for tokens in (8_000, 200_000)]
+    assert kept[0] == kept[1] > 0
+
+
+def test_learned_positions_are_no_more_than_there_are() -> None:
+    plan = planned(Request("rtx3090", "gpt2", total_tokens=512))
+    situation = Situation(read_gpu("rtx3090"), read_model("gpt2"), plan.memory.host.budget_bytes)
+    with pytest.raises(PlanError, match="1,024 positions that gpt2 has learned"):
+        choose(plan, situation, 1000, 25)

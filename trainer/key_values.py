@@ -1,0 +1,289 @@
+"""Keys and values of all tokens while text is written, in memory that is taken once: nothing grows, nothing is copied.
+
+Each kind is a layer of transformers' own `Cache`, which hands it the new tokens and attends to what it gives back.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PretrainedConfig
+from transformers.cache_utils import CacheLayerMixin
+
+from planner.generating import CHUNK, Keeping
+from trainer.host_memory import Arena
+
+
+class Kept(CacheLayerMixin):
+    """Keys and values of one layer, as they are computed, on the device that computes."""
+
+    is_compileable = is_sliding = is_croppable = False
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens, self.seen = tokens, 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take the memory, as soon as it is known what tokens look like."""
+        shape = (*key_states.shape[:2], self.tokens, key_states.shape[3])
+        self.keys, self.values = key_states.new_empty(shape), value_states.new_empty(shape)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keep new tokens ``[B, K, q, E]``; gives all of them, ``[B, K, k, E]``, as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        stop = self.seen + key_states.shape[2]
+        assert self.keys is not None and self.values is not None and stop <= self.tokens
+        self.keys[:, :, self.seen : stop] = key_states
+        self.values[:, :, self.seen : stop] = value_states
+        self.seen = stop
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of what is attended to."""
+        return self.seen + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens that it has been given."""
+        return self.seen
+
+    def get_max_length(self) -> int:
+        """Tokens that it can be given."""
+        return self.tokens
+
+    get_max_cache_shape = get_max_length
+
+
+class KeptWindow(Kept):
+    """The same of a layer with a window: what the next token sees, and room for a chunk.
+
+    Args:
+        window: tokens that a token sees, itself among them.
+    """
+
+    is_sliding = True
+
+    def __init__(self, tokens: int, window: int) -> None:
+        super().__init__(min(tokens, window - 1 + CHUNK))
+        self._window, self._all, self._held = window, tokens, 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keep new tokens; gives them with those that the first of them sees."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        new = key_states.shape[2]
+        if self._held + new > self.tokens:  # what is out of sight makes room
+            stays = min(self._held, self._window - 1)
+            for held in (self.keys, self.values):
+                _to_front(held, self._held - stays, stays)
+            self._held = stays
+        stop = self._held + new
+        self.keys[:, :, self._held : stop] = key_states
+        self.values[:, :, self._held : stop] = value_states
+        first = max(0, self._held - (self._window - 1))
+        self._held, self.seen = stop, self.seen + new
+        return self.keys[:, :, first:stop], self.values[:, :, first:stop]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of what is attended to."""
+        length = min(self.seen, self._window - 1) + query_length
+        return length, self.seen + query_length - length
+
+    def get_max_length(self) -> int:
+        """Tokens that it can be given."""
+        return self._all
+
+    get_max_cache_shape = get_max_length
+
+
+def _to_front(held: Tensor, start: int, many: int) -> None:
+    """Move tokens to the beginning, in steps that do not overlap, so that nothing is held twice."""
+    place = 0
+    while start and place < many:
+        step = min(start, many - place)
+        held[:, :, place : place + step] = held[:, :, start + place : start + place + step]
+        place += step
+
+
+class Rooms:
+    """Room on the card for whole layers, as they are attended to."""
+
+    def __init__(self) -> None:
+        self._taken = dict[int, tuple[Tensor, Tensor]]()
+
+    def room(self, number: int, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of one room."""
+        if number not in self._taken:
+            self._taken[number] = like.new_empty(shape), like.new_empty(shape)
+        return self._taken[number]
+
+
+class KeptInEightBits(Kept):
+    """Each token's keys of a head in int8, divided by the largest of them over 127, and its values likewise.
+
+    New tokens are attended to as they are; from the next time on as they are kept.
+    """
+
+    def __init__(self, tokens: int, rooms: Rooms) -> None:
+        super().__init__(tokens)
+        self._rooms = rooms
+        self._scales: tuple[Tensor, Tensor] | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take the memory."""
+        shape = (*key_states.shape[:2], self.tokens, key_states.shape[3])
+        self.keys = key_states.new_empty(shape, dtype=torch.int8)
+        self.values = key_states.new_empty(shape, dtype=torch.int8)
+        wide = {"dtype": torch.float32, "device": key_states.device}
+        self._scales = torch.empty(*shape[:3], 1, **wide), torch.empty(*shape[:3], 1, **wide)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keep new tokens; gives all of them in the room that layers share."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None and self._scales is not None
+        start, stop = self.seen, self.seen + key_states.shape[2]
+        assert stop <= self.tokens
+        rooms = self._rooms.room(0, tuple(self.keys.shape), key_states)
+        parts = zip(rooms, (self.keys, self.values), self._scales, (key_states, value_states), strict=True)
+        for room, codes, scales, new in parts:
+            torch.mul(codes[:, :, :start], scales[:, :, :start], out=room[:, :, :start])
+            room[:, :, start:stop] = new
+            wide = new.float()
+            scales[:, :, start:stop] = wide.abs().amax(-1, keepdim=True).div_(127).clamp_(min=1e-30)
+            codes[:, :, start:stop] = wide.div_(scales[:, :, start:stop]).round_().to(torch.int8)
+        self.seen = stop
+        return rooms[0][:, :, :stop], rooms[1][:, :, :stop]
+
+
+class KeptInHost(Kept):
+    """The same as computed, in host memory: the next layer's comes to the card while one is attended to.
+
+    Args:
+        number: its own among the layers of its kind.
+    """
+
+    def __init__(self, tokens: int, number: int, host: Host) -> None:
+        super().__init__(tokens)
+        self._number, self._host = number, host
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take the memory, pinned where there is a card."""
+        shape = (*key_states.shape[:2], self.tokens, key_states.shape[3])
+        self.keys, self.values = self._host.take(shape, key_states), self._host.take(shape, value_states)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keep new tokens; gives all of them on the card."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        start, stop = self.seen, self.seen + key_states.shape[2]
+        assert stop <= self.tokens
+        rooms = self._host.there(self._number, key_states)
+        for room, new in zip(rooms, (key_states, value_states), strict=True):
+            room[:, :, start:stop] = new
+        self._host.send(self._number, rooms, start, stop)
+        self.seen = stop
+        return rooms[0][:, :, :stop], rooms[1][:, :, :stop]
+
+
+class Host:
+    """Copies between layers kept in host memory and two rooms on the card, beside the computation.
+
+    A room is filled for the layer after the one that is attended to. On the CPU copies come in order.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.arena = Arena(torch.device("cpu"), away=True, pinned=device.type == "cuda")
+        self.layers: list[KeptInHost] = []
+        self._rooms = Rooms()
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._coming: tuple[int, int, Any] | None = None  # a layer, the room it comes to, when it is there
+        self._turn = 0
+
+    def layer(self, tokens: int) -> KeptInHost:
+        """One more layer."""
+        self.layers.append(KeptInHost(tokens, len(self.layers), self))
+        return self.layers[-1]
+
+    def take(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Host memory for keys or values of a layer."""
+        return self.arena.take(prod(shape), like.dtype).view(shape)
+
+    def there(self, number: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The room of a layer, with what it holds come to it."""
+        if self._coming is None or self._coming[0] != number:
+            self._fetch(number, self._turn, like)
+        assert self._coming is not None
+        _, self._turn, event = self._coming
+        self._coming = None
+        if event is not None:
+            torch.cuda.current_stream(like.device).wait_event(event)
+        return self._room(number, self._turn, like)
+
+    def send(self, number: int, rooms: tuple[Tensor, Tensor], start: int, stop: int) -> None:
+        """New tokens of a room to the host, and then what the next layer holds to the other room.
+
+        Nothing of that is attended to any more: the layer before was done with when this one began.
+        """
+        layer = self.layers[number]
+        assert layer.keys is not None and layer.values is not None
+        with self._beside(rooms[0].device):
+            for room, kept in zip(rooms, (layer.keys, layer.values), strict=True):
+                kept[:, :, start:stop].copy_(room[:, :, start:stop], non_blocking=True)
+        if len(self.layers) > 1:
+            self._fetch((number + 1) % len(self.layers), 1 - self._turn, rooms[0])
+
+    def _fetch(self, number: int, turn: int, like: Tensor) -> None:
+        layer, event = self.layers[number], None
+        if layer.seen:
+            assert layer.keys is not None and layer.values is not None
+            with self._beside(like.device):
+                for room, kept in zip(self._room(number, turn, like), (layer.keys, layer.values), strict=True):
+                    room[:, :, : layer.seen].copy_(kept[:, :, : layer.seen], non_blocking=True)
+            event = self._stream.record_event() if self._stream is not None else None
+        self._coming = number, turn, event
+
+    def _room(self, number: int, turn: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        return self._rooms.room(turn, (*like.shape[:2], self.layers[number].tokens, like.shape[3]), like)
+
+    def _beside(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The stream of copies, once what was computed so far is there."""
+        if self._stream is None:
+            return nullcontext()
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        return torch.cuda.stream(self._stream)
+
+
+def window_of(config: PretrainedConfig, layer: int) -> int | None:
+    """The window of a layer, where it has one."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if window is None or (kinds is not None and kinds[layer] != "sliding_attention"):
+        return None
+    return int(window)
+
+
+def make_cache(
+    config: PretrainedConfig, keeping: Keeping, tokens: int, device: torch.device
+) -> tuple[Cache, Arena | None]:
+    """A cache for so many tokens, given in chunks of ``CHUNK`` at most; and the host memory it has, if any."""
+    host, rooms = Host(device), Rooms()
+    layers: list[Any] = []
+    for number in range(config.num_hidden_layers):
+        window = window_of(config, number)
+        if window is not None:
+            layers.append(KeptWindow(tokens, window))
+        elif keeping == "host":
+            layers.append(host.layer(tokens))
+        else:
+            layers.append(KeptInEightBits(tokens, rooms) if keeping == "int8" else Kept(tokens))
+    return Cache(layers=layers), host.arena if host.layers else None
