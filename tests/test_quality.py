@@ -83,7 +83,7 @@ def test_the_page_compares_seed_by_seed(tmp_path: Path, monkeypatch: pytest.Monk
         assert told == {
             "rslora": "better with each seed",
             "lookahead": "worse with each seed",
-            "ema": "no difference beyond chance",
+            "ema": "better with 1, worse with 2 of 3 seeds",
             "one_cycle": "no difference beyond chance",
             "lora_plus": "",
         }

@@ -12,7 +12,7 @@ from planner.plan_file import load_plan
 from planner.validation_page import page, spread_cells
 from planner.validation_pictures import pictures
 from planner.validation_report import COMPARED, spreads
-from reports.render import grid_again, grid_first, grid_longest, grid_time, peers, replayed, taken
+from reports.render import grid_again, grid_first, grid_later, grid_longest, grid_time, peers, replayed, taken
 from reports.render.grid_records import FIRST, NOT_RUN, RECORDS, error_today, found, pending, record_of
 from reports.validation.grid import EXCLUDED, FAILED, FRESH, LATER, NEW
 from reports.validation.sets import set_of
@@ -50,6 +50,7 @@ def text() -> str:
         grid_longest.section(),
         taken.section(),
         grid_again.section(),
+        grid_later.section(),
         grid_first.section(),
         replayed.section(),
         peers.section(),

@@ -60,9 +60,17 @@ def verdict_of(training: Training) -> str:
     each, floor = differences(training), chance()
     if len(each) < len(SEEDS) or floor is None or training.name == AGAIN:
         return ""
-    if all(value < -floor for value in each.values()):
-        return "better with each seed"
-    return "worse with each seed" if all(value > floor for value in each.values()) else "no difference beyond chance"
+    better, worse = (sum(sign * value > floor for value in each.values()) for sign in (-1, 1))
+    if better and worse:
+        return f"better with {better}, worse with {worse} of {len(each)} seeds"
+    if not better and not worse:
+        return "no difference beyond chance"
+    told = "better" if better else "worse"
+    return (
+        f"{told} with each seed"
+        if max(better, worse) == len(each)
+        else f"{told} with {max(better, worse)} of {len(each)} seeds"
+    )
 
 
 def _chance_told() -> str:
