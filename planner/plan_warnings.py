@@ -8,7 +8,7 @@ from planner.calibration import calibration
 from planner.compose import TRAIN_CLIPPING, TRAIN_SCHEDULE
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
-from planner.plan import Rope, Train
+from planner.plan import Rope, Time, Train
 from planner.rope_scaling import rope_warnings
 from planner.units import format_bytes, format_count, format_seconds
 
@@ -116,15 +116,21 @@ FEWER = 30
 """Steps of a range test that still show a curve."""
 
 
-def before_training(choices: Mapping[str, Mapping[str, Scalar]], step_seconds: float | None) -> list[str]:
+FORWARD = ("forward", "attention", "loss")
+"""Phases of a forward pass; that of the loss has its gradient in it, so it is a bound."""
+
+
+def before_training(choices: Mapping[str, Mapping[str, Scalar]], time: Time) -> list[str]:
     """What is done before the first step and is in no time of the plan."""
     steps = choices.get("rate_range_test", {}).get("steps")
     if steps is None:
         return []
-    took = "" if step_seconds is None else f", about {format_seconds(int(steps) * step_seconds)}"
+    step = time.step_seconds.estimate
+    forward = sum(found.seconds or 0.0 for name, found in time.phases.items() if name in FORWARD)
+    took = "" if step is None else f", about {format_seconds(int(steps) * (step + forward))}"
     return [
-        f"rate_range_test makes {int(steps):,} steps before training{took}, which no time here includes; a run that is "
-        "stopped within them begins again."
+        f"rate_range_test makes {int(steps):,} steps and as many forward passes before training{took}, which no time "
+        "here includes; a run that is stopped within them begins again."
         + (f" --set rate_range_test.steps={FEWER} makes fewer." if int(steps) > FEWER else "")
     ]
 

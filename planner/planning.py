@@ -324,7 +324,7 @@ def plan_of(solved: Solved) -> Plan:
             *settings_without_effect(request.train, best.configuration.settings),
             *schedule_beside(best.configuration.knobs, train, best.configuration.settings["schedule"]),
             *never_measured(best.ids),
-            *before_training(best.configuration.knobs, time.step_seconds.estimate),
+            *before_training(best.configuration.knobs, time),
             *warnings,
         ],
         not_modelled=list(NOT_MODELLED),

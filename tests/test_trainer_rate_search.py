@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from planner.plan import Plan
 from planner.planning import Request
 from planner.planning import make_plan as planned
 from planner.units import format_seconds
-from trainer import rate_search
-from trainer.rate_search import go_by, picture, steepest
+from trainer import rate_search, running
+from trainer.rate_search import go_by, picture, smoothed, steepest
 from trainer.rates import RateFound, RateSearch
 from trainer.run import execute
 
@@ -64,6 +65,32 @@ def test_a_rise_beyond_the_least_does_not_count() -> None:
     assert steepest(curve) == 10.0, "from 9 to 5 it falls more, but it has been lower before"
 
 
+def test_a_smoothed_change_is_the_mean_of_its_neighbours() -> None:
+    changes = [0.0, 9.0, 0.0, 0.0, 9.0, 0.0, 0.0, 0.0, 0.0, 9.0, 0.0]
+    found = smoothed(changes)
+    assert found[0] == 0.0 and found[1] == pytest.approx(3.0) and found[4] == pytest.approx(18 / 9)
+    assert smoothed([1.0, 2.0, 3.0, 4.0]) == [1.0, 2.0, 3.0, 4.0], "a straight line stays"
+
+
+def test_what_a_batch_costs_by_itself_is_no_change(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch is set against itself before training, and adapters of the first step have changed nothing yet."""
+    kept: list[RateFound] = []
+    own = rate_search.search_rate
+
+    def kept_search(*given: Any) -> RateFound:
+        kept.append(own(*given))
+        return kept[-1]
+
+    monkeypatch.setattr(running, "search_rate", kept_search)
+    with tempfile.TemporaryDirectory() as out:
+        assert (
+            execute(_plan(place, Path(out) / "run", {"rate_range_test": {"steps": 12, "low": 1e-9, "high": 1e-8}})) == 0
+        )
+    losses = [loss for _, loss, _ in kept[0].curve]
+    assert max(losses) - min(losses) > 0.01, "batches differ"
+    assert all(abs(change) < 1e-4 for *_, change in kept[0].curve), "and no step changed anything"
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rates")
@@ -90,7 +117,8 @@ def test_a_run_is_as_if_that_rate_had_been_given(
     run = tmp_path / "run"
     assert execute(_plan(place, run, more | {"rate_range_test": KNOBS})) == 0
     found = record(run)["rate_search"]
-    assert len(found["curve"]) == KNOBS["steps"] or found["curve"][-1][2] > 2 * min(each[2] for each in found["curve"])
+    ended = found["curve"][-1][1] > 2 * found["curve"][0][1]
+    assert len(found["curve"]) == KNOBS["steps"] or ended, "all rates, or the loss is many times what it was"
     rate = found["rate"]
     assert rate is not None and 1e-5 < rate < 1.0
     assert f"steepest at a rate of {rate:.3g}" in " ".join(capsys.readouterr().out.split())
@@ -158,7 +186,9 @@ def test_one_has_the_rate_and_the_plan_has_the_copy(place: Path, tmp_path: Path)
     assert plan.memory.gpu == planned(Request(tier=3)).memory.gpu
     (told,) = [warning for warning in plan.warnings if "rate_range_test" in warning]
     assert plan.time.step_seconds.estimate is not None
-    assert f"100 steps before training, about {format_seconds(100 * plan.time.step_seconds.estimate)}, which no" in told
+    forward = sum(plan.time.phases[name].seconds or 0.0 for name in ("forward", "attention", "loss"))
+    took = format_seconds(100 * (plan.time.step_seconds.estimate + forward))
+    assert f"100 steps and as many forward passes before training, about {took}, which no" in told
     situation = Situation(load_profile("rtx3090"), load_model("phi-2"), 2**35)
     assert problems({"lora", "batch_rate", "rate_range_test"}, situation)["batch_rate"] == (
         "setting rate is already claimed by rate_range_test",

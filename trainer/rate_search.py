@@ -1,7 +1,8 @@
 """A learning-rate range test: some steps by rates from small to large, and the rate at which the loss falls steepest.
 
-It trains on the run's own first rows. Afterwards adapters, optimiser and loss scale are as they were: only the adapters
-are copied for that, into host memory, since the optimiser has done nothing yet.
+It trains on the run's own first rows. Losses of two batches differ by more than a step can change them, so each batch's
+loss is set against that of the same batch before any step was made. Afterwards adapters, optimiser and loss scale are
+as they were: only the adapters are copied for that, into host memory, since the optimiser has done nothing yet.
 """
 
 from __future__ import annotations
@@ -22,17 +23,26 @@ from trainer.built import BuiltRun
 from trainer.data import Batch
 from trainer.measure import BETWEEN, Recorder
 from trainer.rates import RateFound, RateSearch
-from trainer.step import update
+from trainer.step import evaluate, update
 from trainer.training import Announce, forward_backward, nobody
 
-SMOOTHING = 0.9
-"""Share of the smoothed loss that a step keeps; the first steps' is corrected, as Adam's moments are."""
+BESIDE = 4
+"""Steps before and after one that its smoothed loss is the mean of, as far as there are as many on both sides."""
 DIVERGED = 3.0
-"""The test ends where the smoothed loss is so many times the least one."""
+"""The test ends where a loss is so many times what it was before training."""
+
+
+def smoothed(changes: Sequence[float]) -> list[float]:
+    """Each of them as the mean of itself and its neighbours, as many on either side."""
+    found = []
+    for place in range(len(changes)):
+        beside = min(BESIDE, place, len(changes) - 1 - place)
+        found.append(math.fsum(changes[place - beside : place + beside + 1]) / (2 * beside + 1))
+    return found
 
 
 def steepest(curve: Sequence[tuple[float, float, float]]) -> float | None:
-    """The rate at which the smoothed loss falls most for the same factor of the rate, before it is least."""
+    """The rate at which the smoothed change falls most for the same factor of the rate, before it is least."""
     if len(curve) < 3:
         return None
     least = min(range(len(curve)), key=lambda place: curve[place][2])
@@ -49,7 +59,7 @@ def search_rate(
     search: RateSearch,
     built: BuiltRun,
     train: Train,
-    batches: Iterator[Batch],
+    batches: Callable[[], Iterator[Batch]],
     recorder: Recorder,
     announce: Announce = nobody,
     show: Callable[[int, float, float], None] = lambda step, rate, loss: None,
@@ -57,7 +67,7 @@ def search_rate(
     """Try the rates, put everything back, and give what came of it.
 
     Args:
-        batches: micro-batches of the run, from its first on.
+        batches: micro-batches of the run, from its first on, as often as they are asked for.
         show: hears of each step: its number, its rate, its loss.
     """
     adapters = [parameter.detach().to("cpu", copy=True) for parameter in built.trained]
@@ -65,13 +75,11 @@ def search_rate(
     scaler = built.scaler.state_dict() if built.scaler is not None else None
     highest = [group["lr"] for group in built.optimizer.param_groups]
     planned = min(highest)
-    curve: list[tuple[float, float, float]] = []
-    mean = 0.0
+    rates = search.rates()
+    made: list[tuple[float, float, float]] = []  # rate, loss, and by how much that is more than it was before
     try:
-        for step, rate in enumerate(search.rates(), start=1):
-            parts = list(islice(batches, train.accumulation))
-            if not parts:
-                break
+        before = _before(built, rates, batches(), train.accumulation, recorder, announce)
+        for step, (rate, untrained, parts) in enumerate(_steps(rates, before, batches(), train.accumulation), start=1):
             for group, own in zip(built.optimizer.param_groups, highest, strict=True):
                 group["lr"] = rate * own / planned  # LoRA+ has two rates, in a ratio that stays
             announce(f"range test, step {step} of {search.steps}", [part.tokens for part in parts])
@@ -80,11 +88,9 @@ def search_rate(
             if not math.isfinite(loss) and built.scaler is None:
                 break
             if math.isfinite(loss):
-                mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-                smooth = mean / (1 - SMOOTHING ** (len(curve) + 1))
-                curve.append((rate, loss, smooth))
+                made.append((rate, loss, loss - untrained))
                 show(step, rate, loss)
-                if smooth > DIVERGED * min(each for *_, each in curve):
+                if loss > DIVERGED * untrained:
                     break
             shape = partial(built.shaping.shape, built.trained, built.first_matrices, step - 1, train.max_grad_norm)
             try:
@@ -101,7 +107,38 @@ def search_rate(
         built.optimizer.zero_grad(set_to_none=False)
         if built.scaler is not None and scaler is not None:
             built.scaler.load_state_dict(scaler)
-    return RateFound(tuple(curve), steepest(curve))
+    changes = smoothed([change for *_, change in made])
+    curve = tuple((rate, loss, change) for (rate, loss, _), change in zip(made, changes, strict=True))
+    return RateFound(curve, steepest(curve))
+
+
+Steps = Iterator[tuple[float, float, list[Batch]]]
+
+
+def _before(
+    built: BuiltRun,
+    rates: Sequence[float],
+    batches: Iterator[Batch],
+    accumulation: int,
+    recorder: Recorder,
+    announce: Announce,
+) -> list[float]:
+    """The loss of each step's batches before any step is made."""
+    found = []
+    for step, _ in enumerate(rates, start=1):
+        parts = list(islice(batches, accumulation))
+        if not parts:
+            break
+        announce(f"range test, loss {step} of {len(rates)}", [part.tokens for part in parts])
+        found.append(evaluate(built.loss, parts, built.device, recorder.mark).loss)
+    recorder.mark(BETWEEN)
+    return found
+
+
+def _steps(rates: Sequence[float], before: Sequence[float], batches: Iterator[Batch], accumulation: int) -> Steps:
+    """For each step its rate, what its batches' loss was before, and these."""
+    for rate, untrained in zip(rates, before, strict=False):  # where rows run out, before all rates are tried
+        yield rate, untrained, list(islice(batches, accumulation))
 
 
 def go_by(found: RateFound, optimizer: torch.optim.Optimizer) -> None:
@@ -113,22 +150,22 @@ def go_by(found: RateFound, optimizer: torch.optim.Optimizer) -> None:
 
 
 def picture(found: RateFound) -> str:
-    """Loss over rate, the rate by powers of ten, and the one that was found."""
+    """Change of the loss over rate, the rate by powers of ten, and the one that was found."""
     rates, smooth = [rate for rate, *_ in found.curve], [each for *_, each in found.curve]
     low, high = math.floor(math.log10(rates[0])), math.ceil(math.log10(rates[-1]))
     bottom, top = min(smooth), max(smooth)
     margin = 0.05 * (top - bottom) or 1.0
     across, up = svg.Scale(low, max(high, low + 1), 84, 700), svg.Scale(bottom - margin, top + margin, 340, 50)
-    shapes = [svg.label(84, 28, "Range test: loss by learning rate", size=15, bold=True)]
+    shapes = [svg.label(84, 28, "Range test: what training changes the loss by", size=15, bold=True)]
     for power in range(low, max(high, low + 1) + 1):
         shapes += [svg.line(across(power), 340, across(power), 50, svg.GREY, 0.5)]
         shapes += [svg.label(across(power), 358, f"{10.0**power:g}", "middle", 11)]
     for value in (bottom, (bottom + top) / 2, top):
         shapes += [svg.line(84, up(value), 700, up(value), svg.GREY, 0.5)]
-        shapes += [svg.label(76, up(value) + 4, f"{value:.3g}", "end", 11)]
+        shapes += [svg.label(76, up(value) + 4, f"{value:+.3g}", "end", 11)]
     shapes.append(svg.path([(across(math.log10(rate)), up(each)) for rate, _, each in found.curve], svg.BLUE))
     if found.rate is not None:
         x = across(math.log10(found.rate))
         shapes += [svg.line(x, 340, x, 50, svg.RED, 1.4, "4 3"), svg.label(x + 6, 64, f"steepest at {found.rate:.3g}")]
-    shapes += [svg.label(392, 380, "learning rate", "middle"), svg.sideways(28, 195, "loss, smoothed")]
+    shapes += [svg.label(392, 380, "learning rate", "middle"), svg.sideways(28, 195, "loss, less before training")]
     return svg.drawing(730, 396, "Loss of a range test over the learning rate", shapes)

@@ -28,8 +28,9 @@ class RateFound:
     """What a range test gave.
 
     Attributes:
-        curve: rate, loss and smoothed loss of every step that was made.
-        rate: where the smoothed loss fell steepest; None where it never fell.
+        curve: of every step that was made its rate, its loss, and by how much that was more than the same batch's
+            before training, smoothed.
+        rate: where that fell steepest; None where it never fell.
     """
 
     curve: tuple[tuple[float, float, float], ...]

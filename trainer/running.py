@@ -176,7 +176,7 @@ class Running:
         if search is None:
             return None
         try:
-            batches = batches_of(plan, 1, self.data)  # whole rows: a loss that jumps with their length says nothing
+            batches = partial(batches_of, plan, 1, self.data)  # whole rows, of which all stages are pieces
             found = search_rate(search, built, plan.train, batches, self.recorder, self.announce, self._show_rate)
         except RuntimeError as error:
             if not is_out_of_memory(error) or not self.asked.answers(None):

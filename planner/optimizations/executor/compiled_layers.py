@@ -54,8 +54,7 @@ class CompiledLayers(Optimization):
         ),
     )
     asked = True  # until a card has shown what is predicted
-    measured = False
-    effect = "no card has measured it yet, and compiling takes its time before the first step"
+    effect = "compiling takes its time before the first step, and needs Triton and a C compiler"
     claims = frozenset({"letter Q", "letter f", "letter g", "letter k_c"})
     requires = (
         Capability((8, 0), "torch.compile writes its kernels in Triton, which is for these cards"),

@@ -41,12 +41,10 @@ class FusedNorm(Optimization):
             "0.50 GB by one kernel for norm, attention and MLP",
             "does not hold",
             "No such kernel exists. Phi-2, of which it is claimed, has LayerNorm, which is one operation already; "
-            "RMSNorm in one is on where it is asked for, until a card has measured it.",
+            "where a model has RMSNorm, that is one operation, too.",
         ),
     )
-    asked = True  # until a card has shown what is predicted
-    measured = False
-    effect = "no card has measured it yet"
+    free = True
     claims = frozenset({"letter Q"})
     requires = (
         OnCard("on the CPU torch computes it in as many operations as transformers does"),
@@ -58,6 +56,7 @@ class FusedNorm(Optimization):
         ),
         Evidence("the same function and gradient, to 1e-10 in float64", "tests/test_fused_norm.py"),
         Evidence("bytes of every phase, against the trainer's own step", "tests/test_memory_on_fake_tensors.py"),
+        Evidence("bytes and seconds of a step on an H200, with it and without", "reports/optimizations.md"),
     )
 
     def letters(self, situation: Situation, knobs: Knobs) -> dict[str, int]:
