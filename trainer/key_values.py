@@ -1,6 +1,8 @@
 """Keys and values of all tokens while text is written, in memory that is taken once: nothing grows, nothing is copied.
 
-Each kind is a layer of transformers' own `Cache`, which hands it the new tokens and attends to what it gives back.
+Each kind is a layer of transformers' own `Cache`, which hands it the new tokens and attends to what it gives back. They
+lie token by token, ``[tokens, B, K, E]``: what there is so far is one piece then, which copies as such between host and
+card, and is as attention kernels have it best. Whoever attends is given views ``[B, K, tokens, E]``.
 """
 
 from __future__ import annotations
@@ -18,6 +20,16 @@ from planner.generating import CHUNK, Keeping
 from trainer.host_memory import Arena
 
 
+def by_token(states: Tensor) -> Tensor:
+    """``[B, K, q, E]`` seen as ``[q, B, K, E]``."""
+    return states.permute(2, 0, 1, 3)
+
+
+def by_head(kept: Tensor) -> Tensor:
+    """``[q, B, K, E]`` seen as ``[B, K, q, E]``."""
+    return kept.permute(1, 2, 0, 3)
+
+
 class Kept(CacheLayerMixin):
     """Keys and values of one layer, as they are computed, on the device that computes."""
 
@@ -29,9 +41,14 @@ class Kept(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take the memory, as soon as it is known what tokens look like."""
-        shape = (*key_states.shape[:2], self.tokens, key_states.shape[3])
+        shape = self.shape_for(key_states)
         self.keys, self.values = key_states.new_empty(shape), value_states.new_empty(shape)
         self.is_initialized = True
+
+    def shape_for(self, states: Tensor) -> tuple[int, int, int, int]:
+        """Of its memory, ``[tokens, B, K, E]``, from a few tokens ``[B, K, q, E]``."""
+        rows, heads, _, size = states.shape
+        return self.tokens, rows, heads, size
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keep new tokens ``[B, K, q, E]``; gives all of them, ``[B, K, k, E]``, as views."""
@@ -39,10 +56,10 @@ class Kept(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         stop = self.seen + key_states.shape[2]
         assert self.keys is not None and self.values is not None and stop <= self.tokens
-        self.keys[:, :, self.seen : stop] = key_states
-        self.values[:, :, self.seen : stop] = value_states
+        self.keys[self.seen : stop] = by_token(key_states)
+        self.values[self.seen : stop] = by_token(value_states)
         self.seen = stop
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+        return by_head(self.keys[:stop]), by_head(self.values[:stop])
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of what is attended to."""
@@ -84,11 +101,11 @@ class KeptWindow(Kept):
                 _to_front(held, self._held - stays, stays)
             self._held = stays
         stop = self._held + new
-        self.keys[:, :, self._held : stop] = key_states
-        self.values[:, :, self._held : stop] = value_states
+        self.keys[self._held : stop] = by_token(key_states)
+        self.values[self._held : stop] = by_token(value_states)
         first = max(0, self._held - (self._window - 1))
         self._held, self.seen = stop, self.seen + new
-        return self.keys[:, :, first:stop], self.values[:, :, first:stop]
+        return by_head(self.keys[first:stop]), by_head(self.values[first:stop])
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of what is attended to."""
@@ -107,7 +124,7 @@ def _to_front(held: Tensor, start: int, many: int) -> None:
     place = 0
     while start and place < many:
         step = min(start, many - place)
-        held[:, :, place : place + step] = held[:, :, start + place : start + place + step]
+        held[place : place + step] = held[start + place : start + place + step]
         place += step
 
 
@@ -137,7 +154,7 @@ class KeptInEightBits(Kept):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take the memory."""
-        shape = (*key_states.shape[:2], self.tokens, key_states.shape[3])
+        shape = self.shape_for(key_states)
         self.keys = key_states.new_empty(shape, dtype=torch.int8)
         self.values = key_states.new_empty(shape, dtype=torch.int8)
         wide = {"dtype": torch.float32, "device": key_states.device}
@@ -154,13 +171,13 @@ class KeptInEightBits(Kept):
         rooms = self._rooms.room(0, tuple(self.keys.shape), key_states)
         parts = zip(rooms, (self.keys, self.values), self._scales, (key_states, value_states), strict=True)
         for room, codes, scales, new in parts:
-            torch.mul(codes[:, :, :start], scales[:, :, :start], out=room[:, :, :start])
-            room[:, :, start:stop] = new
-            wide = new.float()
-            scales[:, :, start:stop] = wide.abs().amax(-1, keepdim=True).div_(127).clamp_(min=1e-30)
-            codes[:, :, start:stop] = wide.div_(scales[:, :, start:stop]).round_().to(torch.int8)
+            torch.mul(codes[:start], scales[:start], out=room[:start])
+            room[start:stop] = by_token(new)
+            wide = by_token(new).float()
+            scales[start:stop] = wide.abs().amax(-1, keepdim=True).div_(127).clamp_(min=1e-30)
+            codes[start:stop] = wide.div_(scales[start:stop]).round_().to(torch.int8)
         self.seen = stop
-        return rooms[0][:, :, :stop], rooms[1][:, :, :stop]
+        return by_head(rooms[0][:stop]), by_head(rooms[1][:stop])
 
 
 class KeptInHost(Kept):
@@ -176,7 +193,7 @@ class KeptInHost(Kept):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take the memory, pinned where there is a card."""
-        shape = (*key_states.shape[:2], self.tokens, key_states.shape[3])
+        shape = self.shape_for(key_states)
         self.keys, self.values = self._host.take(shape, key_states), self._host.take(shape, value_states)
         self.is_initialized = True
 
@@ -189,10 +206,10 @@ class KeptInHost(Kept):
         assert stop <= self.tokens
         rooms = self._host.there(self._number, key_states)
         for room, new in zip(rooms, (key_states, value_states), strict=True):
-            room[:, :, start:stop] = new
+            room[start:stop] = by_token(new)
         self._host.send(self._number, rooms, start, stop)
         self.seen = stop
-        return rooms[0][:, :, :stop], rooms[1][:, :, :stop]
+        return by_head(rooms[0][:stop]), by_head(rooms[1][:stop])
 
 
 class Host:
@@ -227,7 +244,7 @@ class Host:
         self._coming = None
         if event is not None:
             torch.cuda.current_stream(like.device).wait_event(event)
-        return self._room(number, self._turn, like)
+        return self._room(self._turn, self.layers[number].shape_for(like), like)
 
     def send(self, number: int, rooms: tuple[Tensor, Tensor], start: int, stop: int) -> None:
         """New tokens of a room to the host, and then what the next layer holds to the other room.
@@ -238,7 +255,7 @@ class Host:
         assert layer.keys is not None and layer.values is not None
         with self._beside(rooms[0].device):
             for room, kept in zip(rooms, (layer.keys, layer.values), strict=True):
-                kept[:, :, start:stop].copy_(room[:, :, start:stop], non_blocking=True)
+                kept[start:stop].copy_(room[start:stop], non_blocking=True)
         if len(self.layers) > 1:
             self._fetch((number + 1) % len(self.layers), 1 - self._turn, rooms[0])
 
@@ -246,14 +263,15 @@ class Host:
         layer, event = self.layers[number], None
         if layer.seen:
             assert layer.keys is not None and layer.values is not None
+            rooms = self._room(turn, layer.keys.shape, like)  # not in the stream of copies, which has its own memory
             with self._beside(like.device):
-                for room, kept in zip(self._room(number, turn, like), (layer.keys, layer.values), strict=True):
-                    room[:, :, : layer.seen].copy_(kept[:, :, : layer.seen], non_blocking=True)
+                for room, kept in zip(rooms, (layer.keys, layer.values), strict=True):
+                    room[: layer.seen].copy_(kept[: layer.seen], non_blocking=True)
             event = self._stream.record_event() if self._stream is not None else None
         self._coming = number, turn, event
 
-    def _room(self, number: int, turn: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        return self._rooms.room(turn, (*like.shape[:2], self.layers[number].tokens, like.shape[3]), like)
+    def _room(self, turn: int, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+        return self._rooms.room(turn, shape, like)
 
     def _beside(self, device: torch.device) -> AbstractContextManager[Any]:
         """The stream of copies, once what was computed so far is there."""
