@@ -39,7 +39,7 @@ MOST_TOKENS = 2**26
 @once("--temperature", metavar="T", help="How freely tokens are drawn; 0 takes the likeliest each time [0].")
 @once("--top-p", metavar="P", help="Draw among the likeliest, which together have this probability [1].")
 @once("--seed", metavar="N", help="Of what is drawn [0].")
-@click.option("--base", is_flag=True, help="Write with the model as it was before training.")
+@click.option("--base", is_flag=True, help="Write with the plan's model, without the adapter.")
 @click.option("--chat", is_flag=True, help="Put the prompt as a user's message, by the model's chat template.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object in the end, and nothing before.")
 def generate(run: Path, prompt: str | None, json_: bool, **options: Any) -> int:
@@ -75,6 +75,8 @@ def generate(run: Path, prompt: str | None, json_: bool, **options: Any) -> int:
             click.echo(told_of(plan, found))
         return 0
     text = prompt if prompt is not None else _read(options["file"])
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise PlanError("the prompt", "is no text in UTF-8.", "--file FILE reads one from a file.")
     try:
         from trainer.generating import Prompt, Sampling, quietly, write
     except ImportError as error:
@@ -89,9 +91,14 @@ def generate(run: Path, prompt: str | None, json_: bool, **options: Any) -> int:
             print_object(_document(plan, found) | {"base": options["base"], "written": asdict(written)})
             return 0
         click.echo(told_of(plan, found), err=True)
-        begin = None if options["chat"] else text
-        with _reading(found.prompt) as read:
-            written = write(plan, run, tokens, found, **how, begin=begin, say=_say, read=read)
+        begin = "" if options["chat"] else text
+        with _reading(found.prompt) as (read, stop):
+
+            def say(piece: str) -> None:
+                stop()  # before anything is written, which a bar that is drawn anew would wipe off the terminal
+                _say(piece)
+
+            written = write(plan, run, tokens, found, **how, begin=begin, say=say, read=read)
     click.echo()
     click.echo(_told_after(written), err=True)
     return 0
@@ -114,7 +121,7 @@ def told_of(plan: Plan, found: Generation) -> str:
     if found.prompt_seconds is not None and found.token_seconds is not None:
         told += (
             f" Reading may take {format_seconds(found.prompt_seconds)}, and a token {found.token_seconds:.3g} s: "
-            "estimated by the rates of training, not measured."
+            "estimated by rates of training. None of this was measured on a card."
         )
     known = max(plan.total_tokens, int(plan.model.native_context * plan.rope.factor))
     if found.prompt + found.new > known:
@@ -162,7 +169,7 @@ def _count(option: str, text: str) -> int:
 def _read(file: str) -> str:
     try:
         if file == "-":
-            return sys.stdin.read()
+            return sys.stdin.buffer.read().decode("utf-8")
         return Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"--file {file}", f"cannot be read as text: {error}.") from error
@@ -180,6 +187,14 @@ def _keeping(text: str | None) -> Keeping | None:
 def _sampling(options: dict[str, Any]) -> tuple[float, float, int]:
     """Temperature, top-p and seed."""
     temperature = _number("--temperature", options["temperature"] or "0", 0, 100, "from 0 to 100")
+    if 0 < temperature < 0.01:
+        raise PlanError(
+            f"--temperature {options['temperature']}", "is too little to divide by.", "0 takes the likeliest."
+        )
+    idle = [name for name in ("top_p", "seed") if options[name] is not None and not temperature]
+    if idle:
+        asked = " ".join(f"--{name.replace('_', '-')} {options[name]}" for name in idle)
+        raise PlanError(asked, "has no part in it: at temperature 0 nothing is drawn.", "Add --temperature 0.7.")
     top_p = _number("--top-p", options["top_p"] or "1", 1e-6, 1, "above 0, and 1 at most")
     seed = options["seed"] or "0"
     if not (seed.isascii() and seed.isdigit() and len(seed) < 19):
@@ -198,18 +213,14 @@ def _number(option: str, text: str, least: float, most: float, told: str) -> flo
 
 
 @contextmanager
-def _reading(prompt: int) -> Iterator[Callable[[int], None]]:
-    """Shows how much of a long prompt has been read, on standard error; nothing where that is no terminal."""
+def _reading(prompt: int) -> Iterator[tuple[Callable[[int], None], Callable[[], None]]]:
+    """Shows how much of a long prompt has been read, on standard error where that is a terminal; and ends that."""
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("reading", total=prompt, visible=False)
-
-        def read(done: int) -> None:
-            bar.update(task, completed=done, visible=done < prompt - 1)
-
-        yield read
+        task = bar.add_task("reading", total=prompt)
+        yield lambda done: bar.update(task, completed=done), bar.stop
 
 
 def _told_after(written: Written) -> str:

@@ -216,7 +216,10 @@ def compose(
         ready = next((c for c in waiting if {_term(claim) for claim in c.claims} - {""} <= made | c.makes), None)
         assert ready is not None, f"compose an invalid set: {[c.id for c in waiting]}"
         waiting.remove(ready)
-        values = {knob.name: knobs.get(ready.id, {}).get(knob.name, knob.choices(situation)[0]) for knob in ready.knobs}
+        given = knobs.get(ready.id, {})
+        values = {
+            knob.name: given[knob.name] if knob.name in given else knob.choices(situation)[0] for knob in ready.knobs
+        }
         before = ledger
         ledger = ready.rewrite(ledger, values, situation)
         assert set(ledger.terms) - set(before.terms) == set(ready.makes), f"{ready.id} makes other terms than it says"

@@ -52,8 +52,8 @@ def of_layer(x: Letters) -> Number:
 
 
 def in_windows(x: Letters) -> Number:
-    """Elements of keys and values in layers with a window: what the next token sees, and room for a chunk."""
-    return x.l * 2 * x.B * x.K * x.E * least(x.S_k, x.s - 1 + CHUNK)
+    """Elements of keys and values in layers with a window: what a token sees, and room for a chunk."""
+    return x.l * 2 * x.B * x.K * x.E * least(x.S_k, x.s + CHUNK)
 
 
 def scales(x: Letters) -> Number:
@@ -75,20 +75,19 @@ def attending(x: Letters) -> Number:
     """Bytes alive while a layer attends, above the height of its MLP.
 
     By a kernel: query, key and value before and after they are turned, and two outputs, of the chunk's own keys and of
-    those before, both in float32 as well while they are added. Written out, which a single token always is: scores in
-    float32, their softmax, and that in the compute dtype, where it is another.
+    those before, both in float32 as well while they are added. Written out: scores in float32, their softmax, and that
+    in the compute dtype, where it is another.
     """
     by_kernel = tokens(x) * (x.E * ((2 * x.H + 4 * x.K) * x.a // 8 + x.H * (8 + 3 * x.a // 8)) + 16 * x.H)
-    row = x.B * x.H * x.S_k
-    rows = x.B * x.H * x.S * _seen_without_kernel(x)
-    written = greatest(row, least(rows, SCORES)) * (8 + x.a // 8 * (1 - x.a // 32))
+    row = x.B * x.H * _seen_without_kernel(x)
+    written = greatest(row, least(row * x.S, SCORES)) * (8 + x.a // 8 * (1 - x.a // 32))
     return greatest(greatest(by_kernel, written) - tokens(x) * height(x) * x.a // 8, 0)
 
 
 def _seen_without_kernel(x: Letters) -> Number:
     """Keys that a chunk sees at most in a layer that no kernel attends in; 0 where there is none."""
     every = least(x.c + x.b + x.e, 1)
-    return every * x.S_k + (1 - every) * least(x.l, 1) * least(x.S_k, x.s - 1 + CHUNK)
+    return every * x.S_k + (1 - every) * least(x.l, 1) * least(x.S_k, x.s + CHUNK)
 
 
 def next_token(x: Letters) -> Number:
@@ -230,7 +229,10 @@ def choose(plan: Plan, situation: Situation, prompt: int, new: int, keeping: Kee
     rows = situation.model.native_context
     if situation.model.learned_positions and prompt + new > rows:
         raise PlanError(asked, f"are more than the {rows:,} positions that {plan.model.id} has learned.")
-    ways = (keeping,) if keeping else _exact_ways(plan)
+    if keeping in ("host", "int8") and situation.model.sliding_layers == situation.model.layers:
+        why = f"changes nothing: every layer of {plan.model.id} has a window, and keeps that as it is, on the card."
+        raise PlanError(f"--cache {keeping}", why, "Leave it out.")
+    ways = (keeping,) if keeping else _exact_ways(plan, situation)
     found = [generation(plan, situation, prompt, new, each) for each in ways]
     for each in found:
         if each.fits:
@@ -239,9 +241,10 @@ def choose(plan: Plan, situation: Situation, prompt: int, new: int, keeping: Kee
     raise PlanError(asked, why, _nearest(plan, situation, new, ways))
 
 
-def _exact_ways(plan: Plan) -> tuple[Keeping, ...]:
-    """Without a card there is one memory, and nowhere else to keep anything."""
-    return EXACT if plan.gpu.kind == "gpu" else EXACT[:1]
+def _exact_ways(plan: Plan, situation: Situation) -> tuple[Keeping, ...]:
+    """Without a card there is one memory; where every layer has a window, nothing is kept that could lie elsewhere."""
+    model = situation.model
+    return EXACT if plan.gpu.kind == "gpu" and model.sliding_layers < model.layers else EXACT[:1]
 
 
 def _why(found: Generation) -> str:
@@ -257,7 +260,9 @@ def _why(found: Generation) -> str:
 
 def _nearest(plan: Plan, situation: Situation, new: int, ways: Sequence[Keeping]) -> str:
     """The longest prompt that fits, and how."""
-    longest = {each: longest_prompt(plan, situation, new, each) for each in (*_exact_ways(plan), "int8", *ways)}
+    rounded: tuple[Keeping, ...] = ("int8",) if situation.model.sliding_layers < situation.model.layers else ()
+    tried = (*_exact_ways(plan, situation), *rounded, *ways)
+    longest = {each: longest_prompt(plan, situation, new, each) for each in tried}
     asked, best = max(longest[each] for each in ways), max(longest, key=lambda each: longest[each])
     told = f"The longest prompt that fits has {asked:,} tokens" if asked else "No prompt fits"
     if longest[best] > asked:
@@ -317,7 +322,8 @@ def _seconds(
     }
     kernels = sum(float(each.amount(letters)) for each in work if each.name == "launches/forward")
     pinned = host.get("attention/cache", 0)
-    read = sum(size for name, size in card.items() if name.startswith(("weights/", "attention/cache")))
+    looked_at = ("weights/", "attention/cache", "attention/windows")
+    read = sum(size for name, size in card.items() if name.startswith(looked_at))
     rate = {kind: rates[kind] or 0.0 for kind in ("linear", "attention", "memory", LAUNCH, TO_DEVICE)}
     if not all(value for kind, value in rate.items() if kind != TO_DEVICE or pinned):
         return None, None

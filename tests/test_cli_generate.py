@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from trainer_tiny import make_plan, save_model, write_sources
 
 from planner.cli import main
@@ -82,8 +88,11 @@ def test_adapter_and_draws_matter(run: Path, capsys: pytest.CaptureFixture[str],
         (["x", "--cache", "cards"], "is no way to keep keys and values. Did you mean card?"),
         (["x", "--temperature", "-1"], "is no number from 0 to 100"),
         (["x", "--temperature", "nan"], "is no number from 0 to 100"),
-        (["x", "--top-p", "0"], "is no number above 0"),
-        (["x", "--seed", "-3"], "is no whole number"),
+        (["x", "--temperature", "1", "--top-p", "0"], "is no number above 0"),
+        (["x", "--temperature", "1e-40"], "is too little"),
+        (["x", "--temperature", "1", "--seed", "-3"], "is no whole number"),
+        (["x", "--top-p", "0.9", "--seed", "3"], "has no part in it: at temperature 0 nothing is drawn"),
+        (["\udcff"], "is no text in UTF-8"),
         (["x", "--chat"], "has no chat template"),
         (["--file", "/not/here"], "cannot be read as text"),
         (["--prompt-tokens", "32M"], "The longest prompt that fits has"),
@@ -96,6 +105,54 @@ def test_what_cannot_be_is_told_in_a_sentence(
     assert main(["generate", str(run), *words]) == 2
     said = capsys.readouterr()
     assert said.err.startswith("error: ") and told in said.err and not said.out
+
+
+def test_standard_input_is_text(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def given(text: bytes) -> int:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+        return main(["generate", str(run), "--file", "-", "--tokens", "3"])
+
+    capsys.readouterr()
+    assert given(b"def add(") == 0 and capsys.readouterr().out.startswith("def add(")
+    assert given(b"\xff\xfe\x00") == 2 and "cannot be read as text" in capsys.readouterr().err
+
+
+def test_an_adapter_that_is_another_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its names, and by what it makes of the model."""
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "plan.yaml").write_text((run / "plan.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    own = load_file(run / "adapter" / "adapter_model.safetensors")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name.replace("layers.0", "layers.9"): value for name, value in own.items()}, file)
+    assert main(["generate", str(tmp_path), "x", "--tokens", "2"]) == 2
+    assert "does not fit the plan's model" in capsys.readouterr().err
+    save_file({name: value * float("nan") for name, value in own.items()}, file)
+    assert main(["generate", str(tmp_path), "x", "--tokens", "2"]) == 2
+    assert "is no number; the adapter may be broken" in capsys.readouterr().err
+    file.write_bytes(b"nothing")
+    assert main(["generate", str(tmp_path), "x", "--tokens", "2"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+TERMINAL = """
+from planner.cli_generate import _reading, _say
+with _reading(1000) as (read, stop):
+    read(500)
+    stop()
+    for piece in ("def f(", "a, ", "b):"):
+        _say(piece)
+        import time; time.sleep(0.25)
+"""
+
+
+def test_nothing_that_is_written_is_wiped_off_a_terminal() -> None:
+    """The bar of the prompt is redrawn ten times a second, over the line on which it stands."""
+    ours, theirs = pty.openpty()
+    done = subprocess.run([sys.executable, "-c", TERMINAL], stdout=theirs, stderr=theirs, check=False)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert done.returncode == 0 and "reading" in shown and shown.endswith("def f(a, b):")
 
 
 def test_only_a_finished_run_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,3 +229,20 @@ def test_learned_positions_are_no_more_than_there_are() -> None:
     situation = Situation(read_gpu("rtx3090"), read_model("gpt2"), plan.memory.host.budget_bytes)
     with pytest.raises(PlanError, match="1,024 positions that gpt2 has learned"):
         choose(plan, situation, 1000, 25)
+
+
+def test_a_model_all_windows_keeps_nothing_elsewhere() -> None:
+    plan = planned(Request("rtx3090", "mistral-7b-v0.1", total_tokens=8192))
+    situation = Situation(read_gpu("rtx3090"), read_model("mistral-7b-v0.1"), plan.memory.host.budget_bytes)
+    for keeping in ("host", "int8"):
+        with pytest.raises(PlanError, match="has a window, and keeps that as it is"):
+            choose(plan, situation, 8_000, 10, keeping)  # type: ignore[arg-type]
+    assert choose(plan, situation, 2**25, 10).keeping == "card", "nothing of it grows with the prompt"
+
+
+def test_a_card_without_bfloat16_generates_with_phi() -> None:
+    """Whose scores float16 would not reach, were they stored as in training without a kernel."""
+    plan = planned(Request("rtx2060s", "phi-2"))
+    situation = Situation(read_gpu("rtx2060s"), read_model("phi-2"), plan.memory.host.budget_bytes)
+    found = generation(plan, situation, 1024, 64, "card")
+    assert found.fits and {choice.id for choice in plan.choices} >= {"mixed_precision", "streamed"}

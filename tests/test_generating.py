@@ -9,11 +9,21 @@ from typing import Any
 import pytest
 import torch
 from test_trainer_parity import _grouped_products_of_any_type
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 from trainer_tiny import CONFIGS, VOCAB, make_plan, save_model, save_tokenizer
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PhiConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    Phi3Config,
+    PhiConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from planner import generating as planned
+from planner.errors import PlanError
 from planner.generating import KEEPINGS, Keeping
 from planner.machine import cpu_profile
 from planner.model import load_model as load_shape
@@ -85,6 +95,17 @@ def test_eight_bits_are_near(tmp_path: Path) -> None:
     assert 1e-5 < off < 1e-2, off
 
 
+SMALL: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCAB,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
 LAYERS = 3
 WIDE: dict[str, Any] = {
     "hidden_size": 256,
@@ -166,3 +187,106 @@ def test_what_is_written_is_what_transformers_writes(folders: dict[str, Path]) -
         written = generating._written(adapted, prompt, found, generating.Sampling(), said.append, lambda _: None)
         assert written.tokens == 12 and not written.ended
         assert written.text == "".join(said) == generating.spelled(None, wanted[0, 30:].tolist())
+
+
+def test_scores_that_float16_does_not_reach_are_no_matter() -> None:
+    """As Phi-2 has them: products of query and key beyond 65,504, of which one scale is taken afterwards."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (60 * torch.randn(1, 4, 9, 80, generator=generator) for _ in range(3))
+    assert (query @ key.transpose(2, 3)).abs().max() > 65504
+    wanted = generating_attention.written_out(query, key, value, 80**-0.5)
+    found = generating_attention.written_out(query.half(), key.half(), value.half(), 80**-0.5)
+    assert torch.isfinite(found).all() and (found.float() - wanted).norm() < 0.02 * wanted.norm()
+
+
+BY_LENGTH: dict[str, Callable[[], Any]] = {
+    "phi3": lambda: Phi3Config(
+        **SMALL,
+        max_position_embeddings=64,
+        original_max_position_embeddings=32,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [1.0 + place for place in range(8)],
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "llama": lambda: LlamaConfig(
+        **SMALL,
+        max_position_embeddings=32,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", BY_LENGTH)
+def test_all_tokens_are_turned_by_the_length_there_will_be(family: str, tmp_path: Path) -> None:
+    """Of rotary embeddings that go by the length, 32 tokens are the native one here, and 41 there are in all."""
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(BY_LENGTH[family](), dtype=torch.float64).save_pretrained(tmp_path)
+    with torch.no_grad():
+        wanted = _loaded(tmp_path, "eager")(input_ids=TOKENS, use_cache=False).logits[0]
+    model = _loaded(tmp_path, generating_attention.register("cpu"))
+    as_stock = _by_cache(model, "card")
+    assert (as_stock - wanted).norm() > 1e-4 * wanted.norm(), "else this would show nothing"
+    model = _loaded(tmp_path, generating_attention.register("cpu"))
+    generating.turn_alike(model, TOKENS.shape[1])
+    assert (_by_cache(model, "card") - wanted).norm() <= 1e-6 * wanted.norm()
+
+
+def test_a_window_that_nothing_passes_is_none() -> None:
+    """As Phi-3.5's is, of 262,144 tokens: its layers are kept like others, in host memory where that is asked for."""
+    config = Phi3Config(**SMALL, max_position_embeddings=64, sliding_window=64)
+    cache, host = make_cache(config, "host", 41, CPU)
+    assert host is not None and {type(layer) for layer in cache.layers} == {key_values.KeptInHost}
+    host.close()
+    config = Phi3Config(**SMALL, max_position_embeddings=64, sliding_window=63)
+    assert {type(layer) for layer in make_cache(config, "host", 41, CPU)[0].layers} == {key_values.KeptWindow}
+
+
+def _spaced_tokenizer() -> PreTrainedTokenizerFast:
+    """One whose tokens have their space before them, which the decoder takes off the first, as Llama's does."""
+    words = ["<end>", "▁", "▁def", "▁f", ":", "\n", "▁▁▁▁", "return", "▁x", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<end>"))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+def test_what_is_streamed_is_what_is_written() -> None:
+    """Spaces at the beginning, indentation, and characters of several tokens, of which no half is ever said."""
+    tokenizer = _spaced_tokenizer()
+    names = tokenizer.get_vocab()
+    prompt = [names["▁def"]]
+    new = [names[word] for word in ("▁f", ":", "\n", "▁▁▁▁", "return", "▁x", "<0xC3>", "<0xA4>", ":")]
+    said: list[str] = []
+    streamer = generating._Streamer(tokenizer, said.append)
+    streamer.put(torch.tensor([prompt]))
+    for token in new:
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    assert "".join(said) == " f:\n    return xä:" and "\ufffd" not in "".join(said) and len(said) == len(new) - 1
+
+
+class _Ends:
+    """Of a model and a tokenizer, what ends a text."""
+
+    def __init__(self, ends: Any) -> None:
+        self.eos_token_id = ends
+
+
+def test_whatever_ends_a_text_does() -> None:
+    model: Any = type("Model", (), {"config": _Ends(7), "generation_config": _Ends([9, 7])})()
+    found = generating._config(model, _Ends(3), 5, generating.Sampling())
+    assert found.eos_token_id == [3, 7, 9]
+    assert generating._config(model, None, 5, generating.Sampling(0.5, 0.9)).do_sample
+
+
+def test_no_number_is_no_token() -> None:
+    scores = torch.tensor([[1.0, -torch.inf, 2.0]])
+    assert generating.Numbers()(TOKENS, scores) is scores
+    for broken in (torch.nan, torch.inf):
+        with pytest.raises(PlanError, match="is no number"):
+            generating.Numbers()(TOKENS, torch.tensor([[1.0, broken, 2.0]]))

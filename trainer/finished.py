@@ -7,26 +7,39 @@ from pathlib import Path
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from planner.errors import PlanError
 from planner.finished import ADAPTER
 
+Adapter = dict[str, Tensor]
 
-def put_on(adapted: PeftModel, folder: Path) -> None:
-    """Give a model with fresh adapters the adapter of a run.
+
+def read_adapter(folder: Path) -> Adapter:
+    """The adapter of a run, in host memory.
 
     Raises:
-        PlanError: it cannot be read, or is not the plan's.
+        PlanError: it cannot be read.
+    """
+    try:
+        return load_file(folder / ADAPTER)
+    except (OSError, SafetensorError) as error:
+        raise PlanError(f"adapter {folder / ADAPTER}", f"cannot be read: {error}.") from error
+
+
+def put_on(adapted: PeftModel, adapter: Adapter, folder: Path) -> None:
+    """Give a model with fresh adapters that of a run.
+
+    Raises:
+        PlanError: it is not the plan's.
     """
     file = folder / ADAPTER
-    try:
-        adapter = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise PlanError(f"adapter {file}", f"cannot be read: {error}.") from error
     wanted = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     if len(adapter) != len(wanted):
         raise PlanError(f"adapter {file}", f"holds {len(adapter)} tensors, and the plan's has {len(wanted)}.")
     try:
-        set_peft_model_state_dict(adapted, adapter)
+        unknown = set_peft_model_state_dict(adapted, adapter).unexpected_keys
     except (RuntimeError, KeyError) as error:
         raise PlanError(f"adapter {file}", f"does not fit the plan's model: {str(error).splitlines()[0]}") from error
+    if unknown:
+        raise PlanError(f"adapter {file}", f"does not fit the plan's model, which has no {unknown[0]}.")

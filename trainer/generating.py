@@ -10,29 +10,32 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import Cache, GenerationConfig, PreTrainedModel, TextStreamer
+from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from planner.errors import PlanError
 from planner.generating import CHUNK, Generation
 from planner.plan import Plan
+from planner.units import format_bytes
 from trainer import generating_attention
-from trainer.device import hold
-from trainer.finished import put_on
+from trainer.finished import put_on, read_adapter
 from trainer.gguf_reading import read_once
 from trainer.key_values import make_cache
 from trainer.loading import find_source, load_tokenizer, tokenise_bytes, tokenise_with
 from trainer.session import ResidentSession
 
+BESIDE = 8
+"""Tokens of the prompt that the first new ones are spelled beside: some spell a space only after others."""
 BY_LENGTH = ("dynamic", "longrope")
-"""Rotary embeddings whose frequencies go by the length of a sequence, by which what was kept was not turned."""
+"""Rotary embeddings whose frequencies go by the length of a sequence."""
 
 
 @dataclass(frozen=True)
@@ -113,30 +116,34 @@ class _GeneratingSession(ResidentSession):
         return generating_attention.register(self._kernel)
 
 
-class _Bytes(BaseStreamer):
-    """Streams what random models write, whose tokens are bytes."""
+class _Streamer(BaseStreamer):
+    """Says what new tokens spell, beside the tokens before them, as soon as that is whole characters."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._prompt = say, True
+    def __init__(self, tokenizer: Any, say: Callable[[str], None]) -> None:
+        self._tokenizer, self._say = tokenizer, say
+        self._tokens: list[int] = []
+        self._told = self._said = 0  # tokens that are known to whoever listens, and those that they are read beside
+        self._began = False
 
     def put(self, value: Tensor) -> None:
         """The prompt first, then token by token."""
-        if not self._prompt:
-            self._say(spelled(None, value.flatten().tolist()))
-        self._prompt = False
+        self._tokens += value.flatten().tolist()
+        if not self._began:
+            self._began, self._told = True, len(self._tokens)
+            self._said = max(0, self._told - BESIDE)
+            return
+        self._tell(last=False)
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Whatever is left is said."""
+        self._tell(last=True)
 
-
-class _Text(TextStreamer):
-    def __init__(self, tokenizer: Any, say: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._say = say
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """See the base class."""
-        self._say(text)
+    def _tell(self, *, last: bool) -> None:
+        before = spelled(self._tokenizer, self._tokens[self._said : self._told])
+        whole = spelled(self._tokenizer, self._tokens[self._said :])
+        if len(whole) > len(before) and (last or not whole.endswith("\ufffd")):
+            self._say(whole[len(before) :])
+            self._said, self._told = self._told, len(self._tokens)
 
 
 def spelled(tokenizer: Any, tokens: list[int]) -> str:
@@ -169,18 +176,19 @@ def write(
     Raises:
         PlanError: the device or the model is not here, the adapter does not fit, or memory was less than planned.
     """
+    trained = read_adapter(run)
     session = _GeneratingSession(plan)
     session.apply_choices()
     try:
         adapted, _, _ = session.adapted_model()
-        put_on(adapted, run)
+        put_on(adapted, trained, run)
         with nullcontext() if adapter else adapted.disable_adapter():
             return _written(adapted, prompt, found, sampling, say, read, begin)
     except torch.OutOfMemoryError as error:
-        why = "the card has less memory free than was planned."
-        raise PlanError(
-            "plan generate", why, "Close what else uses it, or ask for --cache host or fewer tokens."
-        ) from error
+        budget, high = format_bytes(found.budget), format_bytes(found.high)
+        why = f"takes more than is free of the card's {budget}; {high} were planned."
+        nearest = "Close what else uses the card, or ask for --cache host or fewer tokens."
+        raise PlanError("plan generate", why, nearest) from error
 
 
 def _written(
@@ -196,9 +204,9 @@ def _written(
     model: PreTrainedModel = base
     model.eval()
     device, total = model.device, found.prompt + found.new
-    _check_rotary(model, total)
+    turn_alike(model, total)
+    model._optimize_model_for_decode = nullcontext  # which takes another way to compute experts, and copies theirs
     if device.type == "cuda":
-        hold(device, found.high)
         torch.cuda.reset_peak_memory_stats(device)
     ids = torch.tensor([prompt.tokens], device=device)
     cache, host = make_cache(model.config, found.keeping, total, device)
@@ -209,15 +217,18 @@ def _written(
         between = time.monotonic()
         if begin is not None:
             say(begin)
-        streamer = _Text(prompt.tokenizer, say) if prompt.tokenizer is not None else _Bytes(say)
+        said: list[str] = []
+        streamer = _Streamer(prompt.tokenizer, lambda text: (said.append(text), say(text))[0])
         torch.manual_seed(sampling.seed)
-        model.generation_config = GenerationConfig()  # what a model suggests is not what was asked for
+        config = _config(model, prompt.tokenizer, found.new, sampling)
+        model.generation_config = GenerationConfig()  # what else a model suggests is not what was asked for
         with torch.no_grad():
             everything: Any = model.generate(  # type: ignore[operator]
                 ids,
                 attention_mask=torch.ones_like(ids),
                 past_key_values=cache,
-                generation_config=_config(model, prompt.tokenizer, found.new, sampling),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([Numbers()]),
                 streamer=streamer,
             )
         _wait(device)
@@ -227,9 +238,9 @@ def _written(
         if host is not None:
             host.close()
     return Written(
-        text=spelled(prompt.tokenizer, new),
+        text="".join(said),
         tokens=len(new),
-        ended=len(new) < found.new,
+        ended=new[-1] in (config.eos_token_id or ()),
         prompt_seconds=between - began,
         seconds=ended - between,
         reserved=torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
@@ -247,8 +258,8 @@ def read_into(cache: Cache, model: PreTrainedModel, ids: Tensor, read: Callable[
 
 
 def _config(model: PreTrainedModel, tokenizer: Any, new: int, sampling: Sampling) -> GenerationConfig:
-    ends = {getattr(model.config, "eos_token_id", None), getattr(tokenizer, "eos_token_id", None)} - {None}
-    listed = sorted({one for end in ends for one in (end if isinstance(end, list | tuple) else (end,))})
+    ends = [getattr(each, "eos_token_id", None) for each in (model.config, model.generation_config, tokenizer)]
+    listed = sorted({one for end in ends if end is not None for one in (end if isinstance(end, list) else [end])})
     chosen = (
         {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         if sampling.temperature
@@ -263,15 +274,32 @@ def _config(model: PreTrainedModel, tokenizer: Any, new: int, sampling: Sampling
     )
 
 
-def _check_rotary(model: PreTrainedModel, total: int) -> None:
+def turn_alike(model: PreTrainedModel, total: int) -> None:
+    """Let rotary embeddings whose frequencies go by the length of a sequence go by that of all there will be.
+
+    Else what is kept of the first tokens would be turned otherwise than what comes after them.
+    """
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
         if not {*BY_LENGTH}.isdisjoint(kinds.values() if isinstance(kinds, dict) else (kinds,)):
-            native = int(module.original_max_seq_len)  # type: ignore[arg-type]
-            if total > native:
-                why = "turns keys by the length of the whole sequence, which grows while it is written."
-                nearest = f"Up to {native:,} tokens, prompt and new ones together, all are turned alike."
-                raise PlanError(f"{total:,} tokens", f"are too many: the model {why}", nearest)
+            module.forward = partial(_with_last, module.forward, total)
+
+
+def _with_last(own: Any, total: int, hidden: Tensor, position_ids: Tensor, *rest: Any, **more: Any) -> Any:
+    """Cosines and sines of some positions ``[B, S]``, beside the last that there will be."""
+    last = position_ids.new_full((len(position_ids), 1), total - 1)
+    found = own(hidden, torch.cat([position_ids, last], dim=1), *rest, **more)
+    return tuple(each[:, :-1] for each in found)
+
+
+class Numbers(LogitsProcessor):
+    """Refuses logits that are no numbers, of which the first token would be taken, whatever it is."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The same scores."""
+        if bool((scores.isnan() | scores.isposinf()).any()):
+            raise PlanError("plan generate", "what the model computes is no number; the adapter may be broken.")
+        return scores
 
 
 def _wait(device: torch.device) -> None:

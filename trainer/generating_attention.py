@@ -1,8 +1,8 @@
 """Attention of new tokens to themselves and to all that a cache holds: exact, and without a mask of the prompt's size.
 
 Where a kernel attends, a chunk goes once to the keys before it, all of which it sees, and once to its own, causally;
-the two are added by their log-sum-exps. Where none does (a single token, layers with a window, soft-capped scores,
-learned sinks) scores are written out, some rows of the chunk at a time.
+the two are added by their log-sum-exps. Where none does (layers with a window, soft-capped scores, learned sinks)
+scores are written out, some rows of the chunk at a time.
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ from transformers import AttentionInterface
 from planner.generating import SCORES
 from trainer.streamed.kernels import KERNELS, Kernel
 
+ROOM = 16
+"""Scores are written out so many times smaller: some models have scores that float16 does not reach."""
+INSTEAD = {"cudnn": "flash"}
+"""cuDNN prepares itself anew for each number of keys, which grows with every token."""
+
 
 def register(kernel: str | None) -> str:
     """Make attention over a cache known to transformers, by a kernel of plans or with scores written out.
 
     transformers builds no mask for a name that it has no mask builder for.
     """
-    found = KERNELS.get(kernel or "")
+    found = KERNELS.get(INSTEAD.get(kernel or "", kernel or ""))
     name = f"tierplan_cache_{[*KERNELS].index(found.name) if found is not None else len(KERNELS)}"
 
     def attend(
@@ -45,9 +50,9 @@ def register(kernel: str | None) -> str:
         """
         assert attention_mask is None and dropout == 0.0
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        single = query.shape[2] == 1
-        if found is None or single or sliding_window is not None or s_aux is not None or softcap is not None:
-            attended = written_out(query, key, value, scale, sliding_window, s_aux, softcap)
+        window = sliding_window if sliding_window is not None and sliding_window < key.shape[2] else None
+        if found is None or window is not None or s_aux is not None or softcap is not None:
+            attended = written_out(query, key, value, scale, window, s_aux, softcap)
         else:
             attended = by_kernel(found, query, key, value, scale)
         return attended.transpose(1, 2), None
@@ -59,6 +64,8 @@ def register(kernel: str | None) -> str:
 def by_kernel(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Causal attention of the last tokens, shapes as in ``register``; gives ``[B, H, q, E]``."""
     new = query.shape[2]
+    if new == 1:  # it sees all there is
+        return kernel.forward(query, key, value, False, scale)[0]
     before = key.shape[2] - new
     own, sums = kernel.forward(query, key[:, :, before:], value[:, :, before:], True, scale)
     if not before:
@@ -92,9 +99,9 @@ def written_out(
     places = torch.arange(length, device=query.device)
     for start in range(0, new, rows):
         stop = min(start + rows, new)
-        some = query[:, :, start:stop].reshape(batch, shared, group * (stop - start), size)
+        some = (query[:, :, start:stop] * (scale / ROOM)).reshape(batch, shared, group * (stop - start), size)
         scores = some @ key.transpose(2, 3)
-        weights = _weights(scores.view(batch, heads, stop - start, length), scale, softcap)
+        weights = _weights(scores.view(batch, heads, stop - start, length), softcap)
         del scores
         if new > 1 or window is not None:
             back = torch.arange(before + start, before + stop, device=query.device)[:, None] - places
@@ -111,7 +118,7 @@ def written_out(
     return output
 
 
-def _weights(scores: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """Scaled scores in float32 or wider, capped."""
-    wide = scores.to(torch.promote_types(scores.dtype, torch.float32), copy=True).mul_(scale)
+def _weights(scores: Tensor, softcap: float | None) -> Tensor:
+    """Scores in float32 or wider, as large as they are, capped."""
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32), copy=True).mul_(ROOM)
     return wide if softcap is None else wide.div_(softcap).tanh_().mul_(softcap)

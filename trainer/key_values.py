@@ -1,4 +1,4 @@
-"""Keys and values of all tokens while text is written, in memory that is taken once: nothing grows, nothing is copied.
+"""Keys and values of all tokens while text is written, in memory that is taken once and does not grow.
 
 Each kind is a layer of transformers' own `Cache`, which hands it the new tokens and attends to what it gives back. They
 lie token by token, ``[tokens, B, K, E]``: what there is so far is one piece then, which copies as such between host and
@@ -86,7 +86,7 @@ class KeptWindow(Kept):
     is_sliding = True
 
     def __init__(self, tokens: int, window: int) -> None:
-        super().__init__(min(tokens, window - 1 + CHUNK))
+        super().__init__(min(tokens, window + CHUNK))
         self._window, self._all, self._held = window, tokens, 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ class KeptWindow(Kept):
         if self._held + new > self.tokens:  # what is out of sight makes room
             stays = min(self._held, self._window - 1)
             for held in (self.keys, self.values):
-                _to_front(held, self._held - stays, stays)
+                held[:stays] = held[self._held - stays : self._held].clone()  # the two overlap
             self._held = stays
         stop = self._held + new
         self.keys[self._held : stop] = by_token(key_states)
@@ -119,13 +119,8 @@ class KeptWindow(Kept):
     get_max_cache_shape = get_max_length
 
 
-def _to_front(held: Tensor, start: int, many: int) -> None:
-    """Move tokens to the beginning, in steps that do not overlap, so that nothing is held twice."""
-    place = 0
-    while start and place < many:
-        step = min(start, many - place)
-        held[place : place + step] = held[start + place : start + place + step]
-        place += step
+PIECE = 4096
+"""Tokens whose codes are multiplied out at once: the CPU copies them first, each as a number as wide as its scale."""
 
 
 class Rooms:
@@ -171,7 +166,9 @@ class KeptInEightBits(Kept):
         rooms = self._rooms.room(0, tuple(self.keys.shape), key_states)
         parts = zip(rooms, (self.keys, self.values), self._scales, (key_states, value_states), strict=True)
         for room, codes, scales, new in parts:
-            torch.mul(codes[:start], scales[:start], out=room[:start])
+            for at in range(0, start, PIECE):
+                piece = slice(at, min(at + PIECE, start))
+                torch.mul(codes[piece], scales[piece], out=room[piece])
             room[start:stop] = by_token(new)
             wide = by_token(new).float()
             scales[start:stop] = wide.abs().amax(-1, keepdim=True).div_(127).clamp_(min=1e-30)
@@ -260,15 +257,15 @@ class Host:
             self._fetch((number + 1) % len(self.layers), 1 - self._turn, rooms[0])
 
     def _fetch(self, number: int, turn: int, like: Tensor) -> None:
-        layer, event = self.layers[number], None
+        layer = self.layers[number]
         if layer.seen:
             assert layer.keys is not None and layer.values is not None
             rooms = self._room(turn, layer.keys.shape, like)  # not in the stream of copies, which has its own memory
             with self._beside(like.device):
                 for room, kept in zip(rooms, (layer.keys, layer.values), strict=True):
                     room[: layer.seen].copy_(kept[: layer.seen], non_blocking=True)
-            event = self._stream.record_event() if self._stream is not None else None
-        self._coming = number, turn, event
+        # Also where nothing came: what left the same room two layers ago has to be out before it is written to.
+        self._coming = number, turn, self._stream.record_event() if self._stream is not None else None
 
     def _room(self, turn: int, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
         return self._rooms.room(turn, shape, like)
@@ -282,12 +279,12 @@ class Host:
 
 
 def window_of(config: PretrainedConfig, layer: int) -> int | None:
-    """The window of a layer, where it has one."""
+    """The window of a layer, where it has one that is shorter than the context the model was made for."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if window is None or (kinds is not None and kinds[layer] != "sliding_attention"):
         return None
-    return int(window)
+    return int(window) if window < config.max_position_embeddings else None
 
 
 def make_cache(

@@ -29,7 +29,7 @@ from planner.finished import plan_of_run
 from planner.merging import BLOCK, FILE
 from planner.plan import Rope
 from planner.units import format_bytes
-from trainer.finished import put_on
+from trainer.finished import put_on, read_adapter
 from trainer.loading import Source, find_source, read_config
 from trainer.rotary import scale as scale_rotary
 from trainer.session import ResidentSession
@@ -158,10 +158,11 @@ def merge_run(folder: Path) -> Path:
     final = folder / "merged"
     if final.exists():  # before minutes of loading
         raise PlanError(f"merged model {final}", "is there already, and nothing is overwritten.", "Move it away.")
+    adapter = read_adapter(folder)
     session = ResidentSession(plan)
     session.apply_choices()
     adapted, tokenizer, _ = session.adapted_model()
-    put_on(adapted, folder)
+    put_on(adapted, adapter, folder)
     return merge(adapted, find_source(plan.model.source), tokenizer, final, session.dtype, session.weights, plan.rope)
 
 
