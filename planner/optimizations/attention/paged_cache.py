@@ -28,7 +28,7 @@ class PagedCache(Given):
     evidence = (
         Evidence("pages make a server's cache dense", "Kwon et al. 2023, arXiv 2309.06180"),
         Evidence("no cache is made in training or evaluation", "tests/test_trainer_loading.py"),
-        Evidence("a cache takes what is planned, from the start", "tests/test_generating.py"),
+        Evidence("a cache takes what is planned, counted on the CPU", "tests/test_generating.py"),
     )
 
     def state(self, situation: Situation) -> tuple[State, str]:
