@@ -28,7 +28,7 @@ class Windows(Given):
     evidence = (
         Evidence("a window is in the model's config", "Jiang et al. 2023, arXiv 2310.06825"),
         Evidence("windows are those of transformers", "tests/streamed/test_gradients.py"),
-        Evidence("text is written as from whole rows, in planned bytes, counted on the CPU", "tests/test_generating.py"),
+        Evidence("text is written as from whole rows, in the bytes counted on the CPU", "tests/test_generating.py"),
     )
 
     def state(self, situation: Situation) -> tuple[State, str]:
