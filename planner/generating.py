@@ -237,7 +237,7 @@ def choose(plan: Plan, situation: Situation, prompt: int, new: int, keeping: Kee
     for each in found:
         if each.fits:
             return each
-    why = "do not fit. " + "; ".join(map(_why, found)) + "."
+    why = "do not fit: " + "; ".join(map(_why, found)) + "."
     raise PlanError(asked, why, _nearest(plan, situation, new, ways))
 
 
@@ -252,7 +252,7 @@ def _why(found: Generation) -> str:
         needed, there = found.host_high, found.host_budget
     else:
         needed, there = found.high, found.budget
-    where = "The host" if needed == found.host_high else "The card"
+    where = "the host" if needed == found.host_high else "the card"
     ways = {"card": "as they are", "host": "in host memory", "int8": "in eight bits"}
     kept = ways[found.keeping]
     return f"{where} would need {format_bytes(needed)} of {format_bytes(there)} with keys and values kept {kept}"
