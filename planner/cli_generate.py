@@ -17,10 +17,10 @@ from planner.cli_output import print_object
 from planner.cli_request import once
 from planner.errors import PlanError, did_you_mean
 from planner.finished import plan_of_run
-from planner.generating import KEEPINGS, Generation, Keeping, choose
 from planner.units import format_bytes, format_seconds, parse_count
 
 if TYPE_CHECKING:
+    from planner.generating import Generation, Keeping
     from planner.optimizations.base import Situation
     from planner.plan import Plan
     from trainer.generating import Written
@@ -56,6 +56,8 @@ def generate(run: Path, prompt: str | None, json_: bool, **options: Any) -> int:
     plan generate runs/phi-2-18432 --file question.txt --tokens 1K --temperature 0.7
     plan generate runs/phi-2-18432 --prompt-tokens 32K
     """
+    from planner.generating import choose  # not with every other command
+
     run = run.expanduser()
     asked = [name for name, value in (("PROMPT", prompt), ("--file", options["file"])) if value is not None]
     asked += ["--prompt-tokens"] if options["prompt_tokens"] is not None else []
@@ -176,6 +178,8 @@ def _read(file: str) -> str:
 
 
 def _keeping(text: str | None) -> Keeping | None:
+    from planner.generating import KEEPINGS
+
     if text is None:
         return None
     found = next((each for each in KEEPINGS if each == text), None)
