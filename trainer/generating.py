@@ -168,7 +168,7 @@ def write(
     """Load the model of a run and write on from a prompt.
 
     Args:
-        found: what was planned for it; the card is held to its bound.
+        found: what was planned for it; the card is held to its budget, as in training.
         adapter: whether to write with the run's adapter, or with the base model alone.
         begin: what is said first, once the prompt has been read.
         say: told the text piece by piece; ``read``: told how many tokens of the prompt have been read.
