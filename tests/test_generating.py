@@ -152,15 +152,14 @@ def test_bytes_are_those_planned(
     plan = make_plan(folders[family], choices=choices, family=family)
     situation = Situation(read_gpu("h200-sxm"), load_shape(folders[family]), 2**34)
     found = planned.generation(plan, situation, 700, 5, keeping)
-    session = generating._GeneratingSession(plan)
+    session = generating.GeneratingSession(plan)
     session.apply_choices()
     adapted, _, _ = session.adapted_model()
-    prompt = generating.Prompt.__new__(generating.Prompt)
-    prompt.tokenizer, prompt.tokens = None, list(range(3, 203)) * 3 + list(range(100))
+    prompt = generating.Prompt.of(list(range(3, 203)) * 3 + list(range(100)))
     with TensorBytes([*adapted.parameters(), *adapted.buffers()]) as live:
         live.mark("generating")
         sampling = generating.Sampling(temperature=0.8, top_p=0.9)
-        generating._written(adapted, prompt, found, sampling, lambda _: None, lambda _: None)
+        generating.written(adapted, prompt, found, sampling, lambda _: None, lambda _: None)
     wanted = sum(found.card.values()) - found.card["runtime/workspace"] + found.host.get("attention/cache", 0)
     assert live.peak <= wanted
     assert wanted <= live.peak * (1.01 if family != "gemma3_text" else 1.08)
@@ -171,7 +170,7 @@ def test_what_is_written_is_what_transformers_writes(folders: dict[str, Path]) -
     source = find_source(str(folders["llama"]))
     plan = make_plan(folders["llama"], choices=CHOICES)
     situation = Situation(cpu_profile(), load_shape(folders["llama"]), 2**34)
-    session = generating._GeneratingSession(plan)
+    session = generating.GeneratingSession(plan)
     session.apply_choices()
     adapted, _, _ = session.adapted_model()
     stock = AutoModelForCausalLM.from_pretrained(source.place, attn_implementation="eager").eval()
@@ -179,12 +178,11 @@ def test_what_is_written_is_what_transformers_writes(folders: dict[str, Path]) -
     wanted = stock.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0
     )
-    prompt = generating.Prompt.__new__(generating.Prompt)
-    prompt.tokenizer, prompt.tokens = None, ids[0].tolist()
+    prompt = generating.Prompt.of(ids[0].tolist())
     for keeping in ("card", "host"):
         found = planned.generation(plan, situation, 30, 12, keeping)  # type: ignore[arg-type]
         said: list[str] = []
-        written = generating._written(adapted, prompt, found, generating.Sampling(), said.append, lambda _: None)
+        written = generating.written(adapted, prompt, found, generating.Sampling(), said.append, lambda _: None)
         assert written.tokens == 12 and not written.ended
         assert written.text == "".join(said) == generating.spelled(None, wanted[0, 30:].tolist())
 

@@ -55,7 +55,7 @@ class Written:
         text: what the new tokens spell; ``tokens``: how many they are, with the end of the text if it came.
         ended: whether the model ended it, and not the length.
         prompt_seconds: to read the prompt; ``seconds``: to write all after it.
-        reserved: bytes of the card that the allocator held at most; None without a card.
+        allocated, reserved: bytes of the card that tensors took, and the allocator held, at most; None without a card.
     """
 
     text: str
@@ -63,6 +63,7 @@ class Written:
     ended: bool
     prompt_seconds: float
     seconds: float
+    allocated: int | None
     reserved: int | None
 
 
@@ -105,8 +106,15 @@ class Prompt:
         if not self.tokens:
             raise PlanError("the prompt", "has no tokens.", "Give some text to go on with.")
 
+    @classmethod
+    def of(cls, tokens: list[int]) -> Prompt:
+        """A prompt of tokens, which are bytes of text."""
+        made = cls.__new__(cls)
+        made.tokenizer, made.tokens = None, tokens
+        return made
 
-class _GeneratingSession(ResidentSession):
+
+class GeneratingSession(ResidentSession):
     """The plan's model as it is trained, but all on the device, and attending to a cache."""
 
     def stream_weights(self) -> None:
@@ -177,13 +185,13 @@ def write(
         PlanError: the device or the model is not here, the adapter does not fit, or memory was less than planned.
     """
     trained = read_adapter(run)
-    session = _GeneratingSession(plan)
+    session = GeneratingSession(plan)
     session.apply_choices()
     try:
         adapted, _, _ = session.adapted_model()
         put_on(adapted, trained, run)
         with nullcontext() if adapter else adapted.disable_adapter():
-            return _written(adapted, prompt, found, sampling, say, read, begin)
+            return written(adapted, prompt, found, sampling, say, read, begin)
     except torch.OutOfMemoryError as error:
         budget, high = format_bytes(found.budget), format_bytes(found.high)
         why = f"takes more than is free of the card's {budget}; {high} were planned."
@@ -191,7 +199,7 @@ def write(
         raise PlanError("plan generate", why, nearest) from error
 
 
-def _written(
+def written(
     adapted: PeftModel,
     prompt: Prompt,
     found: Generation,
@@ -200,6 +208,7 @@ def _written(
     read: Callable[[int], None],
     begin: str | None = None,
 ) -> Written:
+    """The same with a model that is there; see `write`."""
     base: Any = adapted.get_base_model()
     model: PreTrainedModel = base
     model.eval()
@@ -243,6 +252,7 @@ def _written(
         ended=new[-1] in (config.eos_token_id or ()),
         prompt_seconds=between - began,
         seconds=ended - between,
+        allocated=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         reserved=torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
     )
 
