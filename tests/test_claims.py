@@ -27,7 +27,20 @@ from reports.render.records import records
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "reports" / "claims.md"
 GIVEN = document()
-KINDS = {"card", "command", "file", "letter", "line", "lines", "optimization", "record", "records", "term", "work"}
+KINDS = {
+    "card",
+    "command",
+    "file",
+    "letter",
+    "line",
+    "lines",
+    "optimization",
+    "pair",
+    "record",
+    "records",
+    "term",
+    "work",
+}
 
 
 def test_the_report_is_up_to_date_and_rendered_with_the_rest() -> None:
@@ -128,10 +141,12 @@ def test_what_is_measured_names_its_records() -> None:
     names = {record.name for record in records()}
     for claim in GIVEN.claims:
         if claim.state == "measured":
+            of_pairs = [source.partition(" ")[2] for source in claim.sources if source.startswith("pair ")]
             cited = [source.partition(" ")[2] for source in claim.sources if source.startswith("record ")]
-            assert set(cited) <= names and (cited or "records h?00-*.json" in claim.sources)
+            assert set(cited) <= names and (cited or of_pairs or "records h?00-*.json" in claim.sources)
             arguments = claim.computation[1] if claim.computation else {}
-            assert set(arguments.values()) == set(cited), f"line {claim.line} reads other records than it names"
+            read = {one for pair in arguments.get("pairs", []) for one in pair} or {*arguments.values()}
+            assert read == {*cited, *of_pairs}, f"line {claim.line} reads other records than it names"
 
 
 def test_every_source_exists() -> None:
@@ -157,6 +172,8 @@ def test_every_source_exists() -> None:
                 assert (ROOT / name).exists(), told
             elif kind == "record":
                 assert (ROOT / "reports" / "validation" / f"{name}.json").is_file(), told
+            elif kind == "pair":
+                assert (ROOT / "reports" / "validation" / "pairs" / f"{name}.json").is_file(), told
             elif kind == "records":
                 assert list((ROOT / "reports" / "validation").glob(name)), told
             elif kind == "command":

@@ -158,6 +158,8 @@ def told(source: str) -> str:
         return f"every record `reports/validation/{name}`"
     if kind == "record":
         return f"[`{name}`](validation/{name}.json)"
+    if kind == "pair":
+        return f"[`{name}`](validation/pairs/{name}.json)"
     if kind == "file":
         return f"[`{name}`](../{name})"
     assert kind in ("term", "optimization", "command", "work", "card", "letter"), source

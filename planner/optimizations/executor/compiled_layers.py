@@ -50,7 +50,7 @@ class CompiledLayers(Optimization):
             19,
             "30–50 % speedup",
             "in part",
-            "16 to 47 % in pairs of recorded runs on an H200; the longer the row, the less, for the products and "
+            "16 to 47 % in pairs of recorded runs on one card; the longer the row, the less, for the products and "
             "attention, which no compiler changes, are most of it then.",
         ),
     )
