@@ -26,6 +26,7 @@ from planner.ledger import Device
 from planner.model import load_model
 from planner.optimizations import by_id
 from planner.optimizations.base import Situation
+from planner.optimizations.executor.compiled_layers import CompiledLayers
 from planner.planning import Request
 from planner.planning import make_plan as plan_for
 from trainer import compiled, session
@@ -197,15 +198,22 @@ def test_where_it_cannot_be_had(card: str, model: str, beside: tuple[str, ...], 
     assert any(why in reason for reason in by_id("compiled_layers").reasons(known))
 
 
-def test_a_plan_with_it_takes_less_and_is_made_only_where_asked() -> None:
-    asked = Request("rtx3090", "llama-3.2-1b", total_tokens=8192, required=("gradient_checkpointing",))
-    without = plan_for(asked)
-    with_it = plan_for(replace(asked, required=("gradient_checkpointing", "compiled_layers")))
+def test_a_plan_with_it_is_faster_and_is_made_only_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = ("gradient_checkpointing", "checkpoint_offload")
+    asked = Request("rtx3090", "llama-3.2-1b", total_tokens=8192, required=needed)
+    without, with_norms = plan_for(asked), plan_for(replace(asked, excluded=("fused_norm",)))
+    with_it = plan_for(replace(asked, required=(*needed, "compiled_layers")))
     assert "compiled_layers" not in {choice.id for choice in without.choices}
     assert "compiled_layers" in {choice.id for choice in with_it.choices} and with_it.verdict == "fits"
-    assert with_it.memory.gpu.peak_bytes.expected < without.memory.gpu.peak_bytes.expected
+    peaks = [plan.memory.gpu.peak_bytes.expected for plan in (with_it, without, with_norms)]
+    assert peaks[0] <= peaks[1] < peaks[2], "norms are one operation each with both"
+    seconds = [plan.time.step_seconds.estimate for plan in (with_it, without)]
+    assert seconds[0] is not None and seconds[1] is not None and seconds[0] < seconds[1]
     warned = "No run with compiled_layers on a card is recorded"
-    assert any(warned in told for told in with_it.warnings) and not any(warned in told for told in without.warnings)
+    assert not any(warned in told for told in with_it.warnings)
+    monkeypatch.setattr(CompiledLayers, "measured", False)
+    again = plan_for(replace(asked, required=(*needed, "compiled_layers")))
+    assert any(warned in told for told in again.warnings)
 
 
 def test_a_compiler_that_gives_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

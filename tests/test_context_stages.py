@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -336,13 +336,13 @@ def test_a_range_test_of_the_rate_has_whole_rows(
     widths: list[int] = []
     search = running.search_rate
 
-    def watched(asked: Any, built: Any, train: Train, batches: Iterator[Batch], *more: Any) -> RateFound:
+    def watched(asked: Any, built: Any, train: Train, batches: Callable[[], Iterator[Batch]], *more: Any) -> RateFound:
         def seen() -> Iterator[Batch]:
-            for batch in batches:
+            for batch in batches():
                 widths.append(batch.inputs.shape[1])
                 yield batch
 
-        return search(asked, built, train, seen(), *more)
+        return search(asked, built, train, seen, *more)
 
     monkeypatch.setattr(running, "search_rate", watched)
     choices = {**STAGED, "rate_range_test": {"steps": 6, "low": 1e-5, "high": 1e-1}}
