@@ -185,7 +185,8 @@ def test_a_run_merges_and_so_does_the_command(tmp_path: Path, capsys: pytest.Cap
     options = {"steps": 3, "lr": 1e-2, "data": str(tmp_path / "data"), "out": str(run), "merge": True}
     choices = {"lora": {"rank": 4, "alpha": 8}, "exact_attention": {"kernel": "cpu"}, "fused_activation": {}}
     assert execute(make_plan(tmp_path / "model", family="phi", choices=choices, **options)) == 0
-    assert "Merged model:" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Merged model:" in told and "Write with it: plan generate" in told
     assert _config(run / "merged")["hidden_act"] == "gelu_new"
     stock = PeftModel.from_pretrained(_loaded(tmp_path / "model", torch.float32), run / "adapter").eval()
     wanted, found = _logits(stock), _logits(_loaded(run / "merged", torch.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -303,7 +304,8 @@ class Running:
             folder.save_record(measurement(plan, built, recorder, run))  # once more, with what merging took
             lines.append(f"Merged model: {merged}")
         self.console.print(memory_table(plan, recorder, beginning.terms))
-        for line in [*lines, f"Adapter: {saved}", f"Record: {written}"]:
+        write = f"Write with it: plan generate {shlex.quote(str(self.folder.path))} PROMPT"
+        for line in [*lines, f"Adapter: {saved}", write, f"Record: {written}"]:
             self.console.print(line, highlight=False)
 
 
