@@ -180,7 +180,7 @@ PASSING: tuple[Term, ...] = (
         "loss/hidden",
         final_hidden,
         bits_of_activation,
-        frozenset({Phase.LOSS, Phase.EVALUATE_LOSS}),
+        frozenset({Phase.LOSS}),
         "last hidden states before the final norm",
         COUNTED,
     ),

@@ -294,11 +294,13 @@ def evaluation_working(x: Letters) -> Number:
 def forward_bytes(x: Letters) -> Number:
     """Bytes alive at the end of the forward pass beyond what is saved.
 
-    Four float32 tensors of width D where the final norm is an RMSNorm; else the last residual sums, five tensors
-    of width D in the compute dtype; or the experts of the last layer, and four such tensors.
+    Four float32 tensors of width D where the final norm is an RMSNorm; else the last residual sums, three tensors
+    of width D in the compute dtype, and two more where attention and MLP are added at once, or where embedded tokens
+    and positions stay beside them; or the experts of the last layer, and four such tensors.
     """
+    sums = 5 - 2 * least(x.i, 1) * (1 - least(x.r, 1))
     last = tokens(x) * least(x.d, 1) * (over_saved_forward(x) + 4 * x.D) * x.a // 8
-    return greatest(tokens(x) * x.D * (16 * x.Q + 5 * (1 - x.Q) * (x.a // 8)), last)
+    return greatest(tokens(x) * x.D * (16 * x.Q + sums * (1 - x.Q) * (x.a // 8)), last)
 
 
 def final_hidden(x: Letters) -> Number:

@@ -2,10 +2,10 @@
 
 ``steps`` steps are made on the run's first rows, the rate each time as many times the one before, from ``low`` to
 ``high``; it ends early where the loss diverges. Losses of two batches differ by more than a step can change them, so
-each is set against that of the same batch before any step, which takes a forward pass more. Then adapters, optimiser and loss scale are what they were: a copy of
-the adapters in host memory is all it takes. The rate found is the highest of the run's schedule, ``train.lr`` stays
-where the loss never falls, and ``rate_search.svg`` in the run's folder shows the curve. The result belongs to this
-model, these data, this batch and this optimiser.
+each is set against that of the same batch before any step, which takes a forward pass more. Then adapters, optimiser
+and loss scale are what they were: a copy of the adapters in host memory is all it takes. The rate found is the highest
+of the run's schedule, ``train.lr`` stays where the loss never falls, and ``rate_search.svg`` in the run's folder shows
+the curve. The result belongs to this model, these data, this batch and this optimiser.
 
 Approximate: the time of the test is in no time of the plan, which warns of it. Nothing of it is stored before it ends.
 """
