@@ -172,9 +172,10 @@ def chunk_norms(x: Letters) -> Number:
     """Float32 elements that the norms behind attention save for a chunk; the one before it is not differentiated.
 
     An RMSNorm that is written out saves its input in float32, and one value for each token. A norm in one operation
-    saves its values, and its input where that is not the layer's.
+    saves its values, and its input where that is not the layer's. Where a block does attention and MLP at once, both
+    have the same norm before them.
     """
-    one_operation = x.n_s * x.n + x.i * x.D * x.a // 32
+    one_operation = x.n_s * (x.n - least(x.i, 1)) + x.i * x.D * x.a // 32
     return chunk_tokens(x) * (x.Q * (x.n - 1) * (x.D + 1) + (1 - x.Q) * one_operation)
 
 

@@ -53,9 +53,6 @@ DOMAINS: dict[str, Callable[[Letters, tuple[str, ...]], bool]] = {
         and x.L >= 2
         and "nf4_weights" not in ids  # which leaves the weights nothing to save
     ),
-    # In passes in float32, where no copy is saved, one number a token of a chunk is counted that is not kept: that of
-    # the norm before attention, which is not differentiated there.
-    "fused_norm": lambda x, ids: x.a < 32 or "streamed" not in ids,
     # Blocks of 512 queries at most instead of all pairs.
     "blockwise_attention": lambda x, ids: x.S >= 1024,
     # What waits for a pass and what is on its way is less than whole layers from some chunks on.
