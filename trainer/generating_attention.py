@@ -19,7 +19,7 @@ from trainer.streamed.kernels import KERNELS, Kernel
 ROOM = 16
 """Scores are written out so many times smaller: some models have scores that float16 does not reach."""
 INSTEAD = {"cudnn": "flash"}
-"""cuDNN prepares itself anew for each number of keys, which grows with every token."""
+"""cuDNN is set up for shapes, and the number of keys grows with every token. What that takes is not measured."""
 
 
 def register(kernel: str | None) -> str:
