@@ -21,8 +21,9 @@ ALL_ROWS = "train.evaluation_rows=100000"
 """Judge by all that is held out: where documents share rows, some of the rows are other ones."""
 WORDS = (
     "+mixed_precision -streamed +exact_attention +chunked_loss -gradient_checkpointing -nf4_weights -adamw_8bit "
-    "-checkpoint_int8 -checkpoint_nf4"
+    "-checkpoint_int8 -checkpoint_nf4 -fused_norm"
 )
+"""Of every training unless it switches one itself. Norms are written out in all, as in those measured first."""
 
 
 @dataclass(frozen=True)
