@@ -202,6 +202,11 @@ def gradient_noise(x: Letters) -> Number:
     return greatest(2 * x.I * x.L, x.R * x.U * x.L // NOISE_PIECE)
 
 
+def relative_noise(x: Letters) -> Number:
+    """The same, and one kernel more for each matrix, which takes its norm."""
+    return gradient_noise(x) + 2 * x.I * x.L
+
+
 def centralization(x: Letters) -> Number:
     """Kernels of taking off means of first matrices' rows: half a launch for each (wide-gradient_centralization)."""
     return x.I * x.L // 2

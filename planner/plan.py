@@ -10,7 +10,7 @@ import json
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 
 SCHEMA: Literal["tierplan/1"] = "tierplan/1"
 
@@ -58,6 +58,13 @@ class Choice(Strict):
     id: str
     reason: str
     knobs: dict[str, Scalar] = {}
+
+    @field_validator("knobs")
+    @classmethod
+    def _later(cls, knobs: dict[str, Scalar], found: ValidationInfo) -> dict[str, Scalar]:
+        from planner.optimizations import later_knobs  # here, as they know of plans
+
+        return {**later_knobs(found.data.get("id", "")), **knobs}
 
 
 ON_WHERE_ASKED = "on only where it is asked for"

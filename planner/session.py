@@ -155,8 +155,11 @@ class Session(Protocol):
         """Every so many steps give back what the allocator holds, where that is by this share more than is needed."""
         ...
 
-    def add_gradient_noise(self, *, variance: float, decay: float) -> None:
-        """Add noise of this variance to the gradients of the first step, and less by this power to later ones."""
+    def add_gradient_noise(self, *, variance: float, decay: float, relative: bool) -> None:
+        """Add noise of this variance to the gradients of the first step, and less by this power to later ones.
+
+        ``relative``: the variance is a share of the mean square of each matrix's gradient.
+        """
         ...
 
     def centralize_gradients(self) -> None:

@@ -69,6 +69,21 @@ def test_equal_inputs_give_equal_bytes_and_files_read_back(tmp_path: Path) -> No
         assert load_plan(tmp_path / name) == first
 
 
+def test_a_file_from_before_there_was_a_knob_means_what_it_did(tmp_path: Path) -> None:
+    written = make_plan(Request(tier=3, required=("gradient_noise",)))
+    assert written.knobs("gradient_noise")["kind"] == "relative"
+    document = written.document()
+    (choice,) = (each for each in document["choices"] if each["id"] == "gradient_noise")
+    del choice["knobs"]["kind"]
+    place = tmp_path / "plan.yaml"
+    place.write_text(yaml.safe_dump(document), encoding="utf-8")
+    assert load_plan(place).knobs("gradient_noise")["kind"] == "absolute"
+    del choice["knobs"]["decay"]  # which every file has
+    place.write_text(yaml.safe_dump(document), encoding="utf-8")
+    with pytest.raises(PlanError, match="decay: is missing"):
+        load_plan(place)
+
+
 def test_mistakes_are_told_together(tmp_path: Path) -> None:
     document = yaml.safe_load(make_plan(Request()).to_yaml())
     document["lora_rang"], document["target"], document["memory"]["gpu"]["budget_bytes"] = 4, -1, "much"

@@ -15,14 +15,14 @@ from planner.plan import Plan
 from planner.planning import Request
 from planner.planning import make_plan as planned
 from trainer import gradients
-from trainer.gradients import Shaping
+from trainer.gradients import Noise, Shaping
 from trainer.run import execute
 from trainer.session import build
 from trainer.step import update
 
 EXACT = 1e-13
 SLICES: dict[str, dict[str, Any]] = {
-    "gradient_noise": {"variance": 1.0, "decay": 0.55},
+    "gradient_noise": {"kind": "relative", "variance": 1.0, "decay": 0.55},
     "gradient_centralization": {},
     "adaptive_clipping": {"ratio": 0.01, "floor": 1e-3},
 }
@@ -52,17 +52,31 @@ def test_noise_has_the_variance_of_its_step(variance: float, decay: float) -> No
     for done in (0, 1, 100):
         trained = _trained((400, 500))
         before = _copies(trained)
-        Shaping(noise=(variance, decay)).shape(trained, [], done, 1e9)
+        Shaping(noise=Noise(variance, decay)).shape(trained, [], done, 1e9)
         noise = trained[0].grad - before[0]  # type: ignore[operator]
         assert float(noise.var()) == pytest.approx(variance / (1 + done) ** decay, rel=0.02)
         assert abs(float(noise.mean())) < 4 * (variance / (1 + done) ** decay / noise.numel()) ** 0.5
+
+
+def test_relative_noise_is_a_share_of_each_matrix_own_gradient() -> None:
+    for done in (0, 100):
+        trained = _trained((400, 500), (500, 400), (300, 200))
+        for parameter, size in zip(trained, (1e-5, 3.0, 0.0), strict=True):
+            parameter.grad.mul_(size)  # type: ignore[union-attr]
+        before = _copies(trained)
+        Shaping(noise=Noise(0.25, 0.55, relative=True)).shape(trained, [], done, 1e9)
+        for gradient, was, size in zip(_copies(trained), before, (1e-5, 3.0, 0.0), strict=True):
+            assert float((gradient - was).square().mean()) == pytest.approx(
+                float(was.square().mean()) * 0.25 / (1 + done) ** 0.55, rel=0.02
+            )
+            assert size or torch.equal(gradient, was), "a matrix that has no gradient yet gets no noise"
 
 
 def test_noise_follows_from_seed_and_step_and_is_made_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for seed, done in ((0, 0), (0, 1), (1, 0), (0, 0)):
         trained = _trained((30, 41), (17, 3))
-        Shaping(noise=(1.0, 0.55), seed=seed).shape(trained, [], done, 1e9)
+        Shaping(noise=Noise(1.0, 0.55), seed=seed).shape(trained, [], done, 1e9)
         found.setdefault((seed, done), []).append(_copies(trained))
     first, again = found[0, 0]
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
@@ -78,7 +92,7 @@ def test_noise_follows_from_seed_and_step_and_is_made_in_pieces(monkeypatch: pyt
     monkeypatch.setattr(torch, "randn", noted)
     trained = [nn.Parameter(torch.zeros(30, 41))]
     trained[0].grad = torch.zeros(30, 41)
-    Shaping(noise=(1.0, 0.55)).shape(trained, [], 0, 1e9)
+    Shaping(noise=Noise(1.0, 0.55)).shape(trained, [], 0, 1e9)
     assert max(sizes) == 100 and sum(sizes) == 30 * 41
 
 
@@ -110,10 +124,10 @@ def test_rows_are_clipped_by_their_own_size(ratio: float, floor: float) -> None:
 
 def test_noise_comes_first_then_means_then_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     trained = _trained((6, 40), (50, 6))
-    shaping = Shaping(noise=(1.0, 0.55), centralized=True)
+    shaping = Shaping(noise=Noise(1.0, 0.55), centralized=True)
     norm = shaping.shape(trained, trained[:1], 0, 2.0)
     by_hand = _trained((6, 40), (50, 6))
-    Shaping(noise=(1.0, 0.55)).shape(by_hand, [], 0, 1e9)
+    Shaping(noise=Noise(1.0, 0.55)).shape(by_hand, [], 0, 1e9)
     Shaping(centralized=True).shape(by_hand, by_hand[:1], 0, 1e9)
     assert norm == Shaping().shape(by_hand, [], 0, 2.0)
     assert all(torch.equal(one, other) for one, other in zip(_copies(trained), _copies(by_hand), strict=True))
@@ -127,7 +141,7 @@ def test_an_overflow_under_a_loss_scale_is_skipped_whatever_is_done_to_gradients
     scaler.scale(torch.zeros(()))
     assert parameter.grad is not None
     parameter.grad[0, 0] = float("inf")
-    shaping = Shaping(noise=(1.0, 0.55), centralized=True, by_rows=(0.01, 1e-3))
+    shaping = Shaping(noise=Noise(1.0, 0.55), centralized=True, by_rows=(0.01, 1e-3))
     assert not update(optimizer, scaler, lambda: shaping.shape([parameter], [parameter], 0, 1.0)).taken
     assert torch.equal(parameter, before)
 

@@ -13,19 +13,45 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from planner.launches import NOISE_PIECE
 
 
+@dataclass(frozen=True)
+class Noise:
+    """Noise on the gradients that fades.
+
+    Attributes:
+        variance: of the first step's noise; ``decay``: the power of the steps by which it falls.
+        relative: whether the variance is a share of the mean square of each matrix's gradient.
+    """
+
+    variance: float
+    decay: float
+    relative: bool = False
+
+    def add(self, gradient: Tensor, done: int, generator: torch.Generator) -> None:
+        """Add the noise of the step after ``done`` others to one matrix's gradient, piece by piece."""
+        size = (self.variance / (1 + done) ** self.decay) ** 0.5
+        # Never read by the host, which would wait for the card.
+        norm = torch.linalg.vector_norm(gradient) if self.relative else None
+        for piece in gradient.view(-1).split(NOISE_PIECE):
+            noise = torch.randn(piece.shape, generator=generator, device=piece.device, dtype=piece.dtype)
+            if norm is None:
+                piece.add_(noise, alpha=size)
+            else:
+                piece.addcmul_(noise, norm, value=size / gradient.numel() ** 0.5)
+
+
 @dataclass
 class Shaping:
     """What is done to gradients, by what a plan's hooks ask for.
 
     Attributes:
-        noise: variance of the first step's noise, and the power by which it falls; None adds none.
+        noise: what is added to them, if anything.
         centralized: whether rows of first matrices lose their mean.
         by_rows: clip each row's gradient to this share of its norm, which counts as no smaller than the second number;
             None: the norm of all is clipped.
         seed: of the noise.
     """
 
-    noise: tuple[float, float] | None = None
+    noise: Noise | None = None
     centralized: bool = False
     by_rows: tuple[float, float] | None = None
     seed: int = 0
@@ -39,7 +65,7 @@ class Shaping:
             most: what the norm of all is clipped to, unless rows are.
         """
         if self.noise is not None:
-            self._add_noise(trained, done, *self.noise)
+            self._add_noise(self.noise, trained, done)
         if self.centralized:
             for parameter in first:
                 if parameter.grad is not None:
@@ -52,16 +78,12 @@ class Shaping:
                 _clip_rows(parameter, *self.by_rows)
         return norm
 
-    def _add_noise(self, trained: Sequence[Tensor], done: int, variance: float, decay: float) -> None:
-        size = (variance / (1 + done) ** decay) ** 0.5
+    def _add_noise(self, noise: Noise, trained: Sequence[Tensor], done: int) -> None:
         # A generator of the CPU takes 32 bits of its seed.
         generator = torch.Generator(trained[0].device).manual_seed(crc32(f"noise {self.seed} {done}".encode()))
         for parameter in trained:
-            if parameter.grad is None:
-                continue
-            for piece in parameter.grad.view(-1).split(NOISE_PIECE):
-                noise = torch.randn(piece.shape, generator=generator, device=piece.device, dtype=piece.dtype)
-                piece.add_(noise, alpha=size)
+            if parameter.grad is not None:
+                noise.add(parameter.grad, done, generator)
 
 
 def _clip_rows(parameter: Tensor, ratio: float, floor: float) -> None:

@@ -12,7 +12,7 @@ from planner.plan import Choice, Plan
 from planner.session import Schedule
 from trainer.averaging import Averages, Averaging
 from trainer.cache_release import CacheRelease
-from trainer.gradients import Shaping
+from trainer.gradients import Noise, Shaping
 from trainer.judging import Judging
 from trainer.lookahead import Lookahead
 from trainer.optimizers import OptimizerChoice
@@ -97,10 +97,10 @@ class UpdateHooks:
         self._once("release_cache")
         self._cache_release = CacheRelease(every, share)
 
-    def add_gradient_noise(self, *, variance: float, decay: float) -> None:
+    def add_gradient_noise(self, *, variance: float, decay: float, relative: bool) -> None:
         """See the protocol."""
         self._once("add_gradient_noise")
-        self._shaping.noise = (variance, decay)
+        self._shaping.noise = Noise(variance, decay, relative)
 
     def centralize_gradients(self) -> None:
         """See the protocol."""

@@ -10,7 +10,7 @@ from pkgutil import walk_packages
 from types import MappingProxyType
 
 from planner.errors import PlanError, did_you_mean
-from planner.optimizations.base import REGISTRY, Optimization
+from planner.optimizations.base import REGISTRY, Optimization, Scalar
 from planner.optimizations.item import GIVEN, NUMBERED, Given, Item
 
 ENTRY_POINTS = "planner.optimizations"
@@ -33,6 +33,12 @@ def all_optimizations() -> Mapping[str, Optimization]:
     """Every registered optimisation by id, in a fixed order; further packages may add theirs by entry point."""
     _load()
     return _instances(tuple(REGISTRY.values()))
+
+
+def later_knobs(name: str) -> dict[str, Scalar]:
+    """Of one optimisation those knobs that plans were written without once, as everything was then; else none."""
+    found = all_optimizations().get(name)
+    return {knob.name: knob.before for knob in found.knobs if knob.before is not None} if found else {}
 
 
 def given_items() -> Mapping[str, Given]:

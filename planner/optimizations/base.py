@@ -178,6 +178,7 @@ class Knob:
         low, high: bounds of what a user may set (numbers), or None where only ``choices`` will do.
         names: of a choice by name, all there are on any card; the letter's value is the place in them, from 0.
         whole: whether it is a whole number, where it is a number.
+        before: its value in plan files from before there was this knob; None: every file has it.
     """
 
     name: str
@@ -188,6 +189,7 @@ class Knob:
     high: float | None = None
     whole: bool = True
     names: tuple[str, ...] = ()
+    before: Scalar | None = None
 
     def may_be(self, value: Scalar, situation: Situation) -> bool:
         """Whether a user may set it so here; a number has bounds besides. A letter may have any of its names."""

@@ -76,7 +76,6 @@ def _trainings() -> Iterator[Training]:
         "polynomial_decay",
         "warmup_stable_decay",
         "lookahead",
-        "gradient_noise",
         "gradient_centralization",
         "label_smoothing",
         "adaptive_clipping",
@@ -87,6 +86,8 @@ def _trainings() -> Iterator[Training]:
         "nf4_weights",
     ):
         yield _of(name)
+    yield _of("gradient_noise")
+    yield Training("noise-absolute", "+gradient_noise gradient_noise.kind=absolute", "gradient_noise")
     yield _of("early_stopping", "train.evaluate_every=20")
     yield Training("all-rows", ALL_ROWS)
     yield Training("sequence_packing", f"+sequence_packing {ALL_ROWS}", "sequence_packing", "all-rows")

@@ -72,7 +72,7 @@ _SWITCHED: tuple[tuple[_Base, str, str, bool, bool], ...] = (
     (_WIDE, "adamw_8bit", "", True, False),
     (_WIDE, "weight_averaging", "weight_averaging.kind=ema weight_averaging.place=gpu", False, False),
     (_WIDE, "lookahead", "lookahead.place=gpu", False, False),
-    (_WIDE, "gradient_noise", "", True, False),
+    (_WIDE, "gradient_noise", "gradient_noise.kind=absolute", True, False),
     (_WIDE, "gradient_centralization", "", True, False),
     (_WIDE, "adaptive_clipping", "", True, False),
     (_WIDE, "early_stopping", "train.evaluate_every=1", False, True),
