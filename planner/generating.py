@@ -31,8 +31,13 @@ Keeping = Literal["card", "host", "int8"]
 KEEPINGS: tuple[Keeping, ...] = get_args(Keeping)
 """How a cache is kept. The first that fits is taken of those that change nothing; int8 rounds, so it is asked for."""
 EXACT: tuple[Keeping, ...] = ("card", "host")
-CHUNK = 512
-"""Tokens of the prompt that are read at once: enough that a linear is bound by its products, not by its weights."""
+CHUNKS = (4096, 2048, 1024, 512)
+"""Tokens of the prompt that may be read at once on a card: the most that fit, as the host launches the kernels of each
+chunk anew, four-bit weights are made wide anew, and a cache in host memory comes to the card anew."""
+LEAST = CHUNKS[-1]
+"""Enough that a linear is bound by its products, not by its weights; more gains nothing without a card."""
+INSTEAD = {"cudnn": "flash"}
+"""Of the kernels that plans have. cuDNN is set up for shapes, and the number of keys grows with every token."""
 SCORES = 2**22
 """Scores that are written out at once where no kernel attends: layers with a window, soft-capped scores, sinks."""
 LOADED = frozenset({"lora", "rslora", "mixed_precision", "nf4_weights", "fused_activation", "fused_norm"})
@@ -53,7 +58,7 @@ def of_layer(x: Letters) -> Number:
 
 def in_windows(x: Letters) -> Number:
     """Elements of keys and values in layers with a window: what a token sees, and room for a chunk."""
-    return x.l * 2 * x.B * x.K * x.E * least(x.S_k, x.s + CHUNK)
+    return x.l * 2 * x.B * x.K * x.E * least(x.S_k, x.s + x.S)
 
 
 def scales(x: Letters) -> Number:
@@ -87,7 +92,7 @@ def attending(x: Letters) -> Number:
 def _seen_without_kernel(x: Letters) -> Number:
     """Keys that a chunk sees at most in a layer that no kernel attends in; 0 where there is none."""
     every = least(x.c + x.b + x.e, 1)
-    return every * x.S_k + (1 - every) * least(x.l, 1) * least(x.S_k, x.s + CHUNK)
+    return every * x.S_k + (1 - every) * least(x.l, 1) * least(x.S_k, x.s + x.S)
 
 
 def next_token(x: Letters) -> Number:
@@ -141,15 +146,17 @@ class Generation:
     """What it takes to write ``new`` tokens after a prompt of ``prompt``, with the cache kept in one way.
 
     Attributes:
+        chunk: tokens of the prompt that are read at once.
         card: bytes of each term on the card while tokens are read or written; ``load``: while weights are loaded.
         host: the same in host memory, pinned or not.
         budget: bytes of the card; ``host_budget``: of the host.
-        prompt_seconds: to read the prompt; ``token_seconds``: for the last token. Estimates by rates of training, which
-            no run of this kind has measured; None where the card's are unknown.
+        prompt_seconds: to read the prompt; ``token_seconds``: for the last token. Estimates by rates of training; None
+            where the card's are unknown.
     """
 
     prompt: int
     new: int
+    chunk: int
     keeping: Keeping
     card: Mapping[str, int]
     load: Mapping[str, int]
@@ -182,12 +189,15 @@ class Generation:
         return self.high <= self.budget and self.host_high <= self.host_budget
 
 
-def generation(plan: Plan, situation: Situation, prompt: int, new: int, keeping: Keeping) -> Generation:
+def generation(
+    plan: Plan, situation: Situation, prompt: int, new: int, keeping: Keeping, chunk: int = LEAST
+) -> Generation:
     """What a plan's model takes to write; lengths in tokens, 1 or more each."""
+    chunk = min(chunk, prompt)
     on = [choice for choice in plan.choices if choice.id in LOADED]
     knobs = {one.id: {name: value for name, value in one.knobs.items() if value is not None} for one in on}
     made = compose([one.id for one in on], knobs, situation)
-    letters, kernel = _letters(made, situation, prompt, new), kernel_of(plan)
+    letters, kernel = _letters(made, situation, prompt, new, chunk), kernel_of(plan)
     letters.e = int(kernel is None)
     terms = [term for term in made.ledger.terms.values() if not term.name.startswith(("gradients/", "optimizer/"))]
     mine = (*ALWAYS, *CACHES[keeping])
@@ -202,6 +212,7 @@ def generation(plan: Plan, situation: Situation, prompt: int, new: int, keeping:
     return Generation(
         prompt=prompt,
         new=new,
+        chunk=chunk,
         keeping=keeping,
         card={name: size for name, size in card.items() if size},
         load={name: size for name, size in load.items() if size},
@@ -215,12 +226,13 @@ def generation(plan: Plan, situation: Situation, prompt: int, new: int, keeping:
 
 
 def kernel_of(plan: Plan) -> str | None:
-    """The attention kernel of a plan; None where scores are written out."""
-    return next((str(choice.knobs["kernel"]) for choice in plan.choices if "kernel" in choice.knobs), None)
+    """The attention kernel that is written with, by a plan; None where scores are written out."""
+    found = next((str(choice.knobs["kernel"]) for choice in plan.choices if "kernel" in choice.knobs), None)
+    return INSTEAD.get(found, found) if found else None
 
 
 def choose(plan: Plan, situation: Situation, prompt: int, new: int, keeping: Keeping | None = None) -> Generation:
-    """The first way to keep the cache that fits and changes nothing, or the one that was asked for.
+    """The first way to keep the cache that fits and changes nothing, or the one that was asked for, by large chunks.
 
     Raises:
         PlanError: none fits; it says how long a prompt may be.
@@ -233,10 +245,13 @@ def choose(plan: Plan, situation: Situation, prompt: int, new: int, keeping: Kee
         why = f"changes nothing: every layer of {plan.model.id} has a window, and keeps that as it is, on the card."
         raise PlanError(f"--cache {keeping}", why, "Leave it out.")
     ways = (keeping,) if keeping else _exact_ways(plan, situation)
-    found = [generation(plan, situation, prompt, new, each) for each in ways]
-    for each in found:
-        if each.fits:
-            return each
+    found = []
+    for way in ways:
+        for chunk in CHUNKS if plan.gpu.kind == "gpu" else (LEAST,):
+            made = generation(plan, situation, prompt, new, way, chunk)
+            if made.fits:
+                return made
+        found.append(made)
     why = "do not fit: " + "; ".join(map(_why, found)) + "."
     raise PlanError(asked, why, _nearest(plan, situation, new, ways))
 
@@ -287,10 +302,9 @@ def _reads(term: Term) -> bool:
     return Phase.EVALUATE in term.phases and not term.name.startswith(("attention/", "loss/"))
 
 
-def _letters(made: Configuration, situation: Situation, prompt: int, new: int) -> Letters:
+def _letters(made: Configuration, situation: Situation, prompt: int, new: int, chunk: int) -> Letters:
     gpu = situation.gpu
     workspace = calibration().workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
-    chunk = min(CHUNK, prompt)
     found = made.at(batch=1, total=chunk, target=1, workspace=workspace)
     found.S_k = prompt + new
     return found
@@ -307,8 +321,9 @@ def _seconds(
 ) -> tuple[float | None, float | None]:
     """Seconds to read the prompt, and to write the last token; None where the card's rates are unknown.
 
-    A prompt is its products and attention, and the cache in host memory comes once for each chunk. A token reads every
-    weight and the cache once, or waits for it to come from the host, or for the host to launch its kernels.
+    A prompt is its products and attention, and for each chunk what is read and written between them; the host launches
+    the kernels of each, and the cache in host memory comes once for each. A token reads every weight and the cache
+    once, or waits for it to come from the host, or for the host to launch its kernels.
     """
     rates = rates_of(kernel or "eager", made.settings["dtype"], letters.E, situation.gpu, calibration()).likely
     work = made.ledger.work.values()
@@ -320,7 +335,13 @@ def _seconds(
         )
         for resource, kind in needed.items()
     }
-    kernels = sum(float(each.amount(letters)) for each in work if each.name == "launches/forward")
+    each_chunk = {
+        resource: sum(
+            float(each.amount(letters)) for each in work if each.resource is resource and each.phase is Phase.FORWARD
+        )
+        for resource in (Resource.MEMORY, Resource.LAUNCH)
+    }
+    widened = 2 * letters.a / 8 * float(in_cache(letters)) if "attention/cache_scales" in card else 0.0
     pinned = host.get("attention/cache", 0)
     looked_at = ("weights/", "attention/cache", "attention/windows")
     read = sum(size for name, size in card.items() if name.startswith(looked_at))
@@ -328,9 +349,10 @@ def _seconds(
     if not all(value for kind, value in rate.items() if kind != TO_DEVICE or pinned):
         return None, None
     over_link = pinned / rate[TO_DEVICE] if pinned else 0.0
-    reading, launching = sum(amount / rate[kind] for kind, amount in flops.items()), kernels / rate[LAUNCH]
-    chunks = ceil(prompt / CHUNK)
+    launching, chunks = each_chunk[Resource.LAUNCH] / rate[LAUNCH], ceil(prompt / letters.S)
+    between = (each_chunk[Resource.MEMORY] + widened / 2) / rate["memory"]
+    reading = sum(amount / rate[kind] for kind, amount in flops.items()) + chunks * between
     return (
         max(reading, chunks * launching, chunks * over_link / 2),
-        max((read + pinned) / rate["memory"], over_link, launching),
+        max((read + pinned + widened) / rate["memory"], over_link, launching),
     )

@@ -37,14 +37,14 @@ from trainer.loading import find_source, load_config, load_model
 __all__ = ["_grouped_products_of_any_type"]
 
 CPU = torch.device("cpu")
+CHUNK = 7
 TOKENS = torch.randint(VOCAB, (1, 41), generator=torch.Generator().manual_seed(4))
 
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts of several chunks, rows of scores in several pieces."""
-    for module in (generating, key_values, planned):
-        monkeypatch.setattr(module, "CHUNK", 7)
+    monkeypatch.setattr(planned, "LEAST", CHUNK)
     for module in (generating_attention, planned):
         monkeypatch.setattr(module, "SCORES", 300)
 
@@ -59,10 +59,10 @@ def _loaded(folder: Path, attention: str, dtype: torch.dtype = torch.float64) ->
 def _by_cache(model: PreTrainedModel, keeping: Keeping) -> Tensor:
     """Logits ``[S, V]`` of each token: the first half read in chunks, the rest token by token."""
     total = TOKENS.shape[1]
-    cache, host = make_cache(model.config, keeping, total, CPU)
+    cache, host = make_cache(model.config, keeping, total, CPU, CHUNK)
     found, begun = [], total // 2
     with torch.no_grad():
-        parts = [slice(at, min(at + 7, begun)) for at in range(0, begun, 7)]
+        parts = [slice(at, min(at + CHUNK, begun)) for at in range(0, begun, CHUNK)]
         parts += [slice(at, at + 1) for at in range(begun, total)]
         for part in parts:
             made = model(input_ids=TOKENS[:, part], past_key_values=cache, use_cache=True)
@@ -143,15 +143,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("keeping", KEEPINGS)
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("chunk", [512, 200])
 def test_bytes_are_those_planned(
-    family: str, dtype: str | None, keeping: Keeping, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    chunk: int,
+    family: str,
+    dtype: str | None,
+    keeping: Keeping,
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Counted op by op: at a kernel's layers within 1 %; where scores are written out no more than planned."""
     monkeypatch.undo()  # chunks as they are
     choices = CHOICES | ({"mixed_precision": {"dtype": dtype}} if dtype else {})
     plan = make_plan(folders[family], choices=choices, family=family)
     situation = Situation(read_gpu("h200-sxm"), load_shape(folders[family]), 2**34)
-    found = planned.generation(plan, situation, 700, 5, keeping)
+    found = planned.generation(plan, situation, 700, 5, keeping, chunk)
     session = generating.GeneratingSession(plan)
     session.apply_choices()
     adapted, _, _ = session.adapted_model()
@@ -180,7 +186,7 @@ def test_what_is_written_is_what_transformers_writes(folders: dict[str, Path]) -
     )
     prompt = generating.Prompt.of(ids[0].tolist())
     for keeping in ("card", "host"):
-        found = planned.generation(plan, situation, 30, 12, keeping)  # type: ignore[arg-type]
+        found = planned.generation(plan, situation, 30, 12, keeping, CHUNK)  # type: ignore[arg-type]
         said: list[str] = []
         written = generating.written(adapted, prompt, found, generating.Sampling(), said.append, lambda _: None)
         assert written.tokens == 12 and not written.ended
@@ -236,11 +242,11 @@ def test_all_tokens_are_turned_by_the_length_there_will_be(family: str, tmp_path
 def test_a_window_that_nothing_passes_is_none() -> None:
     """As Phi-3.5's is, of 262,144 tokens: its layers are kept like others, in host memory where that is asked for."""
     config = Phi3Config(**SMALL, max_position_embeddings=64, sliding_window=64)
-    cache, host = make_cache(config, "host", 41, CPU)
+    cache, host = make_cache(config, "host", 41, CPU, CHUNK)
     assert host is not None and {type(layer) for layer in cache.layers} == {key_values.KeptInHost}
     host.close()
     config = Phi3Config(**SMALL, max_position_embeddings=64, sliding_window=63)
-    assert {type(layer) for layer in make_cache(config, "host", 41, CPU)[0].layers} == {key_values.KeptWindow}
+    assert {type(layer) for layer in make_cache(config, "host", 41, CPU, CHUNK)[0].layers} == {key_values.KeptWindow}
 
 
 def _spaced_tokenizer() -> PreTrainedTokenizerFast:

@@ -22,7 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from planner.errors import PlanError
-from planner.generating import CHUNK, Generation
+from planner.generating import Generation
 from planner.plan import Plan
 from planner.units import format_bytes
 from trainer import generating_attention
@@ -218,10 +218,10 @@ def written(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     ids = torch.tensor([prompt.tokens], device=device)
-    cache, host = make_cache(model.config, found.keeping, total, device)
+    cache, host = make_cache(model.config, found.keeping, total, device, found.chunk)
     try:
         began = time.monotonic()
-        read_into(cache, model, ids, read)
+        read_into(cache, model, ids, found.chunk, read)
         _wait(device)
         between = time.monotonic()
         if begin is not None:
@@ -257,12 +257,12 @@ def written(
     )
 
 
-def read_into(cache: Cache, model: PreTrainedModel, ids: Tensor, read: Callable[[int], None]) -> None:
-    """Read all of a prompt ``[1, S]`` but its last token, which whoever writes begins with."""
+def read_into(cache: Cache, model: PreTrainedModel, ids: Tensor, chunk: int, read: Callable[[int], None]) -> None:
+    """Read all of a prompt ``[1, S]`` but its last token, which whoever writes begins with, ``chunk`` at a time."""
     last = ids.shape[1] - 1
     with torch.no_grad():
-        for start in range(0, last, CHUNK):
-            stop = min(start + CHUNK, last)
+        for start in range(0, last, chunk):
+            stop = min(start + chunk, last)
             model(input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True, logits_to_keep=1)
             read(stop)
 

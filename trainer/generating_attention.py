@@ -13,13 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from planner.generating import SCORES
+from planner.generating import INSTEAD, SCORES
 from trainer.streamed.kernels import KERNELS, Kernel
 
 ROOM = 16
 """Scores are written out so many times smaller: some models have scores that float16 does not reach."""
-INSTEAD = {"cudnn": "flash"}
-"""cuDNN is set up for shapes, and the number of keys grows with every token. What that takes is not measured."""
 
 
 def register(kernel: str | None) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
-from planner.generating import CHUNK, Keeping
+from planner.generating import Keeping
 from trainer.host_memory import Arena
 
 
@@ -81,12 +81,13 @@ class KeptWindow(Kept):
 
     Args:
         window: tokens that a token sees, itself among them.
+        chunk: tokens that it is given at once, at most.
     """
 
     is_sliding = True
 
-    def __init__(self, tokens: int, window: int) -> None:
-        super().__init__(min(tokens, window + CHUNK))
+    def __init__(self, tokens: int, window: int, chunk: int) -> None:
+        super().__init__(min(tokens, window + chunk))
         self._window, self._all, self._held = window, tokens, 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -120,7 +121,7 @@ class KeptWindow(Kept):
 
 
 PIECE = 4096
-"""Tokens whose codes are multiplied out at once: the CPU copies them first, each as a number as wide as its scale."""
+"""Tokens whose codes are multiplied out at once without a card: the CPU copies them first, as wide as their scales."""
 
 
 class Rooms:
@@ -164,10 +165,11 @@ class KeptInEightBits(Kept):
         start, stop = self.seen, self.seen + key_states.shape[2]
         assert stop <= self.tokens
         rooms = self._rooms.room(0, tuple(self.keys.shape), key_states)
+        step = PIECE if self.keys.device.type == "cpu" else max(start, 1)
         parts = zip(rooms, (self.keys, self.values), self._scales, (key_states, value_states), strict=True)
         for room, codes, scales, new in parts:
-            for at in range(0, start, PIECE):
-                piece = slice(at, min(at + PIECE, start))
+            for at in range(0, start, step):
+                piece = slice(at, min(at + step, start))
                 torch.mul(codes[piece], scales[piece], out=room[piece])
             room[start:stop] = by_token(new)
             wide = by_token(new).float()
@@ -288,15 +290,15 @@ def window_of(config: PretrainedConfig, layer: int) -> int | None:
 
 
 def make_cache(
-    config: PretrainedConfig, keeping: Keeping, tokens: int, device: torch.device
+    config: PretrainedConfig, keeping: Keeping, tokens: int, device: torch.device, chunk: int
 ) -> tuple[Cache, Arena | None]:
-    """A cache for so many tokens, given in chunks of ``CHUNK`` at most; and the host memory it has, if any."""
+    """A cache for so many tokens, given in chunks of ``chunk`` at most; and the host memory it has, if any."""
     host, rooms = Host(device), Rooms()
     layers: list[Any] = []
     for number in range(config.num_hidden_layers):
         window = window_of(config, number)
         if window is not None:
-            layers.append(KeptWindow(tokens, window))
+            layers.append(KeptWindow(tokens, window, chunk))
         elif keeping == "host":
             layers.append(host.layer(tokens))
         else:

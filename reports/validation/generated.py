@@ -14,13 +14,14 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from planner.cli_output import write_whole
-from planner.generating import Generation, Keeping, generation
+from planner.generating import Generation, Keeping, choose
 from planner.optimizations.base import Situation
 from planner.plan import Plan
 from planner.planning import Request, make_plan, read_gpu, read_model
@@ -52,7 +53,7 @@ class Case:
         """What is planned for the case."""
         shape = read_model(plan.model.source)
         situation = Situation(read_gpu(str(card_file(self.card))), shape, plan.memory.host.budget_bytes)
-        return generation(plan, situation, self.prompt, NEW, self.keeping)
+        return choose(plan, situation, self.prompt, NEW, self.keeping)
 
 
 CASES = (
@@ -74,6 +75,7 @@ CASES = (
 def told(found: Generation) -> dict[str, Any]:
     """What is planned, in numbers."""
     return {
+        "chunk": found.chunk,
         "expected_bytes": found.expected,
         "high_bytes": found.high,
         "host_bytes": sum(found.host.values()),
@@ -106,7 +108,9 @@ def run(case: Case, out: Path) -> None:
         session = GeneratingSession(plan)
         session.apply_choices()
         adapted, _, _ = session.adapted_model()
-        made = written(adapted, Prompt.of(tokens), found, Sampling(), lambda _: None, lambda _: None)
+        began, read = time.monotonic(), list[float]()
+        note = lambda _: read.append(time.monotonic() - began)  # noqa: E731
+        made = written(adapted, Prompt.of(tokens), found, Sampling(), lambda _: None, note)
         card = environment(next(adapted.parameters()).device)
     record = {
         "case": asdict(case),
@@ -115,6 +119,7 @@ def run(case: Case, out: Path) -> None:
         "allocated_bytes": made.allocated,
         "reserved_bytes": made.reserved,
         "prompt_seconds": made.prompt_seconds,
+        "chunks_launched": read,
         "token_seconds": made.seconds / made.tokens,
         "tokens": made.tokens,
         "environment": card,
