@@ -81,11 +81,12 @@ def attending(x: Letters) -> Number:
 
     By a kernel: query, key and value before and after they are turned, and two outputs, of the chunk's own keys and of
     those before, both in float32 as well while they are added. Written out: scores in float32, their softmax, and that
-    in the compute dtype, where it is another.
+    in the compute dtype, where it is another; beside them the query, the same scaled, and the output.
     """
     by_kernel = tokens(x) * (x.E * ((2 * x.H + 4 * x.K) * x.a // 8 + x.H * (8 + 3 * x.a // 8)) + 16 * x.H)
     row = x.B * x.H * _seen_without_kernel(x)
-    written = greatest(row, least(row * x.S, SCORES)) * (8 + x.a // 8 * (1 - x.a // 32))
+    scores = greatest(row, least(row * x.S, SCORES)) * (8 + x.a // 8 * (1 - x.a // 32))
+    written = least(row, 1) * (scores + tokens(x) * 3 * x.H * x.E * x.a // 8)
     return greatest(greatest(by_kernel, written) - tokens(x) * height(x) * x.a // 8, 0)
 
 

@@ -143,7 +143,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("keeping", KEEPINGS)
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("family", MODELS)
-@pytest.mark.parametrize("chunk", [512, 200])
+@pytest.mark.parametrize("chunk", [300, 200])
 def test_bytes_are_those_planned(
     chunk: int,
     family: str,
@@ -152,7 +152,7 @@ def test_bytes_are_those_planned(
     folders: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Counted op by op: at a kernel's layers within 1 %; where scores are written out no more than planned."""
+    """Counted op by op, in chunks of which one sees as much as any: within 1 %, and 3 % where scores are written out."""
     monkeypatch.undo()  # chunks as they are
     choices = CHOICES | ({"mixed_precision": {"dtype": dtype}} if dtype else {})
     plan = make_plan(folders[family], choices=choices, family=family)
@@ -168,7 +168,7 @@ def test_bytes_are_those_planned(
         generating.written(adapted, prompt, found, sampling, lambda _: None, lambda _: None)
     wanted = sum(found.card.values()) - found.card["runtime/workspace"] + found.host.get("attention/cache", 0)
     assert live.peak <= wanted
-    assert wanted <= live.peak * (1.01 if family != "gemma3_text" else 1.08)
+    assert wanted <= live.peak * (1.01 if family != "gemma3_text" else 1.03)
 
 
 def test_what_is_written_is_what_transformers_writes(folders: dict[str, Path]) -> None:
