@@ -48,8 +48,11 @@ class Session(Protocol):
         """Take the learning rate for that of a step of so many rows; another goes by the square root."""
         ...
 
-    def search_rate(self, *, steps: int, low: float, high: float) -> None:
-        """Before training try so many rates between these, and train by that at which the loss falls steepest."""
+    def search_rate(self, *, steps: int, low: float, high: float, rule: str) -> None:
+        """Before training try so many rates between these, and train by the one that a rule takes from them.
+
+        ``half_least``: half of that at which the loss is least; ``steepest``: where it falls most.
+        """
         ...
 
     def schedule_rate(self, kind: Schedule, knobs: Mapping[str, float]) -> None:

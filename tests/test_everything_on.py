@@ -96,7 +96,7 @@ def test_it_runs(tmp_path: Path) -> None:
     choices["sequence_packing"] = {"documents": 3}
     choices["checkpoint_spacing"] = {"every": 2}
     choices["chunked_loss"] = {"rows": 8}
-    choices["rate_range_test"] |= {"steps": 6, "low": 1e-4, "high": 1e-1}
+    choices["rate_range_test"] |= {"steps": 6, "low": 1e-4, "high": 1e-2}
     choices["spike_rewind"] |= {"window": 4, "every": 2}
     plan = made_by_hand(
         tmp_path / "model",

@@ -152,7 +152,7 @@ def test_bytes_are_those_planned(
     folders: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Counted op by op, in chunks of which one sees as much as any: within 1 %, and 3 % where scores are written out."""
+    """Counted op by op, in chunks of which one sees as much as any: within 1 %, or 3 % where scores are written out."""
     monkeypatch.undo()  # chunks as they are
     choices = CHOICES | ({"mixed_precision": {"dtype": dtype}} if dtype else {})
     plan = make_plan(folders[family], choices=choices, family=family)

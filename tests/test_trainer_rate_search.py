@@ -23,12 +23,12 @@ from planner.planning import Request
 from planner.planning import make_plan as planned
 from planner.units import format_seconds
 from trainer import rate_search, running
-from trainer.rate_search import go_by, picture, smoothed, steepest
+from trainer.rate_search import go_by, half_least, picture, smoothed, steepest
 from trainer.rates import RateFound, RateSearch
 from trainer.run import execute
 
 STEPS = 6
-KNOBS = {"steps": 30, "low": 1e-5, "high": 1.0}
+KNOBS = {"rule": "half_least", "steps": 30, "low": 1e-5, "high": 1.0}
 
 
 def _curve(loss: Any, rates: list[float]) -> list[tuple[float, float, float]]:
@@ -53,8 +53,17 @@ def test_the_steepest_place_of_a_known_curve(middle: float) -> None:
     assert found is not None and abs(math.log10(found / middle)) <= 0.05
 
 
+@pytest.mark.parametrize("middle", [1e-3, 3e-2])
+def test_half_of_where_a_known_curve_is_least(middle: float) -> None:
+    rates = RateSearch(121, 1e-6, 1.0).rates()
+    found = half_least(_curve(lambda rate: math.log10(rate / middle) ** 2 - 1, rates))
+    assert found == pytest.approx(middle / 2, rel=0.06)
+    assert half_least(_curve(lambda rate: math.log10(rate / middle) ** 2, rates)) is None, "it is no less than before"
+
+
 def test_a_loss_that_never_falls_has_no_place() -> None:
     rates = RateSearch(20, 1e-6, 1.0).rates()
+    assert half_least(_curve(lambda rate: 2 + rate, rates)) is None
     assert steepest(_curve(lambda rate: 2 + rate, rates)) is None and steepest(_curve(lambda _: 2.0, rates)) is None
     assert steepest(_curve(lambda rate: -rate, rates[:2])) is None, "two steps are no curve"
 
@@ -84,7 +93,10 @@ def test_what_a_batch_costs_by_itself_is_no_change(place: Path, monkeypatch: pyt
     monkeypatch.setattr(running, "search_rate", kept_search)
     with tempfile.TemporaryDirectory() as out:
         assert (
-            execute(_plan(place, Path(out) / "run", {"rate_range_test": {"steps": 12, "low": 1e-9, "high": 1e-8}})) == 0
+            execute(
+                _plan(place, Path(out) / "run", {"rate_range_test": KNOBS | {"steps": 12, "low": 1e-9, "high": 1e-8}})
+            )
+            == 0
         )
     losses = [loss for _, loss, _ in kept[0].curve]
     assert max(losses) - min(losses) > 0.01, "batches differ"
@@ -121,13 +133,15 @@ def test_a_run_is_as_if_that_rate_had_been_given(
     assert len(found["curve"]) == KNOBS["steps"] or ended, "all rates, or the loss is many times what it was"
     rate = found["rate"]
     assert rate is not None and 1e-5 < rate < 1.0
-    assert f"steepest at a rate of {rate:.3g}" in " ".join(capsys.readouterr().out.split())
+    assert f"the rate is {rate:.3g}, half of the rate at which the loss is least." in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert execute(_plan(place, tmp_path / "given", more, lr=rate)) == 0
     assert record(run)["losses"] == record(tmp_path / "given")["losses"] and _same(run, tmp_path / "given")
     first = next(line for line in lines(run) if "taken" in line)
     assert first["lr"] == pytest.approx(rate, rel=1e-12)
     assert f"{rate:g} (by a range test)" in (run / "adapter" / "README.md").read_text()
-    assert "steepest at" in (run / "rate_search.svg").read_text()
+    assert f"taken: {rate:.3g}" in (run / "rate_search.svg").read_text()
 
 
 def test_where_the_loss_never_falls_the_plan_s_rate_stays(
@@ -194,7 +208,7 @@ def test_one_has_the_rate_and_the_plan_has_the_copy(place: Path, tmp_path: Path)
         "setting rate is already claimed by rate_range_test",
     )
     with pytest.raises(PlanError, match=r"goes from a rate of 1 to one of 0\.1"):
-        execute(_plan(place, tmp_path / "run", {"rate_range_test": {"steps": 5, "low": 1.0, "high": 0.1}}))
+        execute(_plan(place, tmp_path / "run", {"rate_range_test": KNOBS | {"low": 1.0, "high": 0.1}}))
 
 
 def test_the_ratio_between_groups_stays() -> None:
@@ -208,4 +222,4 @@ def test_the_ratio_between_groups_stays() -> None:
 
 def test_the_picture_of_few_and_of_level_losses() -> None:
     level = RateFound(((1e-3, 2.0, 2.0), (2e-3, 2.0, 2.0)), None)
-    assert picture(level).count("<polyline") == 1 and "steepest" not in picture(level)
+    assert picture(level).count("<polyline") == 1 and "taken" not in picture(level)

@@ -1,4 +1,4 @@
-"""A learning-rate range test: some steps by rates from small to large, and the rate at which the loss falls steepest.
+"""A learning-rate range test: some steps by rates from small to large, and the rate that a rule takes from the losses.
 
 It trains on the run's own first rows. Losses of two batches differ by more than a step can change them, so each batch's
 loss is set against that of the same batch before any step was made. Afterwards adapters, optimiser and loss scale are
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 
@@ -53,6 +53,24 @@ def steepest(curve: Sequence[tuple[float, float, float]]) -> float | None:
     if not slopes or min(slopes.values()) >= 0:
         return None
     return curve[min(slopes, key=lambda place: slopes[place])][0]
+
+
+def half_least(curve: Sequence[tuple[float, float, float]]) -> float | None:
+    """Half of the rate after which the smoothed change is least; None where the loss never falls.
+
+    At the least itself the steps begin to be too large: beyond it the loss rises.
+    """
+    if len(curve) < 3:
+        return None
+    rate, _, least = min(curve, key=lambda each: each[2])
+    return rate / 2 if least < min(0.0, curve[0][2]) else None
+
+
+RULES: Mapping[str, tuple[Callable[[Sequence[tuple[float, float, float]]], float | None], str]] = {
+    "half_least": (half_least, "half of the rate at which the loss is least"),
+    "steepest": (steepest, "where the loss falls steepest"),
+}
+"""What may be taken from a curve, and what it is in words."""
 
 
 def search_rate(
@@ -109,7 +127,8 @@ def search_rate(
             built.scaler.load_state_dict(scaler)
     changes = smoothed([change for *_, change in made])
     curve = tuple((rate, loss, change) for (rate, loss, _), change in zip(made, changes, strict=True))
-    return RateFound(curve, steepest(curve))
+    rule, told = RULES[search.rule]
+    return RateFound(curve, rule(curve), told)
 
 
 Steps = Iterator[tuple[float, float, list[Batch]]]
@@ -166,6 +185,6 @@ def picture(found: RateFound) -> str:
     shapes.append(svg.path([(across(math.log10(rate)), up(each)) for rate, _, each in found.curve], svg.BLUE))
     if found.rate is not None:
         x = across(math.log10(found.rate))
-        shapes += [svg.line(x, 340, x, 50, svg.RED, 1.4, "4 3"), svg.label(x + 6, 64, f"steepest at {found.rate:.3g}")]
+        shapes += [svg.line(x, 340, x, 50, svg.RED, 1.4, "4 3"), svg.label(x + 6, 64, f"taken: {found.rate:.3g}")]
     shapes += [svg.label(392, 380, "learning rate", "middle"), svg.sideways(28, 195, "loss, less before training")]
     return svg.drawing(730, 396, "Loss of a range test over the learning rate", shapes)

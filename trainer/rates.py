@@ -12,11 +12,15 @@ from planner.plan import Train
 
 @dataclass(frozen=True)
 class RateSearch:
-    """Which rates to try: ``steps`` of them from ``low`` to ``high``, each as many times the one before."""
+    """Which rates to try: ``steps`` of them from ``low`` to ``high``, each as many times the one before.
+
+    ``rule`` says which is taken, by its name in `trainer.rate_search.RULES`.
+    """
 
     steps: int
     low: float
     high: float
+    rule: str = "half_least"
 
     def rates(self) -> list[float]:
         """All of them."""
@@ -30,11 +34,13 @@ class RateFound:
     Attributes:
         curve: of every step that was made its rate, its loss, and by how much that was more than the same batch's
             before training, smoothed.
-        rate: where that fell steepest; None where it never fell.
+        rate: what the rule took from it; None where the loss never fell.
+        told: how, in words.
     """
 
     curve: tuple[tuple[float, float, float], ...]
     rate: float | None
+    told: str = ""
 
     def document(self) -> dict[str, Any]:
         """As plain data."""

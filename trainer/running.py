@@ -193,7 +193,11 @@ class Running:
             told = f"Range test ({made}): the loss never fell; train.lr {plan.train.lr:g} stays."
         else:
             go_by(found, built.optimizer)
-            told = f"Range test ({made}): the loss falls steepest at a rate of {found.rate:.3g}, which is taken."
+            told = f"Range test ({made}): the rate is {found.rate:.3g}, {found.told}."
+            if search.rule == "half_least" and found.rate * 2 >= found.curve[-1][0] == search.high:
+                told += (
+                    f" The loss still fell at the last one: --set rate_range_test.high={10 * search.high:g} goes on."
+                )
         self.console.print(told, highlight=False)
         return found
 

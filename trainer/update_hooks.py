@@ -49,12 +49,12 @@ class UpdateHooks:
         self._once("rate_for_rows")
         self._optimizing.rows = rows
 
-    def search_rate(self, *, steps: int, low: float, high: float) -> None:
+    def search_rate(self, *, steps: int, low: float, high: float, rule: str) -> None:
         """See the protocol."""
         self._once("search_rate")
         if not low < high:
             raise PlanError(self._who(), f"goes from a rate of {low:g} to one of {high:g}.", "The first is the least.")
-        self._rate_search = RateSearch(steps, low, high)
+        self._rate_search = RateSearch(steps, low, high, rule)
 
     def schedule_rate(self, kind: Schedule, knobs: Mapping[str, float]) -> None:
         """See the protocol."""

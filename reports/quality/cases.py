@@ -81,11 +81,12 @@ def _trainings() -> Iterator[Training]:
         "adaptive_clipping",
         "spike_rewind",
         "context_stages",
-        "rate_range_test",
         "adamw_8bit",
         "nf4_weights",
     ):
         yield _of(name)
+    yield _of("rate_range_test")
+    yield Training("steepest", "+rate_range_test rate_range_test.rule=steepest", "rate_range_test")
     yield _of("gradient_noise")
     yield Training("noise-absolute", "+gradient_noise gradient_noise.kind=absolute", "gradient_noise")
     yield _of("early_stopping", "train.evaluate_every=20")

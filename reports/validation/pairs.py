@@ -77,7 +77,7 @@ _SWITCHED: tuple[tuple[_Base, str, str, bool, bool], ...] = (
     (_WIDE, "adaptive_clipping", "", True, False),
     (_WIDE, "early_stopping", "train.evaluate_every=1", False, True),
     (_WIDE, "spike_rewind", "", False, True),
-    (_WIDE, "rate_range_test", "rate_range_test.steps=8", False, True),
+    (_WIDE, "rate_range_test", "rate_range_test.steps=8 rate_range_test.rule=steepest", False, True),
     (_WIDE, "mapped_tokens", "--disk=20GiB", False, True),
     (_LONG, "fused_norm", "", True, False),  # long enough that no step waits for the host
     (_LONG, "compiled_layers", "", True, False),
