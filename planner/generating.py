@@ -24,7 +24,7 @@ from planner.ledger import Device, Phase, Resource, Term
 from planner.optimizations.base import Situation
 from planner.plan import Plan
 from planner.rates import LAUNCH, TO_DEVICE, rates_of
-from planner.symbols import Letters, Number, greatest, least
+from planner.symbols import Letters, Number, greatest, least, round_up
 from planner.units import format_bytes
 
 Keeping = Literal["card", "host", "int8"]
@@ -39,7 +39,7 @@ LEAST = CHUNKS[-1]
 INSTEAD = {"cudnn": "flash"}
 """Of the kernels that plans have. cuDNN is set up for shapes, and the number of keys grows with every token."""
 SCORES = 2**22
-"""Scores that are written out at once where no kernel attends: layers with a window, soft-capped scores, sinks."""
+"""Scores that are written out at once where no kernel attends: soft-capped ones, and in a plan that has no kernel."""
 LOADED = frozenset({"lora", "rslora", "mixed_precision", "nf4_weights", "fused_activation", "fused_norm"})
 """Choices of a plan that say how its model is loaded and computed; the others are about training."""
 WHILE = frozenset({Phase.EVALUATE})
@@ -80,10 +80,16 @@ def attending(x: Letters) -> Number:
     """Bytes alive while a layer attends, above the height of its MLP.
 
     By a kernel: query, key and value before and after they are turned, and two outputs, of the chunk's own keys and of
-    those before, both in float32 as well while they are added. Written out: scores in float32, their softmax, and that
-    in the compute dtype, where it is another; beside them the query, the same scaled, and the output.
+    those before, both in float32 as well while they are added. A chunk that is longer than a window is cut into blocks,
+    which are copies, and their outputs are merged. Written out: scores in float32, their softmax, and that in the
+    compute dtype, where it is another; beside them the query, the same scaled, and the output.
     """
     by_kernel = tokens(x) * (x.E * ((2 * x.H + 4 * x.K) * x.a // 8 + x.H * (8 + 3 * x.a // 8)) + 16 * x.H)
+    whole = round_up(x.S, x.s)
+    blocks = x.B * x.E * (whole * 2 * (x.H + x.K) * x.a // 8 + (whole - x.s) * x.H * (2 * x.a // 8 + 12))
+    in_blocks = blocks + tokens(x) * x.H * (2 * x.E * x.a // 8 + 16)
+    longer = least(x.l, 1) * least(greatest(x.S - x.s, 0), 1)
+    by_kernel = greatest(by_kernel, longer * in_blocks)
     row = x.B * x.H * _seen_without_kernel(x)
     scores = greatest(row, least(row * x.S, SCORES)) * (8 + x.a // 8 * (1 - x.a // 32))
     written = least(row, 1) * (scores + tokens(x) * 3 * x.H * x.E * x.a // 8)
@@ -91,9 +97,9 @@ def attending(x: Letters) -> Number:
 
 
 def _seen_without_kernel(x: Letters) -> Number:
-    """Keys that a chunk sees at most in a layer that no kernel attends in; 0 where there is none."""
-    every = least(x.c + x.b + x.e, 1)
-    return every * x.S_k + (1 - every) * least(x.l, 1) * least(x.S_k, x.s + x.S)
+    """Keys that a chunk sees at most where no kernel attends; 0 where one does."""
+    narrow = least(x.S_k, x.s + x.S)
+    return least(x.c + x.e, 1) * (narrow + least(x.L - x.l, 1) * (x.S_k - narrow))
 
 
 def next_token(x: Letters) -> Number:

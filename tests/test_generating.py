@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
+    MistralConfig,
     Phi3Config,
     PhiConfig,
     PreTrainedModel,
@@ -33,6 +34,7 @@ from trainer import generating, generating_attention, key_values
 from trainer.counting import TensorBytes
 from trainer.key_values import make_cache
 from trainer.loading import find_source, load_config, load_model
+from trainer.streamed.kernels import KERNELS
 
 __all__ = ["_grouped_products_of_any_type"]
 
@@ -121,6 +123,7 @@ WIDE: dict[str, Any] = {
 MODELS: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaConfig(**WIDE, num_key_value_heads=2),
     "phi": lambda: PhiConfig(**WIDE),
+    "mistral": lambda: MistralConfig(**WIDE, num_key_value_heads=2, sliding_window=256),
     "gemma3_text": lambda: Gemma3TextConfig(**WIDE, num_key_value_heads=2, head_dim=32, sliding_window=64),
 }
 CHOICES: dict[str, dict[str, Any]] = {
@@ -152,7 +155,7 @@ def test_bytes_are_those_planned(
     folders: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Counted op by op, in chunks of which one sees as much as any: within 1 %, or 3 % where scores are written out."""
+    """Counted op by op, in chunks of which one sees as much as any: within 1 %, or 2 % where it is cut into blocks."""
     monkeypatch.undo()  # chunks as they are
     choices = CHOICES | ({"mixed_precision": {"dtype": dtype}} if dtype else {})
     plan = make_plan(folders[family], choices=choices, family=family)
@@ -168,7 +171,7 @@ def test_bytes_are_those_planned(
         generating.written(adapted, prompt, found, sampling, lambda _: None, lambda _: None)
     wanted = sum(found.card.values()) - found.card["runtime/workspace"] + found.host.get("attention/cache", 0)
     assert live.peak <= wanted
-    assert wanted <= live.peak * (1.01 if family != "gemma3_text" else 1.03)
+    assert wanted <= live.peak * (1.02 if situation.model.sliding_layers else 1.01)
 
 
 def test_what_is_written_is_what_transformers_writes(folders: dict[str, Path]) -> None:
@@ -191,6 +194,29 @@ def test_what_is_written_is_what_transformers_writes(folders: dict[str, Path]) -
         written = generating.written(adapted, prompt, found, generating.Sampling(), said.append, lambda _: None)
         assert written.tokens == 12 and not written.ended
         assert written.text == "".join(said) == generating.spelled(None, wanted[0, 30:].tolist())
+
+
+@pytest.mark.parametrize("window", [None, 2, 5, 9, 30])
+@pytest.mark.parametrize("new", [1, 2, 8, 20])
+def test_a_kernel_gives_what_scores_written_out_give(new: int, window: int | None) -> None:
+    """Whatever is before: nothing, less than the window, as much, in each case with sinks and without, in float64."""
+    generator = torch.Generator().manual_seed(new)
+
+    def some(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    for before in (0, 1, 4, 11):
+        length = new + (before if window is None else min(before, window - 1))  # as a cache gives them
+        query, key, value, sinks = some(2, 4, new, 16), some(2, 2, length, 16), some(2, 2, length, 16), some(4)
+        for each in (None, sinks) if window is None or new <= window else ():
+            found = generating_attention.by_kernel(KERNELS["cpu"], query, key, value, 0.25, window, each)
+            wanted = generating_attention.written_out(query, key, value, 0.25, window, each)
+            torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-13)
+        for each in (None, sinks):  # cut into blocks: of one row
+            parts = query[:1], key[:1], value[:1]
+            found = generating_attention.by_kernel(KERNELS["cpu"], *parts, 0.25, window, each)
+            wanted = generating_attention.written_out(*parts, 0.25, window, each)
+            torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-13)
 
 
 def test_scores_that_float16_does_not_reach_are_no_matter() -> None:

@@ -1,12 +1,14 @@
 """Attention of new tokens to themselves and to all that a cache holds: exact, and without a mask of the prompt's size.
 
-Where a kernel attends, a chunk goes once to the keys before it, all of which it sees, and once to its own, causally;
-the two are added by their log-sum-exps. Where none does (layers with a window, soft-capped scores, learned sinks)
+A chunk goes to a kernel once with the keys before it and once with its own, causally; the two are added by their
+log-sum-exps. With a window the keys before it are a triangle, which read backwards is causal again. A learned sink is a
+score more in each softmax, whose value is nothing. Where no kernel attends (soft-capped scores, or a plan without one)
 scores are written out, some rows of the chunk at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from transformers import AttentionInterface
 
 from planner.generating import INSTEAD, SCORES
 from trainer.streamed.kernels import KERNELS, Kernel
+from trainer.streamed.windows import banded
 
 ROOM = 16
 """Scores are written out so many times smaller: some models have scores that float16 does not reach."""
@@ -49,31 +52,80 @@ def register(kernel: str | None) -> str:
         assert attention_mask is None and dropout == 0.0
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         window = sliding_window if sliding_window is not None and sliding_window < key.shape[2] else None
-        if found is None or window is not None or s_aux is not None or softcap is not None:
+        if found is None or softcap is not None:
             attended = written_out(query, key, value, scale, window, s_aux, softcap)
         else:
-            attended = by_kernel(found, query, key, value, scale)
+            attended = by_kernel(found, query, key, value, scale, window, s_aux)
         return attended.transpose(1, 2), None
 
     AttentionInterface.register(name, attend)
     return name
 
 
-def by_kernel(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def by_kernel(
+    kernel: Kernel,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Causal attention of the last tokens, shapes as in ``register``; gives ``[B, H, q, E]``."""
-    new = query.shape[2]
-    if new == 1:  # it sees all there is
-        return kernel.forward(query, key, value, False, scale)[0]
-    before = key.shape[2] - new
-    own, sums = kernel.forward(query, key[:, :, before:], value[:, :, before:], True, scale)
-    if not before:
-        return own
-    past, of_past = kernel.forward(query, key[:, :, :before], value[:, :, :before], False, scale)
-    wide = torch.promote_types(own.dtype, torch.float32)
-    both = torch.logaddexp(sums.to(wide), of_past.to(wide))
-    added = own.to(wide, copy=True).mul_(torch.exp(sums.to(wide) - both).unsqueeze(-1))
-    added.add_(past.to(wide).mul_(torch.exp(of_past.to(wide) - both).unsqueeze(-1)))
-    return added.to(own.dtype)
+    new, before = query.shape[2], key.shape[2] - query.shape[2]
+    if new == 1:  # it sees all that the cache gives
+        output, sums = kernel.forward(query, key, value, False, scale)
+    else:
+        own = (query, key[:, :, before:], value[:, :, before:])
+        output, sums = (
+            kernel.forward(*own, True, scale) if window is None or new <= window else banded(kernel, own, window, scale)
+        )
+        for rows, part, part_sums in _of_past(kernel, query, key[:, :, :before], value[:, :, :before], window, scale):
+            _add(output[:, :, rows], sums[:, :, rows], part, part_sums)
+    if sinks is not None:
+        grown = torch.logaddexp(sums, sinks.to(sums.dtype)[:, None])
+        output.mul_(torch.exp(sums - grown).unsqueeze(-1))
+    return output
+
+
+def _of_past(
+    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, window: int | None, scale: float
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """What queries see of the keys before them: which of them, output and log-sum-exp over these keys.
+
+    Of P keys the query i sees those from i + P + 1 − window on.
+    """
+    before, every = key.shape[2], slice(None)
+    if window is None:
+        parts = [(every, every, False)] if before else []
+    else:
+        all_seen = window - 1 - before  # so many queries see every key
+        last = min(query.shape[2], window - 1)
+        falling = max(0, last - all_seen)  # the ones after these: from one to the next a key less
+        parts = [
+            (slice(0, last), slice(falling, before), False),
+            (slice(0, all_seen), slice(0, falling), False),
+            (slice(all_seen, last), slice(0, falling), True),
+        ]
+    for rows, keys, triangle in parts:
+        q, k, v = query[:, :, rows], key[:, :, keys], value[:, :, keys]
+        if not q.shape[2] or not k.shape[2]:
+            continue
+        if triangle:  # query r of these sees key r and those after it: both backwards, that is causal
+            found = kernel.forward(q.flip(2), k.flip(2), v.flip(2), True, scale)
+            yield rows, found[0].flip(2), found[1].flip(2)
+        else:
+            yield rows, *kernel.forward(q, k, v, False, scale)
+
+
+def _add(output: Tensor, sums: Tensor, part: Tensor, part_sums: Tensor) -> None:
+    """To output ``[B, H, q, E]`` and log-sum-exp over some keys those over others, in place."""
+    wide = torch.promote_types(output.dtype, torch.float32)
+    both = torch.logaddexp(sums.to(wide), part_sums.to(wide))
+    added = output.to(wide, copy=True).mul_(torch.exp(sums.to(wide) - both).unsqueeze(-1))
+    added.add_(part.to(wide).mul_(torch.exp(part_sums.to(wide) - both).unsqueeze(-1)))
+    output.copy_(added)
+    sums.copy_(both)
 
 
 def written_out(
