@@ -63,6 +63,10 @@ class Calibration:
         """Bytes a second that are written to a disk, or read from it."""
         return float(self.document["disk_bytes_per_second"]["value"])
 
+    def pinning_rate(self) -> float:
+        """Bytes of pinned host memory that are taken in a second."""
+        return float(self.document["pinned_bytes_per_second"]["value"])
+
     def efficiency(self, resource: str) -> float:
         """Share of the peak rate of ``linear``, ``link`` or ``memory``."""
         return float(self.document["efficiency"][resource]["value"])

@@ -122,8 +122,8 @@ def told_of(plan: Plan, found: Generation) -> str:
         told += f" The host needs {format_bytes(found.host_high)} of {format_bytes(found.host_budget)}."
     if found.prompt_seconds is not None and found.token_seconds is not None:
         told += (
-            f" Reading may take {format_seconds(found.prompt_seconds)}, and a token {found.token_seconds:.3g} s: "
-            "estimated by rates of training. None of this was measured on a card."
+            f" Reading, {_tokens(found.chunk)} at a time, may take {format_seconds(found.prompt_seconds)}, and a token "
+            f"{found.token_seconds:.3g} s: estimated by rates of training."
         )
     known = max(plan.total_tokens, int(plan.model.native_context * plan.rope.factor))
     if found.prompt + found.new > known:
@@ -141,6 +141,7 @@ def _document(plan: Plan, found: Generation) -> dict[str, Any]:
         "card": plan.gpu.id,
         "prompt_tokens": found.prompt,
         "new_tokens": found.new,
+        "tokens_at_once": found.chunk,
         "cache": found.keeping,
         "gpu": {
             "peak_bytes": found.expected,

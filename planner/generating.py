@@ -329,8 +329,8 @@ def _seconds(
     """Seconds to read the prompt, and to write the last token; None where the card's rates are unknown.
 
     A prompt is its products and attention, and for each chunk what is read and written between them; the host launches
-    the kernels of each, and the cache in host memory comes once for each. A token reads every weight and the cache
-    once, or waits for it to come from the host, or for the host to launch its kernels.
+    the kernels of each, and the cache in host memory, which is taken first, comes once for each. A token reads every
+    weight and the cache once, or waits for it to come from the host, or for the host to launch its kernels.
     """
     rates = rates_of(kernel or "eager", made.settings["dtype"], letters.E, situation.gpu, calibration()).likely
     work = made.ledger.work.values()
@@ -360,6 +360,6 @@ def _seconds(
     between = (each_chunk[Resource.MEMORY] + widened / 2) / rate["memory"]
     reading = sum(amount / rate[kind] for kind, amount in flops.items()) + chunks * between
     return (
-        max(reading, chunks * launching, chunks * over_link / 2),
+        pinned / calibration().pinning_rate() + max(reading, chunks * launching, chunks * over_link / 2),
         max((read + pinned + widened) / rate["memory"], over_link, launching),
     )

@@ -19,6 +19,7 @@ from planner.planning import Request, make_plan
 from planner.symbols import BY_SYMBOL
 from planner.tiers import TIERS
 from planner.units import parse_count
+from reports.quality.cases import SEEDS
 from reports.render import claims, claims_memory, claims_plans, claims_source, claims_terms, claims_tiers
 from reports.render.claims_data import Claim, Found, document, listed, scientific
 from reports.render.documents import WHOLE
@@ -39,6 +40,7 @@ KINDS = {
     "record",
     "records",
     "term",
+    "training",
     "work",
 }
 
@@ -143,10 +145,14 @@ def test_what_is_measured_names_its_records() -> None:
         if claim.state == "measured":
             of_pairs = [source.partition(" ")[2] for source in claim.sources if source.startswith("pair ")]
             cited = [source.partition(" ")[2] for source in claim.sources if source.startswith("record ")]
-            assert set(cited) <= names and (cited or of_pairs or "records h?00-*.json" in claim.sources)
+            trained = [source.partition(" ")[2] for source in claim.sources if source.startswith("training ")]
+            of_all = "records h?00-*.json" in claim.sources
+            assert set(cited) <= names and (cited or of_pairs or trained or of_all)
             arguments = claim.computation[1] if claim.computation else {}
-            read = {one for pair in arguments.get("pairs", []) for one in pair} or {*arguments.values()}
-            assert read == {*cited, *of_pairs}, f"line {claim.line} reads other records than it names"
+            read = {one for pair in arguments.get("pairs", []) for one in pair} | {*arguments.get("names", [])}
+            assert (read or {*arguments.values()}) == {*cited, *of_pairs, *trained}, (
+                f"line {claim.line} reads other records than it names"
+            )
 
 
 def test_every_source_exists() -> None:
@@ -174,6 +180,8 @@ def test_every_source_exists() -> None:
                 assert (ROOT / "reports" / "validation" / f"{name}.json").is_file(), told
             elif kind == "pair":
                 assert (ROOT / "reports" / "validation" / "pairs" / f"{name}.json").is_file(), told
+            elif kind == "training":
+                assert all((ROOT / "reports/quality/records" / f"{name}-{seed}.json").is_file() for seed in SEEDS), told
             elif kind == "records":
                 assert list((ROOT / "reports" / "validation").glob(name)), told
             elif kind == "command":

@@ -10,7 +10,7 @@ import pytest
 from cli_fixture import Capture, answered
 from trainer_tiny import save_model
 
-from planner.optimizations import all_optimizations
+from planner.optimizations import all_items, all_optimizations
 from reports.quality import cases, measure
 from reports.quality.cases import AGAIN, BASE, KERNEL, SEEDS, TRAININGS, Training
 from reports.render import quality
@@ -90,11 +90,33 @@ def test_the_page_compares_seed_by_seed(tmp_path: Path, monkeypatch: pytest.Monk
         page = quality.section()
         assert "| −0.1000 | −0.1000 | −0.1000 | −0.1000 | 0.0000 | better with each seed |" in page
         assert "judged by other rows, so not compared: nf4_weights." in page
-        assert "Two trainings that are the same differ by up to 0.0010, of 3; less is chance." in page
+        assert "which found nothing to do) differ by up to 0.0010; less is chance." in page
         assert "Not with every seed yet, so without a verdict: lora_plus." in page
     finally:
         for cached in kept:
             cached.cache_clear()
+
+
+SAID = {
+    "better with each of three seeds": "better with each seed",
+    "worse with each of three seeds": "worse with each seed",
+    "better with two of three seeds": "better with 2 of 3 seeds",
+    "worse with two of three seeds": "worse with 2 of 3 seeds",
+    "no difference beyond chance": "no difference beyond chance",
+}
+"""What items say of trainings, and what the verdict of one of theirs has to be."""
+
+
+def test_what_items_say_of_trainings_is_what_their_records_say() -> None:
+    told = 0
+    for name, each in all_items().items():
+        verdicts = {quality.verdict_of(training) for training in TRAININGS if training.optimization == name}
+        text = " ".join(one.true for one in each.claimed)
+        for words, verdict in SAID.items():
+            if words in text:
+                assert verdict in verdicts, f"{name}: {words}"
+                told += 1
+    assert told >= 12
 
 
 @pytest.mark.parametrize("place", sorted(quality.FOLDER.glob("*.json")), ids=lambda place: place.stem)

@@ -85,6 +85,8 @@ def _trainings() -> Iterator[Training]:
         "nf4_weights",
     ):
         yield _of(name)
+    for rate in (2e-4, 5e-4):
+        yield Training(f"lora_plus-{rate:.0e}", f"+lora_plus train.lr={rate}", "lora_plus")
     yield _of("rate_range_test")
     yield Training("steepest", "+rate_range_test rate_range_test.rule=steepest", "rate_range_test")
     yield _of("gradient_noise")

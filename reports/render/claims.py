@@ -9,7 +9,15 @@ from typing import Any
 from planner.markdown import table
 from planner.planning import HOST_BYTES, Request
 from planner.units import GIB, format_seconds
-from reports.render import claims_cards, claims_counts, claims_memory, claims_plans, claims_records, claims_terms
+from reports.render import (
+    claims_cards,
+    claims_counts,
+    claims_memory,
+    claims_plans,
+    claims_records,
+    claims_terms,
+    claims_trained,
+)
 from reports.render.claims_counts import backing
 from reports.render.claims_data import Claim, Document, Found, document, listed
 from reports.render.claims_items import items
@@ -23,7 +31,7 @@ COMPUTED: Mapping[str, Callable[..., Found]] = {
     **claims_plans.COMPUTATIONS,
     **claims_terms.COMPUTATIONS,
 }
-MEASURED: Mapping[str, Callable[..., Found]] = claims_records.COMPUTATIONS
+MEASURED: Mapping[str, Callable[..., Found]] = {**claims_records.COMPUTATIONS, **claims_trained.COMPUTATIONS}
 STATES = ("computed", "measured", "not yet")
 HOST, STEP = f"{HOST_BYTES // GIB} GiB", format_seconds(Request().max_step_seconds)
 COLUMNS = ("line>", "what is claimed", "claimed>", "true", "holds", "state", "from")
@@ -160,6 +168,8 @@ def told(source: str) -> str:
         return f"[`{name}`](validation/{name}.json)"
     if kind == "pair":
         return f"[`{name}`](validation/pairs/{name}.json)"
+    if kind == "training":
+        return f"trainings [`{name}`](quality/records/{name}-0.json) and those beside"
     if kind == "file":
         return f"[`{name}`](../{name})"
     assert kind in ("term", "optimization", "command", "work", "card", "letter"), source

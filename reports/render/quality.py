@@ -49,9 +49,13 @@ def differences(training: Training) -> dict[int, float]:
 
 @cache
 def chance() -> float | None:
-    """The largest difference of two trainings that are the same; None where they were not made with every seed."""
-    each = differences(next(training for training in TRAININGS if training.name == AGAIN))
-    return max(map(abs, each.values())) if len(each) == len(SEEDS) else None
+    """The largest difference of two trainings that are the same; None where they were not made with every seed.
+
+    Those in which an optimisation found nothing to do are the same as without it, too.
+    """
+    if len(differences(by_name(AGAIN))) < len(SEEDS):
+        return None
+    return max(abs(value) for name in (AGAIN, *IDLE) for value in differences(by_name(name)).values())
 
 
 @cache
@@ -60,6 +64,8 @@ def verdict_of(training: Training) -> str:
     each, floor = differences(training), chance()
     if len(each) < len(SEEDS) or floor is None or training.name == AGAIN:
         return ""
+    if training.name in IDLE:
+        return "it found nothing to do"
     better, worse = (sum(sign * value > floor for value in each.values()) for sign in (-1, 1))
     if better and worse:
         return f"better with {better}, worse with {worse} of {len(each)} seeds"
@@ -77,8 +83,8 @@ def _chance_told() -> str:
     kernels = sorted({record["kernel"] for each in found().values() for record in each.values()})
     if (floor := chance()) is not None:
         return (
-            f"Two trainings that are the same differ by up to {floor:.4f}, of {len(SEEDS)}; less is chance. Of so many "
-            "comparisons some may go beyond that by chance as well."
+            f"Trainings that are the same ({AGAIN}, and {' and '.join(IDLE)}, which found nothing to do) differ by up "
+            f"to {floor:.4f}; less is chance. Of so many comparisons some may go beyond that by chance as well."
         )
     told = "How far two trainings that are the same differ is not known yet, so none has a verdict"
     idle = [value for name in IDLE for value in differences(by_name(name)).values()]

@@ -1,0 +1,72 @@
+"""For reports/validation.md: text written on a card, what was planned for it beside what it took."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from planner.markdown import percent, table
+from planner.units import MIB
+from reports.validation.generated import FOLDER
+
+SETS = ("by-512", "by-4096")
+"""Folders of records, by tokens of the prompt that were read at once."""
+STANDS_IN = "rtx2060s"
+"""A card whose rates are not those of the card that ran: its seconds are compared with nothing."""
+
+
+def records(name: str) -> list[dict[str, Any]]:
+    """Of a set, by the name of the case."""
+    return [json.loads(place.read_text(encoding="utf-8")) for place in sorted((FOLDER / name).glob("*.json"))]
+
+
+def section() -> str:
+    """Bytes and seconds of each case, as they were planned and as they were."""
+    found = [(name, record) for name in SETS for record in records(name)]
+    if not found:
+        return ""
+    one = found[-1][1]["environment"]
+    over = [record for _, record in found if record["reserved_bytes"] > record["planned"]["high_bytes"]]
+    short = [record for _, record in found if record["allocated_bytes"] > record["planned"]["expected_bytes"]]
+    most = max(record["allocated_bytes"] / record["planned"]["expected_bytes"] - 1 for record in short)
+    beyond = max((record["reserved_bytes"] - record["planned"]["high_bytes"]) / MIB for record in over)
+    revisions = {name: sorted({record["revision"][:7] for record in records(name)}) for name in SETS}
+    told = (
+        "`plan generate` writes text by a cache of keys and values that is planned like all else. 12 cases of random "
+        "weights, prompts of random tokens and 64 tokens after them were planned and frozen, run, and planned and run "
+        "again after their prompts were read by larger pieces (`python -m reports.validation.generated run OUT`; "
+        f"records in `reports/validation/generated/`, of revisions {', '.join(revisions[SETS[0]])} and "
+        f"{', '.join(revisions[SETS[1]])}, on one {one['gpu']['name']}, torch {one['packages']['torch']}, transformers "
+        f"{one['packages']['transformers']}). Tensors took no more than was expected in {len(found) - len(short)} of "
+        f"{len(found)}, and {percent(most, 2)} more at most, on the card that stands in for an {STANDS_IN}: its own "
+        f"workspace of cuBLAS is larger. The allocator reserved no more than the bound in {len(found) - len(over)}, "
+        f"and {beyond:,.0f} MiB more in {len(over)}, which its card had room for: since then it is held to the bound, "
+        "and gives back what it holds unused. Seconds of a prompt and of a token are estimates by rates of training; where "
+        "a card stands in for another, they are those of the other. Layers with a window and soft-capped scores were "
+        "written out in these runs, which no estimate has; windows are a kernel's since then, not measured yet."
+    )
+    heads = (
+        "case",
+        "at once>",
+        "allocated, of expected>",
+        "bound left, MiB>",
+        "prompt, planned>",
+        "prompt, s>",
+        "token, planned>",
+        "token, ms>",
+    )
+    return f"## Text that was written\n\n{told}\n\n{table(heads, [_row(name, record) for name, record in found])}"
+
+
+def _row(name: str, record: dict[str, Any]) -> tuple[str, ...]:
+    planned, own = record["planned"], record["case"]["card"] != STANDS_IN
+    return (
+        record["case"]["name"],
+        name.removeprefix("by-"),
+        percent(record["allocated_bytes"] / planned["expected_bytes"] - 1, 2),
+        f"{(planned['high_bytes'] - record['reserved_bytes']) / MIB:,.0f}".replace("-", "−"),
+        f"{planned['prompt_seconds']:.2f}" if own else "",
+        f"{record['prompt_seconds']:.2f}",
+        f"{1000 * planned['token_seconds']:.0f}" if own else "",
+        f"{1000 * record['token_seconds']:.0f}",
+    )
