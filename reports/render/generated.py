@@ -42,8 +42,8 @@ def section() -> str:
         f"workspace of cuBLAS is larger. The allocator reserved no more than the bound in {len(found) - len(over)}, "
         f"and {beyond:,.0f} MiB more in {len(over)}, which its card had room for: since then it is held to the bound, "
         "and gives back what it holds unused. Seconds of a prompt and of a token are estimates by rates of training; "
-        "where a card stands in for another, they are those of the other. Layers with a window and soft-capped scores were "
-        "written out in these runs, which no estimate has; windows are a kernel's since then, not measured yet."
+        "where a card stands in for another, they are those of the other. Layers with a window and soft-capped scores "
+        "were written out in these runs, which no estimate has; windows are a kernel's since then, not measured yet."
     )
     heads = (
         "case",
