@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from planner.bounds import Sum
 from planner.branches import branches
 from planner.calibration import Calibration
 from planner.compose import compose, problems
@@ -20,7 +21,7 @@ from planner.errors import PlanError, raise_all
 from planner.evaluate import Candidates, Evaluator, Limits, Outcome
 from planner.ledger import Device, Phase
 from planner.longest import COARSEST, FINEST, longest, runs
-from planner.on_card import SpaceOnCard, Wish
+from planner.on_card import Level, SpaceOnCard, Wish
 from planner.optimizations import all_optimizations
 from planner.optimizations.base import Scalar, Situation
 from planner.sets import PinnedKnobs, last_resorts
@@ -304,6 +305,8 @@ def chosen(
     """The best of what fits, or where nothing does what comes nearest."""
     level = on_card.at(candidates, index)
     found = level.having(None).cheapest(limits, KEYS[objective])
+    if found is not None and objective == "context":
+        found = _gentler(on_card, level, limits, found)
     if found is None:
         found = level.having(None).cheapest(ENDLESS_LIMITS, (share(limits), *beyond(limits), *KEYS[objective]))
         assert found is not None
@@ -312,6 +315,17 @@ def chosen(
         places = level.with_first_knobs(limits, KNOBS[objective], found)
     configuration = on_card.space.configuration(found.branch, places)
     return Evaluator(candidates, situation, on_card.scale.constants, limits)(configuration)
+
+
+def _gentler(on_card: SpaceOnCard, level: Level, limits: Limits, found: Sum) -> Sum:
+    """The same without what takes more of what is learnt than it gives in time, where that fits and may be left out."""
+    known = all_optimizations()
+    for name in on_card.space.ids(found.branch, found.places):
+        if known[name].worth > 1 and found.weights.known and on_card.stack((name, False)) is not None:
+            other = level.having((name, False)).cheapest(limits, KEYS["context"])
+            if other is not None and TIME.of(other.weights) <= known[name].worth * TIME.of(found.weights):
+                found = other
+    return found
 
 
 def _why_no_set(situation: Situation, required: Sequence[str], excluded: Sequence[str]) -> str:

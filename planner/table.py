@@ -153,7 +153,7 @@ class Table:
         places = Places(branch, self.many, option)
         self.many += len(places.range)
         known = all_optimizations()
-        inexact = sum(not known[name].exact for name in ids)
+        inexact = sum(known[name].harm for name in ids if not known[name].exact)
         added = [gone[id(row)] for row in option.gone if id(row) in gone]  # the others are in no column
         added += [each.entry for each in come]
         self._first_patterns.append(self.added.add(places.shape, float(inexact), added))

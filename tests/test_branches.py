@@ -63,7 +63,8 @@ def best_of(search: Search, names: Sequence[str]) -> dict[tuple[str, bool], Any]
         for on in (True, False):
             best = search.best_among("context", name, on)
             if best is not None:
-                inexact = sum(not all_optimizations()[each].exact for each in best.ids)
+                known = all_optimizations()
+                inexact = sum(known[each].harm for each in best.ids if not known[each].exact)
                 found[name, on] = (float(f"{best.seconds:.3g}"), inexact, best.high)
     return found
 

@@ -56,3 +56,20 @@ def test_a_reason_is_true_where_planning_again_can_tell(words: str) -> None:
         ):
             with_it = planned(f"{here} --with {rejection.id}")
             assert (with_it.verdict == "does-not-fit") is (rejection.reasons == ["does not fit with it"]), rejection
+
+
+def test_four_bits_are_on_for_time_only_where_they_save_a_fifth_of_it() -> None:
+    worth = all_optimizations()["nf4_weights"].worth
+    words = "--gpu rtx3090 --model llama-3.1-8b --tier 7"
+    gentle, quick = planned(words), planned(f"{words} --objective speed")
+    (told,) = (each.reasons[0] for each in gentle.rejected if each.id == "nf4_weights")
+    assert "which is too little for what it does to the result" in told
+    assert "nf4_weights" in {choice.id for choice in quick.choices}
+    times = [plan.time.step_seconds.estimate or 0.0 for plan in (gentle, quick)]
+    assert times[1] < times[0] <= worth * times[1] * 1.01
+    words = "--gpu rtx3060 --model phi-2 --context 4K"
+    on, off = planned(words), planned(f"{words} --without nf4_weights")
+    assert "nf4_weights" in {choice.id for choice in on.choices}
+    assert (off.time.step_seconds.estimate or 0.0) > worth * (on.time.step_seconds.estimate or 0.0)
+    asked = planned("--gpu rtx3090 --model llama-3.1-8b --tier 7 --with nf4_weights")
+    assert {"nf4_weights"} <= {choice.id for choice in asked.choices}

@@ -84,10 +84,14 @@ class Weighed:
     fits: bool
 
     def cost(self, objective: Objective) -> tuple[float, ...]:
-        """What it is chosen by: three digits of its time, how often it changes the result, its memory."""
+        """What it is chosen by: three digits of its time, how much it changes the result, its memory."""
         time, known = float(f"{self.seconds:.3g}"), all_optimizations()
-        inexact = sum(not known[name].exact for name in self.configuration.ids)
+        inexact = sum(known[name].harm for name in self.configuration.ids if not known[name].exact)
         return (self.high, time, inexact) if objective == "memory" else (time, inexact, self.high)
+
+
+NF4 = "nf4_weights"
+"""The one optimisation that has to be worth it where a plan is for the longest context."""
 
 
 def asked_of(profile: HardwareProfile, model: str, host_bytes: int = 32 * GIB, seconds: float = 86_400.0) -> Asked:
@@ -277,6 +281,13 @@ def found_as_counted(asked: Asked) -> None:
         return
     fitting = [one for one in at if one.fits]
     least = min(one.cost(asked.objective) for one in fitting)
+    if asked.objective == "context" and any(
+        one.cost("context") == least and NF4 in one.configuration.ids for one in fitting
+    ):
+        without = [one for one in fitting if NF4 not in one.configuration.ids]
+        gentlest = min((one.cost("context") for one in without), default=None)
+        if gentlest is not None and gentlest[0] <= all_optimizations()[NF4].worth * least[0]:
+            fitting, least = without, gentlest
     if asked.objective == "memory":
         assert best.cost("memory") == least
         return

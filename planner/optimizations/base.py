@@ -235,6 +235,9 @@ class Optimization(Item):
             where nobody needs it.
         effect: what it does to the result where it is not exact, in a few words; of what is asked for, why it is not on
             by itself.
+        harm: what it counts among those that change the result, where sets are alike otherwise: by trainings.
+        worth: how many times as long a step may at most take without it before it is on for the sake of time alone,
+            where plans are for the longest context; 1 for what takes nothing of what is learnt.
         measured: whether runs on a card show what it changes; where none do, plans that have it say so.
         instead: what takes the place of formulas of its own, a sentence; empty where it changes neither bytes nor time.
     """
@@ -250,6 +253,8 @@ class Optimization(Item):
     measured: ClassVar[bool] = True
     last_resort: ClassVar[str] = ""
     effect: ClassVar[str] = ""
+    harm: ClassVar[int] = 1
+    worth: ClassVar[float] = 1.0
     instead: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:

@@ -38,6 +38,7 @@ class CheckpointNf4(Optimization):
         Evidence("error of hidden states and gradients, on real weights", "tests/streamed/test_coding.py"),
     )
     exact = False
+    harm = 2  # eight bits changed nothing in trainings, and these a little (reports/optimizations.md)
     asked = True
     effect = (
         "every layer input is rounded to four bits before its layer is computed again; "

@@ -124,6 +124,10 @@ class Nf4Weights(Optimization):
     )
     exact = False
     effect = "weights are rounded to four bits"
+    # Trainings of a small model lost a quarter of what they had gained (reports/optimizations.md): more than all else
+    # that a plan may choose unasked takes of it.
+    harm = 10
+    worth = 1.25
 
     def rewrite(self, ledger: Ledger, knobs: Knobs, situation: Situation) -> Ledger:
         """Four bits a weight, plus constants and buffers."""
