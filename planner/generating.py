@@ -82,7 +82,8 @@ def attending(x: Letters) -> Number:
     By a kernel: query, key and value before and after they are turned, and two outputs, of the chunk's own keys and of
     those before, both in float32 as well while they are added. A chunk that is longer than a window is cut into blocks,
     which are copies, and their outputs are merged. Written out: scores in float32, their softmax, and that in the
-    compute dtype, where it is another; beside them the query, the same scaled, and the output.
+    compute dtype, where it is another; beside them the query, the same scaled, the output, and
+    query, key and value before they were turned.
     """
     by_kernel = tokens(x) * (x.E * ((2 * x.H + 4 * x.K) * x.a // 8 + x.H * (8 + 3 * x.a // 8)) + 16 * x.H)
     whole = round_up(x.S, x.s)
@@ -92,7 +93,7 @@ def attending(x: Letters) -> Number:
     by_kernel = greatest(by_kernel, longer * in_blocks)
     row = x.B * x.H * _seen_without_kernel(x)
     scores = greatest(row, least(row * x.S, SCORES)) * (8 + x.a // 8 * (1 - x.a // 32))
-    written = least(row, 1) * (scores + tokens(x) * 3 * x.H * x.E * x.a // 8)
+    written = least(row, 1) * (scores + tokens(x) * (4 * x.H + 2 * x.K) * x.E * x.a // 8)
     return greatest(greatest(by_kernel, written) - tokens(x) * height(x) * x.a // 8, 0)
 
 
@@ -335,6 +336,7 @@ def _seconds(
     rates = rates_of(kernel or "eager", made.settings["dtype"], letters.E, situation.gpu, calibration()).likely
     work = made.ledger.work.values()
     whole = made.at(batch=1, total=float(prompt), target=1, workspace=0)
+    whole.e = 0  # of layers with a window no more is looked at, whoever attends
     needed = {Resource.LINEAR: "linear", Resource.ATTENTION: "attention"}
     flops = {
         kind: sum(

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from planner.cli_output import write_whole
 from planner.errors import PlanError
 from planner.measurements import Failure, Record, read_record, told
+from planner.optimizations import later_knobs
 from planner.plan import Plan
 from planner.plan_facts import RANDOM, slug
 from planner.units import format_seconds
@@ -180,7 +181,7 @@ def _version(package: str) -> str | None:
 def _decisive(plan: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a plan's figures, and what it says of card and host; data, folders and words left out."""
     train = {name: value for name, value in plan["train"].items() if name not in ("data", "out")}
-    choices = {choice["id"]: choice["knobs"] for choice in plan["choices"]}
+    choices = {choice["id"]: {**later_knobs(choice["id"]), **choice["knobs"]} for choice in plan["choices"]}
     kept = {name: plan.get(name) for name in ("gpu", "model", "total_tokens", "target")}
     rope = {name: value for name, value in plan.get("rope", {}).items() if name != "reason"}
     peaks = plan["memory"]["gpu"]["peak_bytes"], plan["memory"]["host"]["peak_bytes"]

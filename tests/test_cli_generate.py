@@ -8,6 +8,8 @@ import os
 import pty
 import subprocess
 import sys
+from bisect import bisect_left
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from trainer_tiny import make_plan, save_model, write_sources
 
 from planner.cli import main
 from planner.errors import PlanError
-from planner.generating import EXACT, KEEPINGS, Keeping, choose, generation, longest_prompt
+from planner.generating import CHUNKS, EXACT, KEEPINGS, Keeping, choose, generation, longest_prompt
 from planner.optimizations.base import Situation
 from planner.plan import Plan
 from planner.planning import Request, read_gpu, read_model
@@ -206,6 +208,35 @@ def test_where_the_card_has_no_room_the_host_is_taken(small: tuple[Plan, Situati
         choose(plan, situation, 2**26, 256)
     with pytest.raises(PlanError, match="with --cache host"):
         choose(plan, situation, on_card + 1, 256, "card")
+
+
+def test_prompts_are_read_by_the_largest_pieces_that_fit(small: tuple[Plan, Situation]) -> None:
+    plan, situation = small
+    assert choose(plan, situation, 20_000, 256).chunk == CHUNKS[0] > CHUNKS[-1]
+    assert choose(plan, situation, 100, 256).chunk == 100
+    most = {chunk: _longest_by(plan, situation, chunk) for chunk in CHUNKS}
+    assert [*most.values()] == sorted(most.values()) and len({*most.values()}) == len(CHUNKS)
+    for chunk, less in pairwise(CHUNKS):
+        assert choose(plan, situation, most[chunk], 256, "card").chunk == chunk
+        assert choose(plan, situation, most[chunk] + 1, 256, "card").chunk == less
+    on_cpu = planned(Request("cpu", "smollm2-135m", total_tokens=512))
+    there = Situation(read_gpu("cpu"), read_model("smollm2-135m"), on_cpu.memory.host.budget_bytes)
+    assert choose(on_cpu, there, 20_000, 256).chunk == CHUNKS[-1], "there are no launches, and no link"
+
+
+def _longest_by(plan: Plan, situation: Situation, chunk: int) -> int:
+    fits = range(2**24)
+    return bisect_left(fits, True, key=lambda size: not generation(plan, situation, size, 256, "card", chunk).fits) - 1
+
+
+def test_a_prompt_of_windows_takes_less_time() -> None:
+    """A layer with a window sees so many tokens, and no more."""
+    seconds = []
+    for model in ("mistral-7b-v0.1", "mistral-7b-v0.3"):
+        plan = planned(Request("h200-sxm", model, total_tokens=8192))
+        situation = Situation(read_gpu("h200-sxm"), read_model(model), plan.memory.host.budget_bytes)
+        seconds.append(generation(plan, situation, 131_072, 1, "card", 4096).prompt_seconds or 0.0)
+    assert 0 < seconds[0] < 0.6 * seconds[1]
 
 
 def test_eight_bits_take_half(small: tuple[Plan, Situation]) -> None:

@@ -19,7 +19,8 @@ from run_folder import lines
 from trainer_tiny import make_plan, save_model, write_sources
 
 from planner.errors import PlanError
-from planner.plan import Plan
+from planner.optimizations import all_optimizations
+from planner.plan import Choice, Plan
 from trainer import running, saving, stored_files
 from trainer.output import RunFolder
 from trainer.run import execute
@@ -300,6 +301,27 @@ def test_other_plans_data_and_files_are_refused(place: Path, whole: Path, stoppe
     (stopped / FOLDER / STATE).write_bytes(b"no zip file")
     with pytest.raises(PlanError, match="cannot be read"):
         execute(moved, resume=True)
+
+
+@pytest.mark.parametrize(("name", "knob"), [("gradient_noise", "kind"), ("rate_range_test", "rule")])
+def test_a_run_from_before_there_was_a_knob_goes_on(place: Path, tmp_path: Path, name: str, knob: str) -> None:
+    """Its plan file lacks the knob, which is filled in when that is read, and is the same plan for that."""
+    known = all_optimizations()[name]
+    knobs = {each.name: each.before or each.choices(None)[0] for each in known.knobs}  # type: ignore[arg-type]
+    plan = _plan(place, tmp_path, RESIDENT | {name: knobs})
+    lacking = [
+        Choice.model_construct(id=each.id, reason=each.reason, knobs={k: v for k, v in each.knobs.items() if k != knob})
+        for each in plan.choices
+    ]
+    before = plan.model_copy(update={"choices": lacking})
+    assert before.document() != plan.document() and saving.fingerprint(before) == saving.fingerprint(plan)
+    other = _plan(place, tmp_path, RESIDENT | {name: knobs | {knob: next(iter(_others(name, knob)))}})
+    assert saving.fingerprint(other) != saving.fingerprint(plan)
+
+
+def _others(name: str, knob: str) -> set[Any]:
+    (known,) = (each for each in all_optimizations()[name].knobs if each.name == knob)
+    return {*known.choices(None)} - {known.before}  # type: ignore[arg-type]
 
 
 def test_too_little_disk_is_refused_before_the_first_step(

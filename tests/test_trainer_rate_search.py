@@ -61,6 +61,18 @@ def test_half_of_where_a_known_curve_is_least(middle: float) -> None:
     assert half_least(_curve(lambda rate: math.log10(rate / middle) ** 2, rates)) is None, "it is no less than before"
 
 
+def test_a_loss_that_still_fell_at_the_last_rate_is_told_of() -> None:
+    search = RateSearch(30, 1e-5, 1.0)  # the last of which is not 1 to the last digit
+    falling, turning = (
+        _curve(loss, search.rates()) for loss in (lambda rate: -rate, lambda rate: abs(rate - 1e-3) - 1)
+    )
+    assert RateFound(tuple(falling), half_least(falling)).still_fell(search)
+    assert not RateFound(tuple(turning), half_least(turning)).still_fell(search)
+    assert not RateFound(tuple(falling[:-1]), half_least(falling[:-1])).still_fell(search), "it ended before"
+    assert not RateFound(tuple(falling), steepest(falling)).still_fell(RateSearch(30, 1e-5, 1.0, "steepest"))
+    assert not RateFound((), None).still_fell(search)
+
+
 def test_a_loss_that_never_falls_has_no_place() -> None:
     rates = RateSearch(20, 1e-6, 1.0).rates()
     assert half_least(_curve(lambda rate: 2 + rate, rates)) is None

@@ -71,8 +71,15 @@ def by_kernel(
     window: int | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention of the last tokens, shapes as in ``register``; gives ``[B, H, q, E]``."""
+    """Causal attention of the last tokens, shapes as in ``register``; gives ``[B, H, q, E]``.
+
+    B is 1 where more tokens than a window come at once.
+    """
+    assert window is None or query.shape[2] <= window or len(query) == 1
     new, before = query.shape[2], key.shape[2] - query.shape[2]
+    if window is not None and before >= window:  # of a cache that keeps more than a window, as one that nothing passes
+        key, value = key[:, :, before - window + 1 :], value[:, :, before - window + 1 :]
+        before = window - 1
     if new == 1:  # it sees all that the cache gives
         output, sums = kernel.forward(query, key, value, False, scale)
     else:

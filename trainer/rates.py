@@ -42,6 +42,12 @@ class RateFound:
     rate: float | None
     told: str = ""
 
+    def still_fell(self, search: RateSearch) -> bool:
+        """Whether the loss was least at the last rate of all, where half of the least is taken."""
+        whole = len(self.curve) == search.steps
+        least = min(self.curve, key=lambda each: each[2], default=None)
+        return search.rule == "half_least" and whole and self.rate is not None and least == self.curve[-1]
+
     def document(self) -> dict[str, Any]:
         """As plain data."""
         return {"rate": self.rate, "curve": [list(each) for each in self.curve]}

@@ -194,10 +194,8 @@ class Running:
         else:
             go_by(found, built.optimizer)
             told = f"Range test ({made}): the rate is {found.rate:.3g}, {found.told}."
-            if search.rule == "half_least" and found.rate * 2 >= found.curve[-1][0] == search.high:
-                told += (
-                    f" The loss still fell at the last one: --set rate_range_test.high={10 * search.high:g} goes on."
-                )
+            if found.still_fell(search):
+                told += " The loss still fell at the last rate: a larger rate_range_test.high goes on."
         self.console.print(told, highlight=False)
         return found
 

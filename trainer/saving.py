@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from planner.errors import PlanError
+from planner.optimizations import later_knobs
 from planner.plan import Plan
 from planner.plan_file import load_plan
 from planner.units import format_bytes
@@ -177,6 +178,11 @@ def fingerprint(plan: Plan) -> str:
         del said["time"]["step_seconds"]["on_card"]
     if not said["train"]["evaluate_every"]:  # neither does it tell of this
         del said["train"]["evaluate_every"]
+    for choice in said["choices"]:  # nor of knobs that there were not, which it has as everything was then
+        before = later_knobs(choice["id"])
+        choice["knobs"] = {
+            name: value for name, value in choice["knobs"].items() if name not in before or value != before[name]
+        }
     return hashlib.sha256(json.dumps(said, indent=2, ensure_ascii=False).encode()).hexdigest()
 
 

@@ -34,7 +34,8 @@ def section() -> str:
     told = (
         "`plan generate` writes text by a cache of keys and values that is planned like all else. 12 cases of random "
         "weights, prompts of random tokens and 64 tokens after them were planned and frozen, run, and planned and run "
-        "again after their prompts were read by larger pieces (`python -m reports.validation.generated run OUT`; "
+        "again after their prompts were read by larger pieces and estimates of seconds had more in them "
+        "(`python -m reports.validation.generated run OUT`; "
         f"records in `reports/validation/generated/`, of revisions {', '.join(revisions[SETS[0]])} and "
         f"{', '.join(revisions[SETS[1]])}, on one {one['gpu']['name']}, torch {one['packages']['torch']}, transformers "
         f"{one['packages']['transformers']}). Tensors took no more than was expected in {len(found) - len(short)} of "

@@ -3,8 +3,10 @@
     python -m reports.validation.generated plan             write what is planned for every case to FOLDER/planned.json
     python -m reports.validation.generated run OUT [NAME…]  write text here; one record each into OUT
 
-FOLDER is reports/validation/generated. Weights and adapters are random, and so is the prompt; nothing is stopped early.
-Each case is a process of its own, held to the budget of the card that it is planned for, which this one stands in for.
+FOLDER is reports/validation/generated. What is frozen there is for the next runs: of those that were made, each record
+has what had been planned for it, and its folder's name how many tokens were read at once. Weights and adapters are
+random, and so is the prompt; nothing is stopped early. Each case is a process of its own, on a card that stands in for
+the one it is planned for, and held to its bound.
 A case that fails leaves ``NAME.failed.txt`` with the reason.
 """
 

@@ -47,15 +47,15 @@ class WeightAveraging(Optimization):
             15,
             "1–2 % better model",
             "in part",
-            "At a rate that stays constant what is learnt is better with each of three seeds, by as much as a cosine "
-            "gives; beside a cosine it is no better (trainings in reports/optimizations.md).",
+            "At a rate that stays constant what is learnt is better with each of three seeds, by a little more than a "
+            "cosine gives; beside a cosine it is no better (trainings in reports/optimizations.md).",
         ),
         Claimed(
             22,
             "2–5 % better generalisation",
             "in part",
-            "At a rate that stays constant what is learnt is better with each of three seeds, by as much as a cosine "
-            "gives; beside a cosine it is no better (trainings in reports/optimizations.md).",
+            "At a rate that stays constant what is learnt is better with each of three seeds, by a little more than a "
+            "cosine gives; beside a cosine it is no better (trainings in reports/optimizations.md).",
         ),
     )
     asked = True

@@ -28,7 +28,7 @@ class ContextStages(Optimization):
         Claimed(
             18,
             "5–10 % faster convergence",
-            "not shown",
+            "does not hold",
             "In the trainings of reports/optimizations.md what is learnt after as many steps is worse with two of "
             "three seeds, by little.",
         ),

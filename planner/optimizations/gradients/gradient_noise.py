@@ -2,7 +2,7 @@
 
 Its variance is ``variance`` over (1 + steps done) to the power ``decay``: by itself a share of each matrix's own mean
 square gradient, with ``kind=absolute`` the number itself, as its paper has it. Gradients of adapters are small, so the
-paper's 0.01 drowns them: the trainings in reports/optimizations.md that had it learnt next to nothing.
+paper's 0.01 drowns them: trainings that had it learnt less than a quarter as much (reports/optimizations.md).
 
 It comes after the loss scale is taken off and before gradients are clipped. The noise of a step follows from the seed
 and the step alone, so that a run which goes on has the same. Shown for very deep networks with SGD; Adam divides

@@ -81,8 +81,6 @@ class RateRangeTest(Optimization):
         session.search_rate(
             steps=int(session.knob("steps")),
             low=float(session.knob("low")),
-            high=float(
-                session.knob("high"),
-            ),
+            high=float(session.knob("high")),
             rule=str(session.knob("rule")),
         )
