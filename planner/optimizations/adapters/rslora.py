@@ -25,7 +25,7 @@ class RsLora(Optimization):
             "optimal convergence",
             "not shown",
             "The paper that is named is about training from nothing. With alpha over the root of the rank, higher "
-            "ranks learn as fast as lower ones. At rank 16, at a rate that was the best without it, what is learnt is "
+            "ranks learn as fast as lower ones. At a rate that was the best without it, what is learnt is "
             "worse with each of three seeds, in the trainings of reports/optimizations.md.",
         ),
     )
