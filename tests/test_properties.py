@@ -191,10 +191,13 @@ def small_matrices(run: Drawn) -> int:
 def check_rise(before: Drawn, after: Drawn, allowed: int = 0) -> None:
     """No memory holds less in any phase, so no peak falls; the card in a loss by no more than what is allowed.
 
-    Left out is where eight-bit moments begin: a matrix that grows to 4,096 elements takes less than a smaller one.
+    Left out is where eight-bit moments begin: a matrix that grows to 4,096 elements takes less than a smaller one. And
+    the disk where checkpoints are pruned by its bytes: of larger ones fewer are kept.
     """
     assume("adamw_8bit" not in before.ids or small_matrices(before) == small_matrices(after))
     for device in Device:
+        if device is Device.DISK and "kept_checkpoints" in before.ids:
+            continue
         low, high = before.phases(device), after.phases(device)
         for phase in Phase:
             slack = allowed if device is Device.GPU and phase in (Phase.LOSS, Phase.EVALUATE_LOSS) else 0
