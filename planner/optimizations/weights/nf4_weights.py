@@ -4,6 +4,9 @@ A block of 64 weights shares one scale; the scales themselves are held in eight 
 float32. Each use dequantises one matrix into a passing buffer, in 16 bits or, where a card or a model has no 16-bit
 compute, in 32. Experts are no linears and stay as they are. Costs: the weights are rounded once, and every pass reads
 four bits and writes sixteen or more.
+
+What is learnt is less with it (reports/optimizations.md). So a plan for the longest context has it where a longer tier
+fits by it, or where a step takes more than 1.25 times as long without; one for speed or for memory as it finds it.
 """
 
 from __future__ import annotations
