@@ -106,7 +106,7 @@ def _why_off(name: str, found: Search, limits: Limits, objective: Objective) -> 
     chosen = float(best.time.rank[index])
     if other.seconds > 1.005 * chosen:
         parts.append(f"a step would take {other.seconds / chosen:.2f} times as long")
-    elif optimization.worth > 1 and other.seconds < 0.995 * chosen:
+    elif objective == "context" and optimization.worth > 1 and other.seconds < 0.995 * chosen:
         times = f"{other.seconds / chosen:.2f} times as long"
         parts.append(f"a step would take {times}, which is too little for what it does to the result")
     if not optimization.exact:

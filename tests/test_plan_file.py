@@ -12,6 +12,7 @@ from planner.errors import PlanError, PlanErrors
 from planner.plan import json_schema
 from planner.plan_file import load_plan
 from planner.planning import Request, make_plan
+from planner.validating import _decisive
 
 SHIPPED = Path(planner.__file__).with_name("plan.schema.json")
 
@@ -82,6 +83,16 @@ def test_a_file_from_before_there_was_a_knob_means_what_it_did(tmp_path: Path) -
     place.write_text(yaml.safe_dump(document), encoding="utf-8")
     with pytest.raises(PlanError, match="decay: is missing"):
         load_plan(place)
+
+
+def test_a_record_from_before_there_was_a_knob_is_of_the_same_plan() -> None:
+    plan = make_plan(Request(tier=3, required=("gradient_noise",), knobs={"gradient_noise": {"kind": "absolute"}}))
+    before = json.loads(json.dumps(plan.document()))
+    for choice in before["choices"]:
+        choice["knobs"].pop("kind", None)
+    assert before != plan.document() and _decisive(before) == _decisive(plan.document())
+    other = make_plan(Request(tier=3, required=("gradient_noise",)))
+    assert _decisive(other.document()) != _decisive(before)
 
 
 def test_mistakes_are_told_together(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from planner.errors import PlanError
 from planner.measurements import Failure, Record, Spread, read_failures, read_record
 from planner.planning import Request, make_plan
 from planner.units import MIB
-from planner.validating import Job, _decisive, card_here, done_before, how_for, job_of, run_apart, validate
+from planner.validating import Job, card_here, done_before, how_for, job_of, run_apart, validate
 from planner.validation_page import page as made_page
 from planner.validation_report import document, sentences
 from reports.render.records import FOLDER as RECORDS
@@ -142,16 +142,6 @@ def _written(plan: Any, folder: Path) -> Path:
     file = folder / "plan.yaml"
     file.write_text(plan.to_yaml(), encoding="utf-8")
     return file
-
-
-def test_a_record_from_before_there_was_a_knob_is_of_the_same_plan() -> None:
-    plan = make_plan(replace(SMALL, required=("gradient_noise",), knobs={"gradient_noise": {"kind": "absolute"}}))
-    before = json.loads(json.dumps(plan.document()))
-    for choice in before["choices"]:
-        choice["knobs"].pop("kind", None)
-    assert before != plan.document() and _decisive(before) == _decisive(plan.document())
-    other = make_plan(replace(SMALL, required=("gradient_noise",)))
-    assert _decisive(other.document()) != _decisive(before)
 
 
 def test_what_was_done_before_answers_the_same_question_alone(tmp_path: Path) -> None:
