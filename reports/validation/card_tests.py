@@ -1,4 +1,4 @@
-"""Runs the tests of the streamed step that need a card, and writes down what came of each.
+"""Runs the tests that need a card, and writes down what came of each.
 
     python -m reports.validation.card_tests OUT
 
@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from reports.validation.accuracy import write_record
 
-TESTS = "tests/streamed/test_on_card.py"
+TESTS = ("tests/streamed/test_on_card.py", "tests/test_generating_on_card.py")
 
 
 def outcomes(report: Path) -> dict[str, dict[str, int]]:
@@ -36,8 +36,8 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        code = subprocess.run([sys.executable, "-m", "pytest", TESTS, f"--junitxml={report}"], check=False).returncode
-        write_record(Path(sys.argv[1]), {"what": f"tests on a card: {TESTS}", "outcomes": outcomes(report)})
+        code = subprocess.run([sys.executable, "-m", "pytest", *TESTS, f"--junitxml={report}"], check=False).returncode
+        write_record(Path(sys.argv[1]), {"what": f"tests on a card: {', '.join(TESTS)}", "outcomes": outcomes(report)})
     return code
 
 
