@@ -19,7 +19,7 @@ from planner.evaluate import Array, Limits
 from planner.fronts import nondominated
 from planner.rows import Values
 from planner.spans import Span, Spans
-from planner.table import CARD, DISK, HOST
+from planner.table import CARD, DISK, HOST, Table
 from planner.weighing import CAPPED, INEXACT, ORDER, SPENT, WIDTH, Caps, Clock, Key, Measure, Scale, Weights, adds_up
 
 FEW = 48  # parts of combinations that are not worth the looking which of them can be left out
@@ -39,17 +39,28 @@ class Sum:
 
 
 class Product:
-    """A branch, its clock on a card, and for each of its groups the places of the table that it may take.
+    """A branch, its clock on a card, and for each of its groups the places of the table that it may take, going up."""
 
-    ``rows``: in which row of the sums each place of the table stands.
-    """
-
-    def __init__(self, branch: int, clock: Clock, groups: Sequence[Array], rows: Array) -> None:
-        self.branch, self.clock, self.groups, self.rows = branch, clock, tuple(groups), rows
+    def __init__(self, branch: int, clock: Clock, groups: Sequence[Array], table: Table) -> None:
+        self.branch, self.clock, self.groups, self.table = branch, clock, tuple(groups), table
         self.places = np.concatenate(self.groups)
         sizes = [len(group) for group in self.groups]
         self.starts = np.cumsum([0, *sizes[:-1]])
         self.owner = np.repeat(np.arange(len(sizes)), sizes)
+
+    def sums(self, cells: Values) -> Values:
+        """What its places come to: place × column; ``cells``: `Table.cells` of one candidate."""
+        added, patterns = self.table.added, self.table.pattern[self.places]
+        found = self.clock.columns(added.sums(cells, patterns))
+        found[:, INEXACT] = added.inexact[patterns]
+        return found
+
+    @cached_property
+    def options(self) -> tuple[Array, Array]:
+        """Of which options its places are, each once for each group, and where each group begins."""
+        numbers = self.table.numbers_of_options(self.places)
+        first = np.append(True, (numbers[1:] != numbers[:-1]) | (self.owner[1:] != self.owner[:-1]))
+        return numbers[first], np.searchsorted(self.owner[first], np.arange(len(self.groups)))
 
     @cached_property
     def pairs(self) -> tuple[Array, Array]:
@@ -83,8 +94,11 @@ class Product:
 
     def with_places(self, number: int, places: Array) -> Product:
         """The same with other places in one group."""
-        groups = [*self.groups[:number], places, *self.groups[number + 1 :]]
-        return Product(self.branch, self.clock, groups, self.rows)
+        return self.with_all([*self.groups[:number], places, *self.groups[number + 1 :]])
+
+    def with_all(self, groups: Sequence[Array]) -> Product:
+        """The same with other places in all of its groups."""
+        return Product(self.branch, self.clock, groups, self.table)
 
 
 def _twos(many: int) -> list[tuple[int, int]]:
@@ -92,53 +106,32 @@ def _twos(many: int) -> list[tuple[int, int]]:
 
 
 class Stack:
-    """Products one above the other, so that the least of all of them is found at once."""
+    """Products one above the other, so that what none of their combinations is below is found at once.
+
+    Approximate: where values of a knob change several things, each of these takes its own least.
+    """
 
     def __init__(self, products: Iterable[Product]) -> None:
         self.products = tuple(products)
-        self.rows = np.concatenate([each.rows[each.places] for each in self.products])
-        ends = np.cumsum([0, *(len(each.places) for each in self.products)])
-        self.groups = np.concatenate([each.starts + end for each, end in zip(self.products, ends[:-1], strict=True)])
-        self.firsts = np.cumsum([0, *(len(each.groups) for each in self.products)])[:-1]
-        clocks = [each.clock for each in self.products]
-        self.known = np.array([clock.known for clock in clocks])
-        self.clock = Clock(self.known, clocks[0].layers, clocks[0].seconds)
-        self.many = np.diff(np.append(self.groups, len(self.rows)))  # places of each group
-        self.of_places = np.repeat(np.arange(len(self.products)), np.add.reduceat(self.many, self.firsts))
+        clocks = {each.clock.key: each.clock for each in self.products}
+        self._clocks, numbers = tuple(clocks.values()), {key: number for number, key in enumerate(clocks)}
+        rows = [
+            numbers[each.clock.key] * len(each.table.added) + each.table.options_of_patterns[each.options[0]]
+            for each in self.products
+        ]
+        ends = np.cumsum([0, *map(len, rows)])
+        self._rows = np.concatenate(rows)
+        self._groups = np.concatenate(
+            [each.options[1] + end for each, end in zip(self.products, ends[:-1], strict=True)]
+        )
+        self._firsts = np.cumsum([0, *(len(each.groups) for each in self.products)])[:-1]
+        known = np.array([each.clock.known for each in self.products])
+        self.clock = Clock(known, self._clocks[0].layers, self._clocks[0].seconds)
 
-    def least(self, sums: Values) -> Values:
-        """The least of each column: product × column. Sums: row × column."""
-        return np.asarray(np.add.reduceat(np.minimum.reduceat(sums[self.rows], self.groups), self.firsts))
-
-    def may_and_does_fit(self, sums: Values, least: Values, scale: Scale, limits: Limits) -> tuple[bool, bool]:
-        """Whether anything may fit, and whether something is seen to: between them one has to search.
-
-        Of shares of the limits, weighted against each other, nothing that fits takes more than there is; and what takes
-        least is tried. Sums: row × column; ``least``: of these.
-        """
-        may = scale.weigh(least, self.clock).fits(limits)
-        if not may.any():
-            return False, False
-        own, shares = sums[self.rows], []
-        for part, most in (
-            (CARD, scale.most_on_card(limits.gpu_bytes)),
-            (HOST, scale.most_in_host(limits.host_bytes)),
-        ):
-            highest = part.start + least[:, part].argmax(axis=1)[self.of_places]
-            shares.append(own[np.arange(len(own)), highest] / max(1.0, most))
-        seconds = adds_up(own[:, SPENT], self.clock.layers) * scale.accumulation
-        shares.append(np.where(self.known[self.of_places], seconds / limits.step_seconds, 0.0))
-        for weights in WEIGHINGS:
-            taken = sum(weight * share for weight, share in zip(weights, shares, strict=True))
-            lowest = np.minimum.reduceat(taken, self.groups)
-            may &= np.add.reduceat(lowest, self.firsts) <= sum(weights) * (1 + SLACK)
-            if not may.any():
-                return False, False
-            places = np.where(taken == np.repeat(lowest, self.many), np.arange(len(own)), len(own))
-            chosen = np.add.reduceat(own[np.minimum.reduceat(places, self.groups)], self.firsts)
-            if scale.weigh(chosen, self.clock).fits(limits).any():
-                return True, True
-        return True, False
+    def least(self, of_options: Callable[[Clock], Values]) -> Values:
+        """The least of each column: product × column; ``of_options`` gives it of each option by a clock."""
+        least = np.concatenate([of_options(clock) for clock in self._clocks])[self._rows]
+        return np.asarray(np.add.reduceat(np.minimum.reduceat(least, self._groups), self._firsts))
 
 
 class Bounded:
@@ -198,10 +191,10 @@ class Bounded:
 
 
 class Field:
-    """One product at one candidate. ``sums``: row × column."""
+    """One product at one candidate. ``sums``: place × column."""
 
     def __init__(self, of: Product, sums: Values, scale: Scale) -> None:
-        self.of, self.scale, self.sums = of, scale, sums[of.rows[of.places]]
+        self.of, self.scale, self.sums = of, scale, sums
         self.least, self.most = (each.reduceat(self.sums, of.starts).sum(axis=0) for each in (np.minimum, np.maximum))
         self.most_weights = scale.weigh(self.most[None], of.clock).at(0)
 
@@ -223,6 +216,35 @@ class Field:
         first = np.tri(len(more), k=-1, dtype=bool)  # of two that are always alike the first is kept
         lower = (more < 0) | ((more == 0) & (more.T > 0)) | ((more == 0) & (more.T == 0) & first)
         return [int(column) for column in hopeful[~lower.any(axis=1)]]
+
+    def may_and_does_fit(self, limits: Limits) -> tuple[bool, bool]:
+        """Whether anything may fit, and whether something is seen to: between them one has to search.
+
+        Of shares of the limits, weighted against each other, nothing that fits takes more than there is; and what takes
+        least is tried.
+        """
+        of, scale, places = self.of, self.scale, np.arange(len(self.sums))
+        if not scale.weigh(self.least[None], of.clock).fits(limits).any():
+            return False, False
+        shares = [
+            self.sums[:, part.start + int(self.least[part].argmax())] / max(1.0, most)
+            for part, most in (
+                (CARD, scale.most_on_card(limits.gpu_bytes)),
+                (HOST, scale.most_in_host(limits.host_bytes)),
+            )
+        ]
+        shares.append(self.linear(self.sums) / limits.step_seconds if of.clock.known else np.zeros(len(places)))
+        many = np.diff(np.append(of.starts, len(places)))
+        for weights in WEIGHINGS:
+            taken = sum(weight * share for weight, share in zip(weights, shares, strict=True))
+            lowest = np.minimum.reduceat(taken, of.starts)
+            if lowest.sum() > sum(weights) * (1 + SLACK):
+                return False, False
+            first = np.where(taken == np.repeat(lowest, many), places, len(places))
+            chosen = self.sums[np.minimum.reduceat(first, of.starts)].sum(axis=0)
+            if scale.weigh(chosen[None], of.clock).fits(limits).any():
+                return True, True
+        return True, False
 
     def linear(self, sums: Values) -> Any:
         """Seconds that no step of these sums is faster than: of time, what adds up."""

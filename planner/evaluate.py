@@ -138,14 +138,14 @@ class Evaluator:
         host = host + process + (high if gpu.kind == "cpu" else 0)
         fits = (high <= limits.gpu_bytes) & (host <= limits.host_bytes) & (disk <= limits.disk_bytes)
         timed = cache(partial(self._time, configuration, wide))
-        if limits.step_seconds < float("inf") and timed().estimate is not None:
+        if limits.step_seconds < float("inf") and fits.any() and timed().estimate is not None:
             fits = fits & (timed().estimate <= limits.step_seconds)
         return Outcome(configuration.ids, lambda: configuration, exact, peak, high, host, pinned, disk, timed, fits)
 
     def _time(self, configuration: Configuration, wide: Letters) -> StepTime:
         shape = self.candidates.total.shape
         amounts = {
-            work.name: self._once(configuration, (work.amount,), lambda work=work: amount_of(work, wide, shape))  # type: ignore[misc]
+            work.name: self._once(configuration, (work.amount,), partial(amount_of, work, wide, shape))
             for work in configuration.ledger.work.values()
         }
         time = step_time(configuration, amounts, self.situation.gpu, self.constants)

@@ -110,7 +110,8 @@ class _Lengths:
             int(found.host[0]) / max(1, limits.host_bytes),
             int(found.disk[0]) / max(1, limits.disk_bytes),
         ]
-        if limits.step_seconds < float("inf") and found.time.estimate is not None:
+        # Where bytes alone are too many, that is said without the time, which takes as long to compute as they do.
+        if max(shares) <= 1 and limits.step_seconds < float("inf") and found.time.estimate is not None:
             shares.append(float(found.time.estimate[0]) / limits.step_seconds)
         return min(max(shares), 1.0) if found.fits[0] else max(*shares, np.nextafter(1.0, 2.0))
 

@@ -145,10 +145,13 @@ def _card(name: str) -> HardwareProfile:
 
 
 def kind_of_card(gpu: HardwareProfile) -> tuple[object, ...]:
-    """What optimisations may ask of a card (see ``Situation``); where it is equal, so is what is composed."""
+    """What optimisations may ask of a card (see ``Situation``); where it is equal, so is what is composed.
+
+    Its gfx name is none of it but for words: whoever has one has no compute capability, and is refused by that.
+    """
     capability = gpu.compute_capability
     steps = None if capability is None else sum(capability >= step for step in CAPABILITIES)
-    return (gpu.kind, steps, gpu.gfx, gpu.supports_bf16, gpu.supports_flash_attention_2)
+    return (gpu.kind, steps, bool(gpu.gfx), gpu.supports_bf16, gpu.supports_flash_attention_2)
 
 
 def _row(

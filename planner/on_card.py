@@ -16,10 +16,9 @@ from planner.rates import KINDS
 from planner.rows import Values
 from planner.space import Rows, Space
 from planner.timecost import rates_for
-from planner.weighing import INEXACT, KNOB_ORDER, ORDER, WIDTH, Clock, Key, Scale, Weights, share
+from planner.weighing import INEXACT, KNOB_ORDER, ORDER, Clock, Key, Scale, Weights, share
 
 Wish = tuple[str, bool]  # a name, and whether it is to be on
-NO_ROW = 2**40  # of a place that no product of a clock takes
 NOTHING = Weights(*(np.zeros(0) for _ in range(6)), known=np.zeros(0, dtype=bool))  # type: ignore[misc]
 
 
@@ -30,15 +29,10 @@ class SpaceOnCard:
         self.space, self.scale = space, Scale(gpu, constants, accumulation)
         self._workspace = constants.workspace_bytes(gpu.compute_capability if gpu.kind == "gpu" else None)
         self._levels: dict[tuple[object, ...], Level] = {}
-        self._clocks: dict[bytes, tuple[Clock, Array]] = {}  # each with the patterns that go by it
         self._stacks: dict[Wish | None, Stack | None] = {}
-        drafts = [each for number in range(len(space.branches)) for each in self._drafts(number)]
-        places = self._place_rows()
-        self.products = tuple(
-            Product(branch, clock, groups, places[clock.seconds.tobytes()]) for branch, clock, groups in drafts
-        )
+        self.products = tuple(each for number in range(len(space.branches)) for each in self._products_of(number))
 
-    def _drafts(self, number: int) -> Iterator[tuple[int, Clock, list[Array]]]:
+    def _products_of(self, number: int) -> Iterator[Product]:
         """The products of a branch, each with one clock.
 
         Whoever adds work whose rate is unknown makes the time of the whole unknown. Such combinations are ranked by
@@ -52,44 +46,22 @@ class SpaceOnCard:
         blurred = [(table.kinds[group] & unknown).any(axis=1) for group in groups]
         clear = [group[~unclear] for group, unclear in zip(groups, blurred, strict=True)]
         if len(clear[0]):
-            yield self._draft(number, Clock.of(trunk, *card, known=True), clear)
+            yield Product(number, Clock.of(trunk, *card, known=True), clear, table)
         for place, unclear in enumerate(blurred):
             if unclear.any() and (len(clear[0]) or not place):
                 mine = [*clear[:place], groups[place][unclear], *groups[place + 1 :]]
-                yield self._draft(number, Clock.of(trunk, *card, known=False), mine)
+                yield Product(number, Clock.of(trunk, *card, known=False), mine, table)
 
-    def _draft(self, number: int, clock: Clock, groups: list[Array]) -> tuple[int, Clock, list[Array]]:
-        """What a product is made of; its patterns are noted as wanted by its clock."""
-        table = self.space.table
-        _, wanted = self._clocks.setdefault(clock.seconds.tobytes(), (clock, np.zeros(table.patterns, dtype=bool)))
-        wanted[table.pattern[np.concatenate(groups)]] = True
-        return number, clock, groups
-
-    def _place_rows(self) -> dict[bytes, Array]:
-        """By clock, the row of each place in the sums: one for each pattern that goes by the clock, else none."""
-        found, before = {}, 0
-        for key, (_, wanted) in self._clocks.items():
-            found[key] = np.where(wanted, before + np.cumsum(wanted) - 1, NO_ROW)[self.space.table.pattern]
-            before += int(wanted.sum())
-        return found
-
-    def sums(self, candidates: Candidates, index: int, without: Rows = ()) -> Values:
-        """The columns of every row (``planner.weighing``) at one of some candidates: row × column."""
-        table, cells = self.space.table, self.space.at(candidates, self._workspace, without)[index]
-        sums = np.zeros((sum(int(wanted.sum()) for _, wanted in self._clocks.values()), WIDTH))
-        before = 0
-        for clock, wanted in self._clocks.values():
-            own = sums[before : before + int(wanted.sum())]
-            table.added.spread(clock.columns(cells), own, np.where(wanted, np.cumsum(wanted) - 1, -1))
-            own[:, INEXACT] = table.inexact[wanted]
-            before += len(own)
-        return sums
+    def level(self, candidates: Candidates, index: int, without: Rows = ()) -> Level:
+        """All there is at one of some candidates; some rows may be taken to be nothing."""
+        at = (candidates, self._workspace, without)
+        return Level(self, self.space.at(*at)[index], self.space.least(candidates, index, self._workspace, without))
 
     def at(self, candidates: Candidates, index: int, without: Rows = ()) -> Level:
-        """All there is at one of some candidates; some rows may be taken to be nothing."""
+        """The same, kept."""
         key = (candidates.key, index, without)
         if key not in self._levels:
-            self._levels[key] = Level(self, self.sums(candidates, index, without))
+            self._levels[key] = self.level(candidates, index, without)
         return self._levels[key]
 
     def has_room(self, candidates: Candidates, index: int, limits: Limits, without: Rows = ()) -> bool:
@@ -145,45 +117,51 @@ class SpaceOnCard:
 
 
 class Level:
-    """A space on one card at one candidate. ``sums``: row × column.
+    """A space on one card at one candidate.
+
+    Most products are left out by the least that they can take; of the others alone their places are summed up.
 
     It holds its space weakly: what each holds of the other would else keep all sums until the collector comes by, and
     the matrix goes through thousands of them.
+
+    Args:
+        cells: what pieces of patterns add (`Table.cells`).
+        least: what no place of an option is below (`Patterns.least`).
     """
 
-    def __init__(self, on_card: SpaceOnCard, sums: Values) -> None:
-        self.on_card, self.sums = proxy(on_card), sums
+    def __init__(self, on_card: SpaceOnCard, cells: Values, least: Values) -> None:
+        self.on_card, self._cells, self._least = proxy(on_card), cells, least
         self._found: dict[Wish | None, Bounded] = {}
-        self._least: dict[Wish | None, Values] = {}
 
-    def _field(self, of: Product) -> Field:
-        return Field(of, self.sums, self.on_card.scale)
+    def least(self, clock: Clock) -> Values:
+        """What no place of an option is below by a clock: option × column of ``planner.weighing``."""
+        least = clock.columns(self._least)
+        least[:, INEXACT] = self.on_card.space.table.added.inexact_of_options
+        return least
+
+    def sums(self, of: Product) -> Values:
+        """What the places of a product come to: place × column."""
+        return of.sums(self._cells)
 
     def fits(self, limits: Limits, wish: Wish | None) -> bool:
         """Whether anything fits."""
-        stack = self.on_card.stack(wish)
-        if stack is None:
-            return False
-        may, does = stack.may_and_does_fit(self.sums, self.least(wish, stack), self.on_card.scale, limits)
-        if may == does:
-            return bool(may)
-        return self.having(wish).cheapest(limits, (share(limits),), first=True) is not None
-
-    def least(self, wish: Wish | None, stack: Stack) -> Values:
-        """The least of each column of each product (``Stack.least``)."""
-        if wish not in self._least:
-            self._least[wish] = stack.least(self.sums)
-        return self._least[wish]
+        within, search = self.having(wish), False
+        for number in np.flatnonzero(within.least_weights.fits(limits)):
+            may, does = within.field_of(int(number)).may_and_does_fit(limits)
+            if does:
+                return True
+            search |= may
+        return search and within.cheapest(limits, (share(limits),), first=True) is not None
 
     def having(self, wish: Wish | None) -> Bounded:
         """The sets with an optimisation, or those without; all of them where nothing is wished."""
         if wish not in self._found:
             stack, scale, level = self.on_card.stack(wish), self.on_card.scale, proxy(self)
-            if stack is None:
-                self._found[wish] = Bounded(NOTHING, lambda number: level._field(level.on_card.products[number]))
-            else:
-                least, products = scale.weigh(self.least(wish, stack), stack.clock), stack.products
-                self._found[wish] = Bounded(least, lambda number: level._field(products[number]))
+            products = () if stack is None else stack.products
+            least = NOTHING if stack is None else scale.weigh(stack.least(self.least), stack.clock)
+            self._found[wish] = Bounded(
+                least, lambda number: Field(products[number], level.sums(products[number]), scale)
+            )
         return self._found[wish]
 
     def with_first_knobs(self, limits: Limits, key: Key, found: Sum) -> tuple[int, ...]:
@@ -191,18 +169,14 @@ class Level:
         order = knob_order(self.on_card.space, found.places)
         if len(order) == len(found.places):
             return found.places
-        of = next(each for each in self.on_card.products if {*found.places} <= {*map(int, each.places)})
-        places = [np.array([place for place in group if int(place) in order]) for group in of.groups]
-        # Rows of their own, since options of several branches may share theirs.
-        rows, own = np.zeros_like(of.rows), np.concatenate(places)
-        rows[own] = np.arange(len(own))
-        sums = self.sums[of.rows[own]]
-        sums[:, ORDER] = [order[int(place)] for place in own]
-        stack = Stack([Product(of.branch, of.clock, places, rows)])
-        scale = self.on_card.scale
-        least = scale.weigh(stack.least(sums), stack.clock)
-        same = Bounded(least, lambda _: Field(stack.products[0], sums, scale))
-        best = same.cheapest(limits, (*key, KNOB_ORDER))
+        products = self.on_card.products
+        number = next(n for n, each in enumerate(products) if np.isin(found.places, each.places).all())
+        whole = products[number]
+        own = whole.with_all([np.array([place for place in group if int(place) in order]) for group in whole.groups])
+        sums = self.having(None).field_of(number).sums[np.searchsorted(whole.places, own.places)]
+        sums[:, ORDER] = [order[int(place)] for place in own.places]
+        field, scale = Field(own, sums, self.on_card.scale), self.on_card.scale
+        best = Bounded(scale.weigh(field.least[None], own.clock), lambda _: field).cheapest(limits, (*key, KNOB_ORDER))
         assert best is not None
         return best.places
 

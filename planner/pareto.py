@@ -120,12 +120,17 @@ class Settings:
     def __init__(self, made: Solved, rank: int) -> None:
         self.made, self.rank, self.on_card = made, rank, made.found.on_card
         grid = grid_between(self.shortest, self.most, 9)
-        sums = np.stack([self.on_card.sums(self.candidates(grid), index) for index in range(len(grid))], axis=2)
         # With what waits between passes in both places there are some hundred points that differ by little host memory.
         place = made.request.knobs.get("streamed", {}).get("staging", "host")
         trunks = [branch.trunk for branch in self.on_card.space.branches]
         there = [trunk.knobs.get("streamed", {}).get("staging", place) == place for trunk in trunks]
-        self.parts = [(each, _unbeaten(each, sums)) for each in self.on_card.products if there[each.branch]]
+        at = self.candidates(grid)
+        levels = [self.on_card.level(at, index) for index in range(len(grid))]
+        self.parts = [
+            (each, _unbeaten(each, np.stack([level.sums(each) for level in levels], axis=2)))
+            for each in self.on_card.products
+            if there[each.branch]
+        ]
 
     @property
     def shortest(self) -> int:
@@ -159,16 +164,17 @@ class Settings:
     def weigh(self, lengths: Array, rows: Array | None = None) -> Weights:
         """Every setting at every length; or those of some rows, which go up."""
         at = self.candidates(lengths)
-        sums = np.stack([self.on_card.sums(at, index) for index in range(len(lengths))])
+        levels = [self.on_card.level(at, index) for index in range(len(lengths))]
         rows, found, before = self.everyone if rows is None else rows, [], 0
         for of, every in self.parts:
             taken = every[rows[(before <= rows) & (rows < before + len(every))] - before]
             before += len(every)
             if not len(taken):
                 continue
+            sums = np.stack([level.sums(of) for level in levels])
             together = np.zeros((len(sums), len(taken), sums.shape[2]))
             for places in taken.T:
-                together += sums[:, of.rows[places]]
+                together += sums[:, np.searchsorted(of.places, places)]
             found.append(self.on_card.scale.weigh(together, of.clock))
         known = np.concatenate([np.full((each.high.shape[1], 1), each.known) for each in found])
         high, host, disk, seconds, inexact, order = (
@@ -199,10 +205,14 @@ class Settings:
 
 
 def _unbeaten(of: Product, sums: Values) -> Array:
-    """Combinations of places that no other of the product beats in bytes and seconds at every length."""
+    """Combinations of places that no other of the product beats in bytes and seconds at every length.
+
+    Args:
+        sums: place × column × length.
+    """
     together, taken = np.zeros((1, *sums.shape[1:])), np.zeros((1, 0), dtype=np.int64)
     for group in of.groups:
-        together = (together[:, None] + sums[of.rows[group]]).reshape(-1, *sums.shape[1:])
+        together = (together[:, None] + sums[np.searchsorted(of.places, group)]).reshape(-1, *sums.shape[1:])
         taken = np.column_stack([np.repeat(taken, len(group), axis=0), np.tile(group, len(taken))])
         left = nondominated(together[:, : SPENT.stop].reshape(len(together), -1))
         together, taken = together[left], taken[left]

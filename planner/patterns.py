@@ -2,13 +2,12 @@
 
 Most options change the same on every branch. Places that add up the same rows are one *pattern*. The places of an
 option with dials differ in few of their rows: most read no dial, or one. So rows that read the same dials are summed
-for the values of these alone, a *piece*, and pieces are spread over all places of the option afterwards.
+for the values of these alone, a *piece*, whose sums are *cells*; a place adds up one cell of each piece of its option.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -49,9 +48,13 @@ class Patterns:
         self._columns: dict[tuple[int, ...], int] = {}
         self._entries: list[tuple[int, int, int, int]] = []  # cell, number of its columns, row of formulas, sign
         self._starts_of_pieces: list[int] = []  # the first cell of each
+        self.inexact = self.inexact_of_options = np.zeros(0)
         self._pieces: dict[int, list[int]] = {}  # the pieces of an option, by its first pattern
-        self._whole: list[tuple[int, int, int]] = []  # first pattern, first cell, how many: patterns of one piece
-        self._joined: list[_Joined] = []
+        self._shapes: list[tuple[Shape, list[Shape]]] = []  # of each option, and of its pieces
+
+    def __len__(self) -> int:
+        """How many options there are whose places are told apart: those of ``least``."""
+        return len(self._pieces)
 
     def entry(self, columns: tuple[int, ...], row: int, sign: int) -> int:
         """The number of one row that reads no dial (``Added``)."""
@@ -86,16 +89,8 @@ class Patterns:
             pieces: dict[Shape, list[int]] = {}
             for number in entries:
                 pieces.setdefault(self._added[number].shape, []).append(number)
-            alike = (1,) * len(shape)
-            numbers = [self._placed(tuple(of_one)) for of_one in pieces.values()]
-            placed = [
-                (own or alike, self._starts_of_pieces[number]) for own, number in zip(pieces, numbers, strict=True)
-            ]
-            self._pieces[self.count] = numbers
-            if len(placed) == 1 and placed[0][0] == shape:
-                self._whole.append((self.count, placed[0][1], prod(shape)))
-            elif placed:
-                self._joined.append(_Joined.of(self.count, shape, placed))
+            self._pieces[self.count] = [self._placed(tuple(of_one)) for of_one in pieces.values()]
+            self._shapes.append((shape, [own or (1,) * len(shape) for own in pieces]))
             self.count += prod(shape)
             self._inexact += [inexact] * prod(shape)
         return self._first[key]
@@ -128,15 +123,29 @@ class Patterns:
         self._target, self._starts = np.unique(target[order], return_index=True)
         # One piece of nothing after all others, for options that add nothing.
         nothing = len(self._starts_of_pieces)
+        self._starts_of_pieces.append(self._cells)
+        self._cells += 1
         summed = [numbers or [nothing] for numbers in self._pieces.values()]
         self._summed = np.array([number for numbers in summed for number in numbers], dtype=np.int64)
         self._sums = np.cumsum([0, *map(len, summed)])[:-1]
         self._option = {first: place for place, first in enumerate(self._pieces)}
+        # The cells of each pattern: pattern × piece, of nothing where another has more pieces.
+        self._taken = np.full((self.count, max(map(len, summed))), self._cells - 1)
+        for first, (shape, own), numbers in zip(self._pieces, self._shapes, summed, strict=True):
+            of_option = self._taken[first : first + prod(shape)]
+            for piece, (of_piece, number) in enumerate(zip(own, numbers, strict=False)):
+                of_one = self._starts_of_pieces[number] + np.arange(prod(of_piece)).reshape(of_piece)
+                of_option[:, piece] = np.broadcast_to(of_one, shape).ravel()
+        self.inexact = np.array(self._inexact)
+        self.inexact_of_options = self.inexact[[*self._pieces]]
 
-    @property
-    def inexact(self) -> Values:
-        """Of each pattern, how many of its optimisations change the result."""
-        return np.array(self._inexact)
+    def sums(self, cells: Values, patterns: Array) -> Values:
+        """What some patterns add up: pattern × column, from cell × column."""
+        taken = self._taken[patterns]
+        found = cells[taken[:, 0]]
+        for piece in taken[:, 1:].T:
+            found += cells[piece]
+        return np.asarray(found)
 
     def cells(self, values: Values) -> Values:
         """What each cell adds, from the value of every row at every candidate: candidate × cell × column."""
@@ -155,55 +164,4 @@ class Patterns:
         Approximate: each piece takes its own least, which another value of a dial may have than the next one's.
         """
         of_pieces = np.minimum.reduceat(cells, self._starts_of_pieces)
-        of_pieces = np.vstack([of_pieces, np.zeros(cells.shape[1])])
         return np.asarray(np.add.reduceat(of_pieces[self._summed], self._sums))
-
-    def spread(self, cells: Values, found: Values, rows: Array) -> None:
-        """Add up pieces: from cell × column to row × column, which are all zero before.
-
-        Args:
-            rows: for each pattern the row it goes to, or -1 where it is not wanted; those of an option are in order.
-        """
-        width = cells.shape[1]
-        for first, place, many in self._whole:
-            if (row := rows[first]) >= 0:
-                found[row : row + many] = cells[place : place + many]
-        for each in self._joined:
-            if (row := rows[each.first]) >= 0:
-                each.add_up(cells, found[row : row + prod(each.shape)].reshape(*each.shape, width))
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """The patterns of an option that is made of several pieces.
-
-    Attributes:
-        first: the first of its patterns; ``shape``: how many values each of its dials has.
-        pieces: shape, first cell and end of each, the smallest first.
-        larger: for each piece another that reads the same dials and more, to which it is added; None where none does.
-    """
-
-    first: int
-    shape: Shape
-    pieces: tuple[tuple[Shape, int, int], ...]
-    larger: tuple[int | None, ...]
-
-    @classmethod
-    def of(cls, first: int, shape: Shape, placed: Iterable[tuple[Shape, int]]) -> _Joined:
-        """Of such pieces, with the first cell of each."""
-        pieces = tuple((own, at, at + prod(own)) for own, at in sorted(placed, key=lambda piece: prod(piece[0])))
-        larger = []
-        for at, (own, _, _) in enumerate(pieces, 1):
-            holds = (all(a in (1, b) for a, b in zip(own, other, strict=True)) for other, _, _ in pieces[at:])
-            larger.append(next((at + after for after, it in enumerate(holds) if it), None))
-        return cls(first, shape, pieces, tuple(larger))
-
-    def add_up(self, cells: Values, block: Values) -> None:
-        """Add all pieces to a block of the option's own shape."""
-        width = cells.shape[1]
-        values = [cells[at:end].reshape(*own, width) for own, at, end in self.pieces]
-        for number, larger in enumerate(self.larger):
-            if larger is None:
-                block += values[number]
-            else:
-                values[larger] = values[larger] + values[number]

@@ -88,6 +88,10 @@ class Space:
         """Bytes that no combination of a branch is below at one of some candidates: branch × column of bytes."""
         return self._at(candidates, workspace).least_bytes(index, without)
 
+    def least(self, candidates: Candidates, index: int, workspace: int, without: Rows = ()) -> Values:
+        """What no place of an option is below at one of some candidates (`Patterns.least`)."""
+        return self._at(candidates, workspace).least(index, without)
+
     def saved_by(self, name: str) -> Rows:
         """The rows of bytes that an optimisation claims, or of which it claims a letter: it saves no more."""
         if name not in self._saved:
@@ -113,6 +117,7 @@ class _Kept:
         self._table, self._values = table, values
         self._cells: dict[Rows, Values] = {}
         self._least: dict[tuple[int, Rows], Values] = {}
+        self._least_bytes: dict[tuple[int, Rows], Values] = {}
 
     def cells(self, without: Rows) -> Values:
         """``Table.cells``."""
@@ -123,6 +128,13 @@ class _Kept:
     def least_bytes(self, index: int, without: Rows) -> Values:
         """``Table.least_bytes`` at one of the candidates."""
         key = (index, without)
+        if key not in self._least_bytes:
+            self._least_bytes[key] = self._table.least_bytes(self.least(index, without))
+        return self._least_bytes[key]
+
+    def least(self, index: int, without: Rows) -> Values:
+        """``Patterns.least`` at one of the candidates."""
+        key = (index, without)
         if key not in self._least:
-            self._least[key] = self._table.least_bytes(self.cells(without)[index])
+            self._least[key] = self._table.added.least(self.cells(without)[index])
         return self._least[key]

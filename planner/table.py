@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.branches import Branch
+from planner.evaluate import Array
 from planner.groups import Dial, Option, Row, read_by
 from planner.ledger import WHILE_TRAINING, Device, Phase, Term, Work
 from planner.model_shape import ModelShape
@@ -134,11 +135,10 @@ class Table:
         self._group_options = np.cumsum([0, *(len(group) for branch in self.groups for group in branch)])[:-1]
         self._branch_firsts = np.cumsum([0, *(len(branch) for branch in self.groups)])[:-1]
         many = [len(places.range) for places in self.options]
-        self.inexact, self.patterns = self.added.inexact, self.added.count
         self.kinds = np.repeat([self._kinds(places) for places in self.options], many, axis=0)
         self.pattern = np.arange(self.many) + np.repeat(np.array(self._first_patterns) - self._firsts, many)
         self.added.close()
-        self._patterns_of_options = self.added.options(self._first_patterns)
+        self.options_of_patterns = self.added.options(self._first_patterns)  # of each option, its row in least
 
     def _placed(
         self, branch: int, option: Option, come: Sequence[_Come], ids: Sequence[str], gone: Mapping[int, int]
@@ -195,7 +195,7 @@ class Table:
         return [kind in found for kind in KINDS]
 
     def cells(self, values: Values, without: Sequence[int] = ()) -> Values:
-        """What each piece of patterns adds: candidate × cell × column, to be spread (`planner.patterns`).
+        """What each piece of patterns adds: candidate × cell × column, which places add up (`planner.patterns`).
 
         Bytes are whole numbers in float64, which holds them to the digit below 2^53.
 
@@ -219,15 +219,19 @@ class Table:
         formulas = {self.rows.of_term(term) for term in terms.values()}
         return tuple(sorted({number for formula in formulas for number in formula.numbers.values()}))
 
-    def least_bytes(self, cells: Values) -> Values:
-        """Bytes that no combination of a branch is below: branch × column of bytes, from cell × column."""
-        least = self.added.least(cells[:, BYTES])[self._patterns_of_options]
+    def least_bytes(self, least: Values) -> Values:
+        """Bytes that no combination of a branch is below: branch × column of bytes, from `Patterns.least`."""
+        least = least[self.options_of_patterns, BYTES]
         of_groups = np.minimum.reduceat(least, self._group_options)
         return np.asarray(np.add.reduceat(of_groups, self._branch_firsts))
 
     def option_at(self, place: int) -> Places:
         """Whose place it is."""
-        return self.options[int(np.searchsorted(self._firsts, place, side="right")) - 1]
+        return self.options[int(self.numbers_of_options(np.array([place]))[0])]
+
+    def numbers_of_options(self, places: Array) -> Array:
+        """Of each place the number of its option."""
+        return np.searchsorted(self._firsts, places, side="right") - 1
 
     def combinations(self, branch: int) -> Iterator[tuple[int, ...]]:
         """Every combination of one place from each group."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,11 @@ class Clock:
         rates = rates_for(trunk, gpu, constants).likely if known else NOMINAL
         seconds = [1 / rate if (rate := rates[kind]) else 0.0 for _, kind in LANES]
         return cls(known, trunk.letters["L"], np.array(seconds))
+
+    @cached_property
+    def key(self) -> bytes:
+        """What tells clocks of one card apart."""
+        return self.seconds.tobytes()
 
     def columns(self, table: Values) -> Values:
         """The columns of a table (row × column) with seconds in place of work, and nothing counted yet."""
