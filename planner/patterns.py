@@ -130,7 +130,7 @@ class Patterns:
         self._sums = np.cumsum([0, *map(len, summed)])[:-1]
         self._option = {first: place for place, first in enumerate(self._pieces)}
         # The cells of each pattern: pattern × piece, of nothing where another has more pieces.
-        self._taken = np.full((self.count, max(map(len, summed))), self._cells - 1)
+        self._taken = np.full((self.count, max(map(len, summed), default=1)), self._cells - 1)
         for first, (shape, own), numbers in zip(self._pieces, self._shapes, summed, strict=True):
             of_option = self._taken[first : first + prod(shape)]
             for piece, (of_piece, number) in enumerate(zip(own, numbers, strict=False)):

@@ -7,10 +7,12 @@ from typing import Any
 
 from planner.markdown import percent, table
 from planner.units import MIB
-from reports.validation.generated import FOLDER
+from reports.validation.generated import CASES, FOLDER
 
-SETS = ("by-512", "by-4096")
-"""Folders of records, by tokens of the prompt that were read at once."""
+SETS = ("by-512", "by-4096", "by-4096-kernels")
+"""Folders of records, by tokens of the prompt that were read at once; in the last windows went to kernels."""
+HELD = SETS[-1]
+"""Whose runs were held to their bounds; the others had the card's whole budget."""
 STANDS_IN = "rtx2060s"
 """A card whose rates are not those of the card that ran: its seconds are compared with nothing."""
 
@@ -23,6 +25,7 @@ def records(name: str) -> list[dict[str, Any]]:
 def section() -> str:
     """Bytes and seconds of each case, as they were planned and as they were."""
     found = [(name, record) for name in SETS for record in records(name)]
+    failed = sorted(place.name.removesuffix(".failed.txt") for place in (FOLDER / HELD).glob("*.failed.txt"))
     if not found:
         return ""
     one = found[-1][1]["environment"]
@@ -34,17 +37,20 @@ def section() -> str:
     told = (
         "`plan generate` writes text by a cache of keys and values that is planned like all else. 12 cases of random "
         "weights, prompts of random tokens and 64 tokens after them were planned and frozen, run, and planned and run "
-        "again after their prompts were read by larger pieces and estimates of seconds had more in them "
+        "again after their prompts were read by larger pieces and estimates of seconds had more in them, and once "
+        "more after windows went to kernels "
         "(`python -m reports.validation.generated run OUT`; "
-        f"records in `reports/validation/generated/`, of revisions {', '.join(revisions[SETS[0]])} and "
-        f"{', '.join(revisions[SETS[1]])}, on one {one['gpu']['name']}, torch {one['packages']['torch']}, transformers "
+        f"records in `reports/validation/generated/`, of revisions "
+        f"{'; '.join(', '.join(revisions[name]) for name in SETS)}, on one {one['gpu']['name']}, torch {one['packages']['torch']}, transformers "
         f"{one['packages']['transformers']}). Tensors took no more than was expected in {len(found) - len(short)} of "
         f"{len(found)}, and {percent(most, 2)} more at most, on the card that stands in for an {STANDS_IN}: its own "
         f"workspace of cuBLAS is larger. The allocator reserved no more than the bound in {len(found) - len(over)}, "
-        f"and {beyond:,.0f} MiB more in {len(over)}, which its card had room for: since then it is held to the bound, "
-        "and gives back what it holds unused. Seconds of a prompt and of a token are estimates by rates of training; "
-        "where a card stands in for another, they are those of the other. Layers with a window and soft-capped scores "
-        "were written out in these runs, which no estimate has; windows are a kernel's since then, not measured yet."
+        f"and {beyond:,.0f} MiB more in {len(over)}, which its card had room for. In the last runs it was held to the "
+        f"bound: {len(records(HELD))} ended within it, and {' and '.join(failed)}, the one that had taken more before, "
+        "ran out of memory at it. So it is held to the card's budget and no longer to the bound, which one of "
+        f"{len(CASES)} cases shows to be too low. Seconds of a prompt and of a token are estimates by rates of "
+        "training; where a card stands in for another, they are those of the other. Soft-capped scores are written "
+        "out, which no estimate has, and so were layers with a window in the first runs."
     )
     heads = (
         "case",
@@ -63,7 +69,7 @@ def _row(name: str, record: dict[str, Any]) -> tuple[str, ...]:
     planned, own = record["planned"], record["case"]["card"] != STANDS_IN
     return (
         record["case"]["name"],
-        name.removeprefix("by-"),
+        name.removeprefix("by-").replace("-", ", "),
         percent(record["allocated_bytes"] / planned["expected_bytes"] - 1, 2),
         f"{(planned['high_bytes'] - record['reserved_bytes']) / MIB:,.0f}".replace("-", "−"),
         f"{planned['prompt_seconds']:.2f}" if own else "",

@@ -6,7 +6,7 @@
 FOLDER is reports/validation/generated. What is frozen there is for the next runs: of those that were made, each record
 has what had been planned for it, and its folder's name how many tokens were read at once. Weights and adapters are
 random, and so is the prompt; nothing is stopped early. Each case is a process of its own, on a card that stands in for
-the one it is planned for, and held to its bound.
+the one it is planned for, and held to that one's budget.
 A case that fails leaves ``NAME.failed.txt`` with the reason.
 """
 

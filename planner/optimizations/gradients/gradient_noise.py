@@ -30,7 +30,8 @@ class GradientNoise(Optimization):
             "an escape from sharp minima",
             "not shown",
             "With the noise of its paper what is learnt is worse with each of three seeds, in the trainings of "
-            "reports/optimizations.md: it drowns the gradients. With a share of them nothing is measured yet.",
+            "reports/optimizations.md: it drowns the gradients. With a share of them, the default, it makes no "
+            "difference to speak of.",
         ),
     )
     asked = True
