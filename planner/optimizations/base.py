@@ -54,8 +54,8 @@ class Situation:
 
     ``chosen`` holds the ids of the set that is being composed; it is empty as long as none is. ``merge``: whether the
     adapters are merged into the weights after training. Of the card an optimisation may ask what decides which code
-    runs on it (kind, capability by the steps of ``CAPABILITIES`` or that it has none, 16-bit types, its names for people), never
-    its sizes and rates: cards that are equal in those share what is composed for them.
+    runs on it (kind, capability by the steps of ``CAPABILITIES`` or that it has none, 16-bit types, its names for
+    people), never its sizes and rates: cards that are equal in those share what is composed for them.
     """
 
     gpu: HardwareProfile
