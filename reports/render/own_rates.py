@@ -204,7 +204,8 @@ def _tested(one: dict[str, Any]) -> str:
         counts.update(each)
     told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items(), reverse=True))
     return fill(
-        f"Tests of the streamed step that need a card, on {one['environment']['gpu']['name']}: {told} "
-        f"(`python -m reports.validation.card_tests`, `reports/validation/others/{TESTED.name}`). {one['remark']}",
+        f"Tests of the streamed step and of attention over a cache that need a card, on "
+        f"{one['environment']['gpu']['name']}: {told} "
+        f"(`python -m reports.validation.card_tests`, `reports/validation/others/{TESTED.name}`).",
         WIDTH,
     )
