@@ -25,7 +25,7 @@ def longest(
     Memory of each configuration grows with the sequence. So from one that fits its own longest sequence is found, and
     one step beyond it another that fits, until there is none. Time grows likewise, save where a chunk more begins and
     its copies hide behind the one before; so where time alone is too long, one step into the next chunks is tried too.
-    Approximate: it may fall anywhere else.
+    Approximate: it may fall anywhere else, and which of several last lengths is found hangs on those that are tried.
 
     Args:
         target: trained tokens, or None where every token is trained.

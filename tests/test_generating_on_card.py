@@ -48,6 +48,8 @@ def test_in_float32_as_float64_says(new: int, window: int | None, sinks: bool) -
 @pytest.mark.parametrize("window", [None, 2, 256])
 @pytest.mark.parametrize("new", [1, 2, 200, 700])
 def test_in_16_bits_as_near_as_scores_written_out(new: int, window: int | None, kernel: str) -> None:
+    if kernel != "efficient" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip(f"{kernel} needs compute capability 8.0")
     for before in BEFORE:
         *parts, _ = _some(new, before)
         rounded = [part.bfloat16() for part in parts]

@@ -11,6 +11,7 @@ from planner.branches import Branch
 from planner.compose import compose
 from planner.evaluate import Candidates, Evaluator, Limits
 from planner.longest import longest
+from planner.on_card import Wish
 from planner.optimizations import all_optimizations
 from planner.planning import Request, Solved, solved
 from planner.solver import ENDLESS_LIMITS
@@ -69,6 +70,25 @@ def test_where_bytes_leave_no_room_nothing_fits(gpu: str) -> None:
         assert [on_card.fits(at, index, limits, None) for index in range(len(totals))] == fits.tolist()
         seen |= {*room.tolist()}
     assert seen == {True, False}
+
+
+@pytest.mark.parametrize("wish", [None, ("streamed", True), ("nf4_weights", False)])
+@pytest.mark.parametrize("gpu", ["rtx2060s", "h200-sxm", "cpu"])
+def test_no_product_takes_less_than_the_least_of_its_options(gpu: str, wish: Wish | None) -> None:
+    """By which products are left out before their places are summed up; these go up, and nothing shared is changed."""
+    found = solved(Request(gpu, "smollm2-135m", tier=1)).found
+    stack, level = found.on_card.stack(wish), found.on_card.level(found.candidates, found.index)
+    if stack is None:
+        assert gpu == "cpu" and wish == ("streamed", True)
+        return
+    least = stack.least(level.least)
+    for product, lowest in zip(stack.products, least, strict=True):
+        sums = level.sums(product)
+        assert (np.diff(product.places) > 0).all()
+        assert (lowest <= np.minimum.reduceat(sums, product.starts).sum(axis=0) * (1 + 1e-12)).all()
+        sums += 1.0
+        assert not np.array_equal(level.sums(product), sums)
+    assert np.array_equal(stack.least(level.least), least)
 
 
 @pytest.mark.parametrize("tier", [8, 10, 11])

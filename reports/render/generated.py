@@ -29,8 +29,11 @@ def section() -> str:
     if not found:
         return ""
     one = found[-1][1]["environment"]
+    ended = [record for record in records(HELD) if record["reserved_bytes"] <= record["planned"]["high_bytes"]]
     over = [record for _, record in found if record["reserved_bytes"] > record["planned"]["high_bytes"]]
     short = [record for _, record in found if record["allocated_bytes"] > record["planned"]["expected_bytes"]]
+    # What is told below of the one that failed is of one, and of the same.
+    assert failed == [record["case"]["name"] for record in over] and len(failed) == 1, failed
     most = max(record["allocated_bytes"] / record["planned"]["expected_bytes"] - 1 for record in short)
     beyond = max((record["reserved_bytes"] - record["planned"]["high_bytes"]) / MIB for record in over)
     revisions = {name: sorted({record["revision"][:7] for record in records(name)}) for name in SETS}
@@ -47,7 +50,7 @@ def section() -> str:
         f"{len(found)}, and {percent(most, 2)} more at most, on the card that stands in for an {STANDS_IN}: its own "
         f"workspace of cuBLAS is larger. The allocator reserved no more than the bound in {len(found) - len(over)}, "
         f"and {beyond:,.0f} MiB more in {len(over)}, which its card had room for. In the last runs it was held to the "
-        f"bound: {len(records(HELD))} ended within it, and {' and '.join(failed)}, the one that had taken more before, "
+        f"bound: {len(ended)} ended within it, and {' and '.join(failed)}, the one that had taken more before, "
         "ran out of memory at it. So it is held to the card's budget and no longer to the bound, which one of "
         f"{len(CASES)} cases shows to be too low. Seconds of a prompt and of a token are estimates by rates of "
         "training; where a card stands in for another, they are those of the other. Soft-capped scores are written "

@@ -20,7 +20,10 @@ TESTS = ("tests/streamed/test_on_card.py", "tests/test_generating_on_card.py")
 
 
 def outcomes(report: Path) -> dict[str, dict[str, int]]:
-    """By the name of a test: how many of its cases passed, failed or were skipped, of pytest's JUnit report."""
+    """By the name of a test: how many of its cases passed, failed or were skipped, of pytest's JUnit report.
+
+    Tests of all files have names of their own.
+    """
     found: dict[str, Counter[str]] = {}
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         kinds = {child.tag for child in case}

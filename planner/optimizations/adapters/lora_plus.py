@@ -24,8 +24,8 @@ class LoraPlus(Optimization):
             "2x faster convergence",
             "not shown",
             "The paper that is named has up to twice. At a rate that was the best without it, what is learnt is worse "
-            "with each of three seeds, in the trainings of reports/optimizations.md. At a quarter of that rate it is "
-            "better with two of three seeds than the best without it, by little.",
+            "with each of three seeds, in the trainings of reports/optimizations.md. Beside the same it is better with "
+            "two of three seeds at a quarter of that rate, and at a tenth worse again, both by little.",
         ),
     )
     asked = True
