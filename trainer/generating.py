@@ -26,7 +26,6 @@ from planner.generating import Generation
 from planner.plan import Plan
 from planner.units import format_bytes
 from trainer import generating_attention
-from trainer.device import hold
 from trainer.finished import put_on, read_adapter
 from trainer.gguf_reading import read_once
 from trainer.key_values import make_cache
@@ -177,8 +176,9 @@ def write(
     """Load the model of a run and write on from a prompt.
 
     Args:
-        found: what was planned for it. The allocator is held to the card's budget, not to the bound: one of 12 runs
-            that were held to it ran out of memory on a card that had room (`reports/validation.md`).
+        found: what was planned for it. The allocator is held to the card's budget, as where the model is loaded, and
+            not to this bound: one of 12 runs that were ran out of memory on a card that had room
+            (`reports/validation.md`).
         adapter: whether to write with the run's adapter, or with the base model alone.
         begin: what is said first, once the prompt has been read.
         say: told the text piece by piece; ``read``: told how many tokens of the prompt have been read.
@@ -219,7 +219,6 @@ def written(
     model._optimize_model_for_decode = nullcontext  # which takes another way to compute experts, and copies theirs
     if device.type == "cuda":
         torch.cuda.empty_cache()  # of loading, which is of other sizes
-        hold(device, found.budget)
         torch.cuda.reset_peak_memory_stats(device)
     ids = torch.tensor([prompt.tokens], device=device)
     cache, host = make_cache(model.config, found.keeping, total, device, found.chunk)
