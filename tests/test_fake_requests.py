@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from planner.generating import Generation, choose
+from planner.optimizations.base import Situation
 from planner.plan import Plan
-from planner.planning import Request, make_plan
+from planner.planning import Request, make_plan, read_gpu, read_model
 from planner.units import MIB
+from reports.validation.measure import card_file
 from trainer.allocator import EMPTY, OutOfMemory, fits, replayed, smallest_limit
 from trainer.counting import TensorBytes
-from trainer.fake_requests import Requests, requests
+from trainer.fake_requests import Requests, reading, requests
 from trainer.fake_step import counted
 
 CASES: dict[str, dict[str, Any]] = {
@@ -89,3 +92,38 @@ def test_gradients_are_added_in_place_as_autograd_adds_them() -> None:
     step(counting)
     assert sum(size for _, size in asked.events if size > 0) == counting.made
     assert asked.peak == counting.peak
+
+
+@pytest.fixture(scope="module")
+def written() -> tuple[Plan, Generation]:
+    """What is planned to write after 8,192 tokens, with four-bit weights, on the card of the grid's runs."""
+    plan = make_plan(
+        Request(str(card_file("h200-8gib")), "random:llama-3.2-1b", total_tokens=1024, required=("nf4_weights",))
+    )
+    situation = Situation(
+        read_gpu(str(card_file("h200-8gib"))), read_model("random:llama-3.2-1b"), plan.memory.host.budget_bytes
+    )
+    return plan, choose(plan, situation, 8192, 64, "card")
+
+
+def test_a_prompt_takes_what_is_planned_and_its_bound_suffices(written: tuple[Plan, Generation]) -> None:
+    """Allocated within 3 % and never more."""
+    plan, found = written
+    events = reading(plan, found)
+    most = replayed(events).most_allocated
+    assert 0.97 * found.expected <= most <= found.expected and found.chunk == 4096
+    assert fits(events, found.high)
+
+
+def test_keys_and_values_taken_between_what_passes_leave_gaps(
+    written: tuple[Plan, Generation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why the first token is read alone: of the same prompt, all read by chunks, more is reserved than is allocated."""
+
+    def by_chunks(tokens: int, chunk: int) -> list[tuple[int, int]]:
+        return [(start, min(start + chunk, tokens)) for start in range(0, tokens, chunk)]
+
+    free = replayed(reading(*written))
+    monkeypatch.setattr("trainer.generating.pieces", by_chunks)
+    gaps = replayed(reading(*written))
+    assert gaps.most_reserved > free.most_reserved + 16 * MIB and gaps.most_allocated <= free.most_allocated

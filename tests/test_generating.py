@@ -343,3 +343,8 @@ def test_no_number_is_no_token() -> None:
     for broken in (torch.nan, torch.inf):
         with pytest.raises(PlanError, match="is no number"):
             generating.Numbers()(TOKENS, torch.tensor([[1.0, broken, 2.0]]))
+
+
+def test_a_prompt_is_read_once_its_first_token_alone() -> None:
+    assert generating.pieces(1, 4) == [(0, 1)] and generating.pieces(0, 4) == []
+    assert generating.pieces(5, 4) == [(0, 1), (1, 5)] and generating.pieces(6, 4) == [(0, 1), (1, 5), (5, 6)]

@@ -1,9 +1,9 @@
 """What a run asks the card's allocator for, request by request: loading, a step, an evaluation, another step.
 
-They come from the trainer's own step on tensors that hold no data (``trainer.fake_step``), in the order in which
-tensors are made and die; ``trainer.allocator`` tells what they would reserve. Approximate: copies on streams of their
-own are taken to be on the one stream, where they are free as soon as nothing refers to them; what an attention kernel
-takes for itself is taken to be one request.
+And what `plan generate` asks for to read a prompt (``reading``). Both are what runs on a card, on tensors that hold no
+data (``trainer.fake_step``), in the order in which tensors are made and die; ``trainer.allocator`` tells what they
+would reserve. Approximate: copies on streams of their own are taken to be on the one stream, where they are free as
+soon as nothing refers to them; what an attention kernel takes for itself is taken to be one request.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from planner.calibration import calibration
+from planner.generating import Generation
 from planner.ledger import Phase
 from planner.plan import Plan
 from trainer import session
@@ -22,10 +23,15 @@ from trainer.allocator import EMPTY
 from trainer.counting import TensorBytes
 from trainer.data import synthetic_batch
 from trainer.fake_step import make_state, nothing_real
+from trainer.generating import GeneratingSession, read_into
+from trainer.key_values import make_cache
 from trainer.probing import PROBED
 
 PRODUCTS = {"gemm_4bit", "mm", "addmm", "bmm", "baddbmm", "addmm_", "_grouped_mm"}
 """Ops that cuBLAS computes; the first of a thread takes its workspace, which stays."""
+
+SCALES = 7
+"""Where `gemm_4bit` has the scales in 8 bits, among what it is given."""
 
 
 class Requests(TensorBytes):
@@ -83,13 +89,17 @@ class Requests(TensorBytes):
             if thread not in self._threads:
                 self._threads.add(thread)
                 self._asked(self._workspace)
-        wide = 0
+        passing: list[int] = []
         if name == "gemm_4bit":  # on a card the matrix is made first, in the type of the rows
-            rows, _, shape = args[:3]
-            wide = self._asked(shape[0] * shape[1] * rows.element_size())
+            rows, _, shape, _, block = args[:5]
+            elements = shape[0] * shape[1]
+            if (
+                len(args) > SCALES and args[SCALES] is not None
+            ):  # its scales before it, and once more as they are shifted
+                passing += [self._asked(4 * elements // block), self._asked(4 * elements // block)]
+            passing.append(self._asked(elements * rows.element_size()))
         made = super().__torch_dispatch__(func, types, args, kwargs)
-        if wide:
-            self.events.append((wide, -1))
+        self.events += [(each, -1) for each in passing]
         if self._inside and "attention" in name and "backward" in name:
             self._passing(self._inside)
         return made
@@ -137,5 +147,25 @@ def requests(plan: Plan) -> list[tuple[int, int]]:
             if built.streamed is None:
                 evaluation()
                 step()
+        events = list(asked.events)
+    return events
+
+
+def reading(plan: Plan, found: Generation) -> list[tuple[int, int]]:
+    """What is asked for to load a plan's model and to read a prompt into a cache on the card, in the same form."""
+    assert found.keeping != "host", "copies to and from the host are made in a stream that a CPU does not have"
+    capability = tuple(map(int, (plan.gpu.compute_capability or "0.0").split(".")))
+    asked = Requests(calibration().workspace_bytes(capability), 0)
+    with nothing_real(asked.elsewhere), asked:
+        session = GeneratingSession(plan)
+        session.apply_choices()
+        adapted, _, _ = session.adapted_model()
+        model: Any = adapted.get_base_model()
+        model.eval()
+        asked.empty_cache()
+        asked.mark(Phase.EVALUATE)
+        ids = torch.zeros(1, found.prompt, dtype=torch.long)
+        cache, _ = make_cache(model.config, found.keeping, found.prompt + found.new, ids.device, found.chunk)
+        read_into(cache, model, ids, found.chunk, lambda _: None)
         events = list(asked.events)
     return events

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +177,7 @@ def write(
     """Load the model of a run and write on from a prompt.
 
     Args:
-        found: what was planned for it. The allocator is held to the card's budget, as where the model is loaded, and
-            not to this bound: one of 12 runs that were ran out of memory on a card that had room
-            (`reports/validation.md`).
+        found: what was planned for it. The allocator is held to the card's budget, as where the model is loaded.
         adapter: whether to write with the run's adapter, or with the base model alone.
         begin: what is said first, once the prompt has been read.
         say: told the text piece by piece; ``read``: told how many tokens of the prompt have been read.
@@ -261,13 +260,23 @@ def written(
 
 
 def read_into(cache: Cache, model: PreTrainedModel, ids: Tensor, chunk: int, read: Callable[[int], None]) -> None:
-    """Read all of a prompt ``[1, S]`` but its last token, which whoever writes begins with, ``chunk`` at a time."""
+    """Read all of a prompt ``[1, S]`` but its last token, which whoever writes begins with, ``chunk`` at a time.
+
+    The first token is read alone: with it every layer takes the memory of its keys and values, which stays, while
+    nothing of a chunk's size is there. Taken between such, each leaves a gap before it, which an allocator at its limit
+    cannot give back: 576 MiB of 8 GiB in one of the runs of `reports/validation.md`, and 50 this way.
+    """
     last = ids.shape[1] - 1
     with torch.no_grad():
-        for start in range(0, last, chunk):
-            stop = min(start + chunk, last)
+        for start, stop in pieces(last, chunk):
             model(input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True, logits_to_keep=1)
             read(stop)
+
+
+def pieces(tokens: int, chunk: int) -> list[tuple[int, int]]:
+    """The first token, and what comes after it by ``chunk`` at most, each as where it begins and ends."""
+    edges = [0, *range(1, tokens, chunk), tokens]
+    return [(start, stop) for start, stop in pairwise(edges) if start < stop]
 
 
 def _config(model: PreTrainedModel, tokenizer: Any, new: int, sampling: Sampling) -> GenerationConfig:

@@ -6,7 +6,7 @@
 FOLDER is reports/validation/generated. What is frozen there is for the next runs: of those that were made, each record
 has what had been planned for it, and its folder's name how many tokens were read at once. Weights and adapters are
 random, and so is the prompt; nothing is stopped early. Each case is a process of its own, on a card that stands in for
-the one it is planned for, and held to that one's budget.
+the one it is planned for, and held to what is planned: while it loads to that card's budget, then to the case's bound.
 A case that fails leaves ``NAME.failed.txt`` with the reason.
 """
 
@@ -97,7 +97,7 @@ def run(case: Case, out: Path) -> None:
     """Write text as a case says, in this process, and its record into ``out``."""
     import torch
 
-    from trainer.device import rehearsing
+    from trainer.device import hold, rehearsing
     from trainer.generating import GeneratingSession, Prompt, Sampling, written
     from trainer.record import environment, revision
 
@@ -110,6 +110,7 @@ def run(case: Case, out: Path) -> None:
         session = GeneratingSession(plan)
         session.apply_choices()
         adapted, _, _ = session.adapted_model()
+        hold(next(adapted.parameters()).device, frozen["high_bytes"])
         began, read = time.monotonic(), list[float]()
         note = lambda _: read.append(time.monotonic() - began)  # noqa: E731
         made = written(adapted, Prompt.of(tokens), found, Sampling(), lambda _: None, note)
@@ -118,6 +119,7 @@ def run(case: Case, out: Path) -> None:
         "case": asdict(case),
         "planned": {name: frozen[name] for name in told(found)},
         "planned_today": told(found),
+        "held_to_bytes": frozen["high_bytes"],
         "allocated_bytes": made.allocated,
         "reserved_bytes": made.reserved,
         "prompt_seconds": made.prompt_seconds,
