@@ -264,7 +264,7 @@ def read_into(cache: Cache, model: PreTrainedModel, ids: Tensor, chunk: int, rea
 
     The first token is read alone: with it every layer takes the memory of its keys and values, which stays, while
     nothing of a chunk's size is there. Taken between such, each leaves a gap before it, which an allocator at its limit
-    cannot give back: 576 MiB of 8 GiB in one of the runs of `reports/validation.md`, and 50 this way.
+    cannot give back: 576 MiB in one of the runs of `reports/validation.md`, and 49 this way.
     """
     last = ids.shape[1] - 1
     with torch.no_grad():
