@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from planner.bounds import Sum
 from planner.compose import Configuration
 from planner.evaluate import Array, Candidates, Evaluator, Limits
+from planner.fields import Sum
 from planner.on_card import SpaceOnCard
 from planner.space import Space
 from planner.weighing import share

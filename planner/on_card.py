@@ -8,15 +8,17 @@ from weakref import proxy
 
 import numpy as np
 
-from planner.bounds import Bounded, Field, Product, Stack, Sum
+from planner.bounds import Bounded, Stack
 from planner.calibration import Calibration
 from planner.evaluate import Array, Candidates, Limits
+from planner.fields import Bounds, Field, Sum
 from planner.hardware import HardwareProfile
+from planner.products import Product
 from planner.rates import KINDS
 from planner.rows import Values
 from planner.space import Rows, Space
 from planner.timecost import rates_for
-from planner.weighing import INEXACT, KNOB_ORDER, ORDER, Clock, Key, Scale, Weights, share
+from planner.weighing import INEXACT, KNOB_ORDER, ORDER, Caps, Clock, Key, Scale, Weights, share
 
 Wish = tuple[str, bool]  # a name, and whether it is to be on
 NOTHING = Weights(*(np.zeros(0) for _ in range(6)), known=np.zeros(0, dtype=bool))  # type: ignore[misc]
@@ -132,12 +134,18 @@ class Level:
     def __init__(self, on_card: SpaceOnCard, cells: Values, least: Values) -> None:
         self.on_card, self._cells, self._least = proxy(on_card), cells, least
         self._found: dict[Wish | None, Bounded] = {}
+        self._by_clock: dict[bytes, Values] = {}
 
     def least(self, clock: Clock) -> Values:
         """What no place of an option is below by a clock: option × column of ``planner.weighing``."""
-        least = clock.columns(self._least)
-        least[:, INEXACT] = self.on_card.space.table.added.inexact_of_options
-        return least
+        if clock.key not in self._by_clock:
+            least = self._by_clock[clock.key] = clock.columns(self._least)
+            least[:, INEXACT] = self.on_card.space.table.added.inexact_of_options
+        return self._by_clock[clock.key]
+
+    def outline(self, of: Product) -> Bounds:
+        """The bounds of a product's outline."""
+        return Bounds(of.outline, self.least(of.clock)[of.outline.rows], self.on_card.scale)
 
     def sums(self, of: Product) -> Values:
         """What the places of a product come to: place × column."""
@@ -146,8 +154,13 @@ class Level:
     def fits(self, limits: Limits, wish: Wish | None) -> bool:
         """Whether anything fits."""
         within, search = self.having(wish), False
+        known = np.broadcast_to(within.least_weights.known, within.least_weights.high.shape)
         for number in np.flatnonzero(within.least_weights.fits(limits)):
-            may, does = within.field_of(int(number)).may_and_does_fit(limits)
+            caps = Caps.of(limits, known=bool(known[number]))
+            field = within.field_within(int(number), caps, share(limits), float("inf"))
+            if field is None:
+                continue
+            may, does = field.may_and_does_fit(limits)
             if does:
                 return True
             search |= may
@@ -160,7 +173,9 @@ class Level:
             products = () if stack is None else stack.products
             least = NOTHING if stack is None else scale.weigh(stack.least(self.least), stack.clock)
             self._found[wish] = Bounded(
-                least, lambda number: Field(products[number], level.sums(products[number]), scale)
+                least,
+                lambda number: Field(products[number], level.sums(products[number]), scale),
+                lambda number: level.outline(products[number]),
             )
         return self._found[wish]
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from planner.bounds import Product
 from planner.calibration import calibration
 from planner.compose import Configuration
 from planner.errors import PlanError, raise_all
@@ -26,6 +25,7 @@ from planner.micro_batch import rows_at_many_lengths
 from planner.optimizations.base import Scalar
 from planner.plan_time import seconds_at
 from planner.planning import Request, Solved, solved
+from planner.products import Product
 from planner.rows import Values
 from planner.tier_table import knobs_of
 from planner.weighing import SPENT, Weights

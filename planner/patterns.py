@@ -142,10 +142,11 @@ class Patterns:
     def sums(self, cells: Values, patterns: Array) -> Values:
         """What some patterns add up: pattern × column, from cell × column."""
         taken = self._taken[patterns]
-        found = cells[taken[:, 0]]
+        found = cells.take(taken[:, 0], axis=0)
+        added = np.empty_like(found)
         for piece in taken[:, 1:].T:
-            found += cells[piece]
-        return np.asarray(found)
+            found += cells.take(piece, axis=0, out=added, mode="clip")  # else it is taken elsewhere first, and copied
+        return found
 
     def cells(self, values: Values) -> Values:
         """What each cell adds, from the value of every row at every candidate: candidate × cell × column."""

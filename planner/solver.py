@@ -13,12 +13,12 @@ from typing import Literal
 
 import numpy as np
 
-from planner.bounds import Sum
 from planner.branches import branches
 from planner.calibration import Calibration
 from planner.compose import compose, problems
 from planner.errors import PlanError, raise_all
 from planner.evaluate import Candidates, Evaluator, Limits, Outcome
+from planner.fields import Sum
 from planner.ledger import Device, Phase
 from planner.longest import COARSEST, FINEST, longest, runs
 from planner.on_card import Level, SpaceOnCard, Wish

@@ -79,9 +79,11 @@ class Clock:
         found[:, BYTES] = table[:, BYTES]
         work, spent = table[:, WORK] * self.seconds, found[:, SPENT]
         for lanes, parts, kinds in _SPANS:
-            of_kinds = work[:, lanes]
-            for number in range(kinds):
-                spent[:, parts] += of_kinds[:, number::kinds]
+            of_parts = work[:, lanes].reshape(len(table), -1, kinds)
+            several = of_parts[:, :, 0].copy()
+            for number in range(1, kinds):
+                several += of_parts[:, :, number]
+            spent[:, parts] = several
         return found
 
 
@@ -152,7 +154,8 @@ class Scale:
     def weigh(self, sums: Values, clock: Clock) -> Weights:
         """Weigh sums: … × column."""
         high, host = self._high_and_host(sums)
-        parts = {part: sums[..., column] for part, column in PART.items()}
+        columns = np.ascontiguousarray(np.moveaxis(sums, -1, 0))  # each is read as a whole, most of them several times
+        parts = {part: columns[column] for part, column in PART.items()}
         seconds = sum(phase_seconds(phase, clock.layers, parts) for phase in TIMED) * self.accumulation
         return Weights(high, host, sums[..., DISK], seconds, sums[..., INEXACT], sums[..., ORDER], clock.known)
 
