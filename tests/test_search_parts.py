@@ -10,12 +10,13 @@ import pytest
 from planner.branches import Branch
 from planner.compose import compose
 from planner.evaluate import Candidates, Evaluator, Limits
+from planner.fields import Field
 from planner.longest import longest
 from planner.on_card import Wish
 from planner.optimizations import all_optimizations
 from planner.planning import Request, Solved, solved
 from planner.solver import ENDLESS_LIMITS
-from planner.weighing import share
+from planner.weighing import HOST_MEMORY, TIME, Caps, share
 
 ASKED = Request("rtx2060s", "phi-2", tier=4)
 
@@ -89,6 +90,29 @@ def test_no_product_takes_less_than_the_least_of_its_options(gpu: str, wish: Wis
         sums += 1.0
         assert not np.array_equal(level.sums(product), sums)
     assert np.array_equal(stack.least(level.least), least)
+
+
+@pytest.mark.parametrize("gpu", ["rtx2060s", "h200-sxm", "cpu"])
+def test_an_outline_refuses_nothing_that_a_search_finds(gpu: str) -> None:
+    """And it refuses something, by less than what its places are summed up for."""
+    found = solved(Request(gpu, "smollm2-135m", tier=1)).found
+    level, scale = found.on_card.level(found.candidates, found.index), found.on_card.scale
+    seen, gibibyte = set(), 2**30
+    for product in found.on_card.products:
+        field, outline = Field(product, level.sums(product), scale), level.outline(product)
+        assert len(outline.sums) <= len(field.sums)
+        for card, host, seconds in ((1.0, 4.0, 1e9), (0.7, 2.0, 60.0), (16.0, 3.0, 1.0), (24.0, 32.0, 0.1)):
+            limits = Limits(int(card * gibibyte), int((host + card * (gpu == "cpu")) * gibibyte), seconds)
+            caps = Caps.of(limits, known=bool(product.clock.known))
+            for measure in (TIME, HOST_MEMORY, share(limits)):
+                best = field.search(caps, measure, float("inf"), first=False)
+                may = outline.may_hold(caps, measure, float("inf"))
+                assert may or best is None
+                seen.add((may, best is not None))
+                if best is not None:
+                    value = float(measure.of(best.weights))
+                    assert outline.may_hold(caps, measure, value * (1 + 1e-6))
+    assert {(False, False), (True, True)} <= seen
 
 
 @pytest.mark.parametrize("tier", [8, 10, 11])
