@@ -216,7 +216,7 @@ class Field(Bounds):
 
 
 class _Search:
-    """Builds up the combinations of a field from the places of each group that may be in the best and are not beaten."""
+    """Builds up the combinations of a field from the places of its groups that may be in the best and are unbeaten."""
 
     def __init__(self, field: Field, within: Within) -> None:
         self.field, self.within = field, within
