@@ -3,7 +3,7 @@
 A sum is a row of columns: bytes by phase on the card, bytes by phase in the host, bytes on the disk, seconds of
 each part of a step (`planner.timecost.PARTS`), optimisations that change the result. What is weighed
 grows with each column, so the least of each column weighs no more than any sum that can still come of it. That is what
-``planner.bounds`` leaves out most sums by.
+``planner.fields`` leaves out most sums by.
 """
 
 from __future__ import annotations
