@@ -56,17 +56,21 @@ class Bounded:
     def __init__(
         self, least: Weights, field_of: Callable[[int], Field], outline_of: Callable[[int], Bounds] | None = None
     ) -> None:
-        self.least_weights, self.field_of = least, cache(field_of)
+        self.least_weights, self._field_of = least, field_of
         self._outline_of = None if outline_of is None else cache(outline_of)
-        self._summed: set[int] = set()
+        self._fields: dict[int, Field] = {}
 
-    def field_within(self, number: int, caps: Caps, measure: Measure, below: float) -> Field | None:
-        """The field of a product; None where by its outline nothing is within caps with a measure below a value."""
-        if number not in self._summed:
-            if self._outline_of is not None and not self._outline_of(number).may_hold(caps, measure, below):
-                return None
-            self._summed.add(number)
-        return self.field_of(number)
+    def field(self, number: int) -> Field:
+        """The field of a product, kept."""
+        if number not in self._fields:
+            self._fields[number] = self._field_of(number)
+        return self._fields[number]
+
+    def _may_hold(self, number: int, caps: Caps, measure: Measure, below: float) -> bool:
+        """Whether a product is worth the summing up of its places, if that is not done yet."""
+        if number in self._fields or self._outline_of is None:
+            return True
+        return self._outline_of(number).may_hold(caps, measure, below)
 
     def cheapest(self, limits: Limits, key: Key, *, first: bool = False) -> Sum | None:
         """Of what fits the least by a key; None where nothing fits.
@@ -106,8 +110,9 @@ class Bounded:
             if not values[number] < below:
                 break
             own = caps[bool(known[number])]
-            field = self.field_within(int(number), own, measure, below)
-            found = None if field is None else field.search(own, measure, below, first=first)
+            if not self._may_hold(int(number), own, measure, below):
+                continue
+            found = self.field(int(number)).search(own, measure, below, first=first)
             if found is not None:
                 best, below = found, float(measure.of(found.weights))
                 if first:

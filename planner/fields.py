@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from planner.evaluate import Array, Limits
+from planner.evaluate import Array
 from planner.fronts import nondominated
 from planner.products import Outline, Product
 from planner.rows import Values
@@ -24,7 +24,6 @@ from planner.weighing import CAPPED, INEXACT, ORDER, SPENT, WIDTH, Caps, Measure
 
 FEW = 48  # parts of combinations that are not worth the looking which of them can be left out
 WEIGHTED = 2.0 ** np.arange(-5, 6)  # how much one column counts against another, in shares of what is at stake
-WEIGHINGS = ((1.0, 0.0, 0.0), (1.0, 0.1, 0.0), (1.0, 0.5, 0.0), (1.0, 2.0, 0.0), (1.0, 0.5, 0.5), (0.1, 0.1, 1.0))
 SLACK = 1e-9  # sums of seconds in another order differ in their last digits
 
 
@@ -42,7 +41,7 @@ class Bounds:
 
     Args:
         of: the groups they are of.
-        sums: what each comes to, place × column.
+        sums: what each place, or option, comes to: place × column.
     """
 
     def __init__(self, of: Product | Outline, sums: Values, scale: Scale) -> None:
@@ -120,7 +119,7 @@ class Bounds:
 
     def hopeful(self, sums: Values, weighted: Values, rest: Values, rest_weighted: Values, within: Within) -> Array:
         """The parts that may still come within the caps and below the best; ``rest``: the least of what is open."""
-        most = within.weighted + SLACK * np.abs(within.weighted)
+        most = within.most + SLACK * np.abs(within.most)
         kept = np.flatnonzero((weighted + rest_weighted <= most).all(axis=1))
         rest = rest if rest.ndim == 1 else rest[kept]
         weights = self.scale.weigh(sums[kept] + rest, self.clock)
@@ -129,12 +128,12 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Within:
-    """What a combination has to be: within caps, with a measure below some value; ``weighted``: caps as weighted."""
+    """What a combination has to be: within caps, with a measure below some value; ``most``: caps as weighted."""
 
     caps: Caps
     measure: Measure
     below: float
-    weighted: Values
+    most: Values
 
     @classmethod
     def of(cls, bounds: Bounds, caps: Caps, measure: Measure, below: float) -> Within:
@@ -154,35 +153,6 @@ class Field(Bounds):
     def most_weights(self) -> Weights:
         """What the most of each column weighs."""
         return self.scale.weigh(self.most[None], self.clock).at(0)
-
-    def may_and_does_fit(self, limits: Limits) -> tuple[bool, bool]:
-        """Whether anything may fit, and whether something is seen to: between them one has to search.
-
-        Of shares of the limits, weighted against each other, nothing that fits takes more than there is; and what takes
-        least is tried.
-        """
-        of, scale, places = self.of, self.scale, np.arange(len(self.sums))
-        if not scale.weigh(self.least[None], of.clock).fits(limits).any():
-            return False, False
-        shares = [
-            self.sums[:, part.start + int(self.least[part].argmax())] / max(1.0, most)
-            for part, most in (
-                (CARD, scale.most_on_card(limits.gpu_bytes)),
-                (HOST, scale.most_in_host(limits.host_bytes)),
-            )
-        ]
-        shares.append(self.linear(self.sums) / limits.step_seconds if of.clock.known else np.zeros(len(places)))
-        many = np.diff(np.append(of.starts, len(places)))
-        for weights in WEIGHINGS:
-            taken = sum(weight * share for weight, share in zip(weights, shares, strict=True))
-            lowest = np.minimum.reduceat(taken, of.starts)
-            if lowest.sum() > sum(weights) * (1 + SLACK):
-                return False, False
-            first = np.where(taken == np.repeat(lowest, many), places, len(places))
-            chosen = self.sums[np.minimum.reduceat(first, of.starts)].sum(axis=0)
-            if scale.weigh(chosen[None], of.clock).fits(limits).any():
-                return True, True
-        return True, False
 
     @cached_property
     def time(self) -> list[Span]:

@@ -329,10 +329,9 @@ def _seconds(
 ) -> tuple[float | None, float | None]:
     """Seconds to read the prompt, and to write the last token; None where the card's rates are unknown.
 
-    A prompt is its products and attention, and for each chunk what is read and written between them; its first token is
-    read alone, for which every weight is read. The host launches the kernels of each, and the cache in host memory,
-    which is taken first, comes once for each chunk. A token reads every weight and the cache once, or waits for it to
-    come from the host, or for the host to launch its kernels.
+    A prompt is its products and attention, and for each chunk what is read and written between them; the host launches
+    the kernels of each, and the cache in host memory, which is taken first, comes once for each. A token reads every
+    weight and the cache once, or waits for it to come from the host, or for the host to launch its kernels.
     """
     rates = rates_of(kernel or "eager", made.settings["dtype"], letters.E, situation.gpu, calibration()).likely
     work = made.ledger.work.values()
@@ -353,16 +352,16 @@ def _seconds(
     }
     widened = 2 * letters.a / 8 * float(in_cache(letters)) if "attention/cache_scales" in card else 0.0
     pinned = host.get("attention/cache", 0)
-    weights = sum(size for name, size in card.items() if name.startswith("weights/"))
-    kept = sum(size for name, size in card.items() if name.startswith(("attention/cache", "attention/windows")))
+    looked_at = ("weights/", "attention/cache", "attention/windows")
+    read = sum(size for name, size in card.items() if name.startswith(looked_at))
     rate = {kind: rates[kind] or 0.0 for kind in ("linear", "attention", "memory", LAUNCH, TO_DEVICE)}
     if not all(value for kind, value in rate.items() if kind != TO_DEVICE or pinned):
         return None, None
     over_link = pinned / rate[TO_DEVICE] if pinned else 0.0
     launching, chunks = each_chunk[Resource.LAUNCH] / rate[LAUNCH], ceil(prompt / letters.S)
     between = (each_chunk[Resource.MEMORY] + widened / 2) / rate["memory"]
-    reading = sum(amount / rate[kind] for kind, amount in flops.items()) + chunks * between + weights / rate["memory"]
+    reading = sum(amount / rate[kind] for kind, amount in flops.items()) + chunks * between
     return (
-        pinned / calibration().pinning_rate() + max(reading, (chunks + 1) * launching, chunks * over_link / 2),
-        max((weights + kept + pinned + widened) / rate["memory"], over_link, launching),
+        pinned / calibration().pinning_rate() + max(reading, chunks * launching, chunks * over_link / 2),
+        max((read + pinned + widened) / rate["memory"], over_link, launching),
     )

@@ -18,7 +18,7 @@ from planner.rates import KINDS
 from planner.rows import Values
 from planner.space import Rows, Space
 from planner.timecost import rates_for
-from planner.weighing import INEXACT, KNOB_ORDER, ORDER, Caps, Clock, Key, Scale, Weights, share
+from planner.weighing import INEXACT, KNOB_ORDER, ORDER, Clock, Key, Scale, Weights, share
 
 Wish = tuple[str, bool]  # a name, and whether it is to be on
 NOTHING = Weights(*(np.zeros(0) for _ in range(6)), known=np.zeros(0, dtype=bool))  # type: ignore[misc]
@@ -121,7 +121,8 @@ class SpaceOnCard:
 class Level:
     """A space on one card at one candidate.
 
-    Most products are left out by the least that they can take; of the others alone their places are summed up.
+    Most products are left out by the least that they can take, all at once or by their outlines; of the others alone
+    their places are summed up.
 
     It holds its space weakly: what each holds of the other would else keep all sums until the collector comes by, and
     the matrix goes through thousands of them.
@@ -153,18 +154,7 @@ class Level:
 
     def fits(self, limits: Limits, wish: Wish | None) -> bool:
         """Whether anything fits."""
-        within, search = self.having(wish), False
-        known = np.broadcast_to(within.least_weights.known, within.least_weights.high.shape)
-        for number in np.flatnonzero(within.least_weights.fits(limits)):
-            caps = Caps.of(limits, known=bool(known[number]))
-            field = within.field_within(int(number), caps, share(limits), float("inf"))
-            if field is None:
-                continue
-            may, does = field.may_and_does_fit(limits)
-            if does:
-                return True
-            search |= may
-        return search and within.cheapest(limits, (share(limits),), first=True) is not None
+        return self.having(wish).cheapest(limits, (share(limits),), first=True) is not None
 
     def having(self, wish: Wish | None) -> Bounded:
         """The sets with an optimisation, or those without; all of them where nothing is wished."""
@@ -188,7 +178,7 @@ class Level:
         number = next(n for n, each in enumerate(products) if np.isin(found.places, each.places).all())
         whole = products[number]
         own = whole.with_all([np.array([place for place in group if int(place) in order]) for group in whole.groups])
-        sums = self.having(None).field_of(number).sums[np.searchsorted(whole.places, own.places)]
+        sums = self.having(None).field(number).sums[np.searchsorted(whole.places, own.places)]
         sums[:, ORDER] = [order[int(place)] for place in own.places]
         field, scale = Field(own, sums, self.on_card.scale), self.on_card.scale
         best = Bounded(scale.weigh(field.least[None], own.clock), lambda _: field).cheapest(limits, (*key, KNOB_ORDER))

@@ -61,7 +61,7 @@ def _loaded(folder: Path, attention: str, dtype: torch.dtype = torch.float64) ->
 def _by_cache(model: PreTrainedModel, keeping: Keeping) -> Tensor:
     """Logits ``[S, V]`` of each token: the first half read in chunks, the rest token by token."""
     total = TOKENS.shape[1]
-    cache, host = make_cache(model.config, keeping, total, CPU, CHUNK)
+    cache, host = make_cache(model, keeping, total, CHUNK)
     found, begun = [], total // 2
     with torch.no_grad():
         parts = [slice(at, min(at + CHUNK, begun)) for at in range(0, begun, CHUNK)]
@@ -290,12 +290,15 @@ def test_all_tokens_are_turned_by_the_length_there_will_be(family: str, tmp_path
 
 def test_a_window_that_nothing_passes_is_none() -> None:
     """As Phi-3.5's is, of 262,144 tokens: its layers are kept like others, in host memory where that is asked for."""
-    config = Phi3Config(**SMALL, max_position_embeddings=64, sliding_window=64)
-    cache, host = make_cache(config, "host", 41, CPU, CHUNK)
+
+    def model(window: int) -> PreTrainedModel:
+        config = Phi3Config(**SMALL, max_position_embeddings=64, sliding_window=window)
+        return AutoModelForCausalLM.from_config(config)
+
+    cache, host = make_cache(model(64), "host", 41, CHUNK)
     assert host is not None and {type(layer) for layer in cache.layers} == {key_values.KeptInHost}
     host.close()
-    config = Phi3Config(**SMALL, max_position_embeddings=64, sliding_window=63)
-    assert {type(layer) for layer in make_cache(config, "host", 41, CPU, CHUNK)[0].layers} == {key_values.KeptWindow}
+    assert {type(layer) for layer in make_cache(model(63), "host", 41, CHUNK)[0].layers} == {key_values.KeptWindow}
 
 
 def _spaced_tokenizer() -> PreTrainedTokenizerFast:
@@ -343,8 +346,3 @@ def test_no_number_is_no_token() -> None:
     for broken in (torch.nan, torch.inf):
         with pytest.raises(PlanError, match="is no number"):
             generating.Numbers()(TOKENS, torch.tensor([[1.0, broken, 2.0]]))
-
-
-def test_a_prompt_is_read_once_its_first_token_alone() -> None:
-    assert generating.pieces(1, 4) == [(0, 1)] and generating.pieces(0, 4) == []
-    assert generating.pieces(5, 4) == [(0, 1), (1, 5)] and generating.pieces(6, 4) == [(0, 1), (1, 5), (5, 6)]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from planner.bounds import Bounded
 from planner.branches import Branch
 from planner.compose import compose
 from planner.evaluate import Candidates, Evaluator, Limits
@@ -16,7 +17,7 @@ from planner.on_card import Wish
 from planner.optimizations import all_optimizations
 from planner.planning import Request, Solved, solved
 from planner.solver import ENDLESS_LIMITS
-from planner.weighing import HOST_MEMORY, TIME, Caps, share
+from planner.weighing import CARD_MEMORY, HOST_MEMORY, INEXACT_COUNT, SECONDS, TIME, share
 
 ASKED = Request("rtx2060s", "phi-2", tier=4)
 
@@ -93,26 +94,34 @@ def test_no_product_takes_less_than_the_least_of_its_options(gpu: str, wish: Wis
 
 
 @pytest.mark.parametrize("gpu", ["rtx2060s", "h200-sxm", "cpu"])
-def test_an_outline_refuses_nothing_that_a_search_finds(gpu: str) -> None:
-    """And it refuses something, by less than what its places are summed up for."""
+def test_outlines_leave_out_nothing_that_is_found_without_them(gpu: str) -> None:
+    """Under limits that leave much, little or nothing, among them those that what was found meets to the digit."""
     found = solved(Request(gpu, "smollm2-135m", tier=1)).found
-    level, scale = found.on_card.level(found.candidates, found.index), found.on_card.scale
-    seen, gibibyte = set(), 2**30
+    level, gib, seen = found.on_card.level(found.candidates, found.index), 2**30, set()
+    sizes = ((0.6, 4.0, 1e9), (0.7, 2.0, 60.0), (16.0, 3.0, 1.0), (24.0, 32.0, 0.1), (24.0, 32.0, 1e9))
+    asked = [Limits(int(card * gib), int((host + card * (gpu == "cpu")) * gib), late) for card, host, late in sizes]
+    for wish in (None, ("streamed", True), ("nf4_weights", False)):
+        stack = found.on_card.stack(wish)
+        if stack is None:
+            continue
+        least = found.on_card.scale.weigh(stack.least(level.least), stack.clock)
+        fields = [Field(product, level.sums(product), found.on_card.scale) for product in stack.products]
+        without = Bounded(least, fields.__getitem__)
+        queue = list(asked)
+        while queue:
+            limits = queue.pop()
+            for key in ((TIME, INEXACT_COUNT, HOST_MEMORY), (SECONDS, CARD_MEMORY), (share(limits),)):
+                fresh = found.on_card.level(found.candidates, found.index)  # whose places are not summed up yet
+                best = fresh.having(wish).cheapest(limits, key)
+                assert best == without.cheapest(limits, key)
+                seen.add(best is not None)
+                if best is not None and limits in asked:
+                    exactly = best.weights
+                    queue.append(Limits(int(exactly.high), int(exactly.host), exactly.seconds, disk_bytes=0))
+            assert level.fits(limits, wish) is (without.cheapest(limits, (share(limits),), first=True) is not None)
+    assert seen == {True, False}
     for product in found.on_card.products:
-        field, outline = Field(product, level.sums(product), scale), level.outline(product)
-        assert len(outline.sums) <= len(field.sums)
-        for card, host, seconds in ((1.0, 4.0, 1e9), (0.7, 2.0, 60.0), (16.0, 3.0, 1.0), (24.0, 32.0, 0.1)):
-            limits = Limits(int(card * gibibyte), int((host + card * (gpu == "cpu")) * gibibyte), seconds)
-            caps = Caps.of(limits, known=bool(product.clock.known))
-            for measure in (TIME, HOST_MEMORY, share(limits)):
-                best = field.search(caps, measure, float("inf"), first=False)
-                may = outline.may_hold(caps, measure, float("inf"))
-                assert may or best is None
-                seen.add((may, best is not None))
-                if best is not None:
-                    value = float(measure.of(best.weights))
-                    assert outline.may_hold(caps, measure, value * (1 + 1e-6))
-    assert {(False, False), (True, True)} <= seen
+        assert len(level.outline(product).sums) <= len(product.places)
 
 
 @pytest.mark.parametrize("tier", [8, 10, 11])

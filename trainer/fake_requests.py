@@ -3,7 +3,8 @@
 And what `plan generate` asks for to read a prompt (``reading``). Both are what runs on a card, on tensors that hold no
 data (``trainer.fake_step``), in the order in which tensors are made and die; ``trainer.allocator`` tells what they
 would reserve. Approximate: copies on streams of their own are taken to be on the one stream, where they are free as
-soon as nothing refers to them; what an attention kernel takes for itself is taken to be one request.
+soon as nothing refers to them; what an attention kernel takes for itself is taken to be one request; few rows, which
+bitsandbytes may multiply by a four-bit matrix as it is, are taken to be multiplied by one that is made wide.
 """
 
 from __future__ import annotations
@@ -93,9 +94,8 @@ class Requests(TensorBytes):
         if name == "gemm_4bit":  # on a card the matrix is made first, in the type of the rows
             rows, _, shape, _, block = args[:5]
             elements = shape[0] * shape[1]
-            if (
-                len(args) > SCALES and args[SCALES] is not None
-            ):  # its scales before it, and once more as they are shifted
+            if len(args) > SCALES and args[SCALES] is not None:
+                # Its scales before it, as they were quantised and as they are shifted.
                 passing += [self._asked(4 * elements // block), self._asked(4 * elements // block)]
             passing.append(self._asked(elements * rows.element_size()))
         made = super().__torch_dispatch__(func, types, args, kwargs)
@@ -152,7 +152,11 @@ def requests(plan: Plan) -> list[tuple[int, int]]:
 
 
 def reading(plan: Plan, found: Generation) -> list[tuple[int, int]]:
-    """What is asked for to load a plan's model and to read a prompt into a cache on the card, in the same form."""
+    """What is asked for to load a plan's model and to read a prompt into a cache on the card, in the same form.
+
+    Args:
+        found: with the cache on the card, as it is or in eight bits.
+    """
     assert found.keeping != "host", "copies to and from the host are made in a stream that a CPU does not have"
     capability = tuple(map(int, (plan.gpu.compute_capability or "0.0").split(".")))
     asked = Requests(calibration().workspace_bytes(capability), 0)
@@ -165,7 +169,7 @@ def reading(plan: Plan, found: Generation) -> list[tuple[int, int]]:
         asked.empty_cache()
         asked.mark(Phase.EVALUATE)
         ids = torch.zeros(1, found.prompt, dtype=torch.long)
-        cache, _ = make_cache(model.config, found.keeping, found.prompt + found.new, ids.device, found.chunk)
+        cache, _ = make_cache(model, found.keeping, found.prompt + found.new, found.chunk)
         read_into(cache, model, ids, found.chunk, lambda _: None)
         events = list(asked.events)
     return events

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -220,9 +219,9 @@ def written(
         torch.cuda.empty_cache()  # of loading, which is of other sizes
         torch.cuda.reset_peak_memory_stats(device)
     ids = torch.tensor([prompt.tokens], device=device)
-    cache, host = make_cache(model.config, found.keeping, total, device, found.chunk)
+    began = time.monotonic()
+    cache, host = make_cache(model, found.keeping, total, found.chunk)
     try:
-        began = time.monotonic()
         read_into(cache, model, ids, found.chunk, read)
         _wait(device)
         between = time.monotonic()
@@ -260,23 +259,13 @@ def written(
 
 
 def read_into(cache: Cache, model: PreTrainedModel, ids: Tensor, chunk: int, read: Callable[[int], None]) -> None:
-    """Read all of a prompt ``[1, S]`` but its last token, which whoever writes begins with, ``chunk`` at a time.
-
-    The first token is read alone: with it every layer takes the memory of its keys and values, which stays, while
-    nothing of a chunk's size is there. Taken between such, each leaves a gap before it, which an allocator at its limit
-    cannot give back: 576 MiB in one of the runs of `reports/validation.md`, and 49 this way.
-    """
+    """Read all of a prompt ``[1, S]`` but its last token, which whoever writes begins with, ``chunk`` at a time."""
     last = ids.shape[1] - 1
     with torch.no_grad():
-        for start, stop in pieces(last, chunk):
+        for start in range(0, last, chunk):
+            stop = min(start + chunk, last)
             model(input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True, logits_to_keep=1)
             read(stop)
-
-
-def pieces(tokens: int, chunk: int) -> list[tuple[int, int]]:
-    """The first token, and what comes after it by ``chunk`` at most, each as where it begins and ends."""
-    edges = [0, *range(1, tokens, chunk), tokens]
-    return [(start, stop) for start, stop in pairwise(edges) if start < stop]
 
 
 def _config(model: PreTrainedModel, tokenizer: Any, new: int, sampling: Sampling) -> GenerationConfig:

@@ -1,4 +1,7 @@
-"""Keys and values of all tokens while text is written, in memory that is taken once and does not grow.
+"""Keys and values of all tokens while text is written, in memory that is taken once, before the first, and stays.
+
+Taken as each layer comes, it would lie between tensors of a prompt's size, which go again, and leave gaps between them
+that an allocator at its limit cannot give back.
 
 Each kind is a layer of transformers' own `Cache`, which hands it the new tokens and attends to what it gives back. They
 lie token by token, ``[tokens, B, K, E]``: what there is so far is one piece then, which copies as such between host and
@@ -13,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, PretrainedConfig
+from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from planner.generating import Keeping
@@ -40,7 +43,7 @@ class Kept(CacheLayerMixin):
         self.tokens, self.seen = tokens, 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take the memory, as soon as it is known what tokens look like."""
+        """Take the memory, by what no tokens ``[B, K, 0, E]`` look like; transformers' name for it."""
         shape = self.shape_for(key_states)
         self.keys, self.values = key_states.new_empty(shape), value_states.new_empty(shape)
         self.is_initialized = True
@@ -52,8 +55,6 @@ class Kept(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keep new tokens ``[B, K, q, E]``; gives all of them, ``[B, K, k, E]``, as views."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
         stop = self.seen + key_states.shape[2]
         assert self.keys is not None and self.values is not None and stop <= self.tokens
         self.keys[self.seen : stop] = by_token(key_states)
@@ -92,8 +93,6 @@ class KeptWindow(Kept):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keep new tokens; gives them with those that the first of them sees."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         new = key_states.shape[2]
         if self._held + new > self.tokens:  # what is out of sight makes room
@@ -155,12 +154,11 @@ class KeptInEightBits(Kept):
         self.values = key_states.new_empty(shape, dtype=torch.int8)
         wide = {"dtype": torch.float32, "device": key_states.device}
         self._scales = torch.empty(*shape[:3], 1, **wide), torch.empty(*shape[:3], 1, **wide)
+        self._rooms.room(0, shape, key_states)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keep new tokens; gives all of them in the room that layers share."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None and self._scales is not None
         start, stop = self.seen, self.seen + key_states.shape[2]
         assert stop <= self.tokens
@@ -194,12 +192,11 @@ class KeptInHost(Kept):
         """Take the memory, pinned where there is a card."""
         shape = self.shape_for(key_states)
         self.keys, self.values = self._host.take(shape, key_states), self._host.take(shape, value_states)
+        self._host.room(self._number % 2, shape, key_states)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keep new tokens; gives all of them on the card."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         start, stop = self.seen, self.seen + key_states.shape[2]
         assert stop <= self.tokens
@@ -243,7 +240,7 @@ class Host:
         self._coming = None
         if event is not None:
             torch.cuda.current_stream(like.device).wait_event(event)
-        return self._room(self._turn, self.layers[number].shape_for(like), like)
+        return self.room(self._turn, self.layers[number].shape_for(like), like)
 
     def send(self, number: int, rooms: tuple[Tensor, Tensor], start: int, stop: int) -> None:
         """New tokens of a room to the host, and then what the next layer holds to the other room.
@@ -262,14 +259,15 @@ class Host:
         layer = self.layers[number]
         if layer.seen:
             assert layer.keys is not None and layer.values is not None
-            rooms = self._room(turn, layer.keys.shape, like)  # not in the stream of copies, which has its own memory
+            rooms = self.room(turn, layer.keys.shape, like)  # not in the stream of copies, which has its own memory
             with self._beside(like.device):
                 for room, kept in zip(rooms, (layer.keys, layer.values), strict=True):
                     room[: layer.seen].copy_(kept[: layer.seen], non_blocking=True)
         # Also where nothing came: what left the same room two layers ago has to be out before it is written to.
         self._coming = number, turn, self._stream.record_event() if self._stream is not None else None
 
-    def _room(self, turn: int, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+    def room(self, turn: int, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+        """One of the two rooms."""
         return self._rooms.room(turn, shape, like)
 
     def _beside(self, device: torch.device) -> AbstractContextManager[Any]:
@@ -289,10 +287,9 @@ def window_of(config: PretrainedConfig, layer: int) -> int | None:
     return int(window) if window < config.max_position_embeddings else None
 
 
-def make_cache(
-    config: PretrainedConfig, keeping: Keeping, tokens: int, device: torch.device, chunk: int
-) -> tuple[Cache, Arena | None]:
-    """A cache for so many tokens, given in chunks of ``chunk`` at most; and the host memory it has, if any."""
+def make_cache(model: PreTrainedModel, keeping: Keeping, tokens: int, chunk: int) -> tuple[Cache, Arena | None]:
+    """A model's cache for so many tokens of one text, in chunks of ``chunk`` at most; and its host memory, if any."""
+    config, device = model.config, model.device
     host, rooms = Host(device), Rooms()
     layers: list[Any] = []
     for number in range(config.num_hidden_layers):
@@ -303,4 +300,12 @@ def make_cache(
             layers.append(host.layer(tokens))
         else:
             layers.append(KeptInEightBits(tokens, rooms) if keeping == "int8" else Kept(tokens))
-    return Cache(layers=layers), host.arena if host.layers else None
+    cache = Cache(layers=layers)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    try:
+        cache.early_initialization(1, heads, size, model.dtype, device)
+    except BaseException:
+        host.arena.close()
+        raise
+    return cache, host.arena if host.layers else None
