@@ -10,9 +10,9 @@ from planner.markdown import percent, table
 from planner.units import MIB
 from reports.validation.generated import CASES, FOLDER
 
-SETS = ("by-512", "by-4096", "by-4096-kernels", "by-4096-alone")
+SETS = ("by-512", "by-4096", "by-4096-kernels", "by-4096-before")
 """Folders of records, by tokens of the prompt that were read at once; in the third windows went to kernels, and in the
-last the first token was read alone besides, which it is no more: the memory it was to take is taken before."""
+last the memory of keys and values was taken before the prompt besides."""
 HELD = SETS[2:]
 """Whose runs were held to their bounds; the others had the card's whole budget."""
 STANDS_IN = "rtx2060s"
@@ -54,7 +54,7 @@ def section() -> str:
         f"`plan generate` writes text by a cache of keys and values that is planned like all else. {len(CASES)} cases "
         "of random weights, prompts of random tokens and 64 tokens after them were planned and frozen, run, and "
         "planned and run again: after their prompts were read by larger pieces and estimates of seconds had more in "
-        "them, after windows went to kernels, and after the first token was read alone "
+        "them, after windows went to kernels, and after the memory of keys and values was taken before the prompt "
         "(`python -m reports.validation.generated run OUT`; "
         f"records in `reports/validation/generated/`, of revisions "
         f"{'; '.join(', '.join(revisions[name]) for name in SETS)}, on one {one['gpu']['name']}, "
@@ -66,19 +66,17 @@ def section() -> str:
         "running, the same ran out of memory, and the others ended. What it had taken more was in gaps: "
         f"{gaps[case][0]:,.0f} MiB were reserved beyond what tensors took, each at its most. Every layer took the "
         "memory of its keys and values, which stays, between tensors of a piece's size, which go. In the last running "
-        "the first token was read alone, so that this memory was taken before such tensors: held to the bound again, "
+        "it was taken before any of these: held to the bound again, "
         f"all {len(last)} ended, {least:,.0f} MiB or more below it. Gaps of that case went down to "
         f"{gaps[case][1]:,.0f} MiB; of the {len(gaps)} cases they grew in {len(grown)}, by up to "
-        f"{max(grown):,.0f} MiB. Prompts took {min(longer):.2f} to {max(longer):.2f} s longer than in the running "
-        "before, of which no one knows what was the host's. Since then the memory is taken before the prompt, and no "
-        "token is read alone; "
-        "that has not been run on a card. Seconds of a prompt and of a token are estimates by rates of "
+        f"{max(grown):,.0f} MiB. Prompts took {_seconds(min(longer))} to {_seconds(max(longer))} s beside the running "
+        "before, of which no one knows what was the host's. The table has the last running. "
+        "Seconds of a prompt and of a token are estimates by rates of "
         "training; where a card stands in for another, they are those of the other. Soft-capped scores are written "
-        "out, which no estimate has, and so were layers with a window in the first runs."
+        "out, which no estimate has."
     )
     heads = (
         "case",
-        "at once>",
         "allocated, of expected>",
         "bound left, MiB>",
         "prompt, planned>",
@@ -86,7 +84,7 @@ def section() -> str:
         "token, planned>",
         "token, ms>",
     )
-    return f"## Text that was written\n\n{told}\n\n{table(heads, [_row(name, record) for name, record in found])}"
+    return f"## Text that was written\n\n{told}\n\n{table(heads, [_row(record) for record in last])}"
 
 
 def _failed(name: str) -> list[Path]:
@@ -98,11 +96,14 @@ def _gap(record: dict[str, Any]) -> float:
     return float(record["reserved_bytes"] - record["allocated_bytes"]) / MIB
 
 
-def _row(name: str, record: dict[str, Any]) -> tuple[str, ...]:
+def _seconds(difference: float) -> str:
+    return f"{difference:+.2f}".replace("-", "−")
+
+
+def _row(record: dict[str, Any]) -> tuple[str, ...]:
     planned, own = record["planned"], record["case"]["card"] != STANDS_IN
     return (
         record["case"]["name"],
-        name.removeprefix("by-").replace("-", ", "),
         percent(record["allocated_bytes"] / planned["expected_bytes"] - 1, 2),
         f"{(planned['high_bytes'] - record['reserved_bytes']) / MIB:,.0f}".replace("-", "−"),
         f"{planned['prompt_seconds']:.2f}" if own else "",
