@@ -64,17 +64,17 @@ def branches(
         asked: set[str] = set()
         watched = replace(situation, chosen=Chosen((), asked))
         found: list[Branch] = []
-        more: Ties = frozenset()
-        for branch in _branches(watched, certain, hubs, allowed, ties, knobs):
-            more = ties_between(branch.groups)
-            if more:
+        for trunk in _trunks(watched, certain, [name for name in allowed if name in hubs], knobs):
+            branch, ties, hidden = _grown(trunk, leaves, ties, watched)
+            found += [branch, *(_renamed(branch, names) for names in trunk.others)]
+            if hidden and _crowded(leaves, ties, situation) is not None:
                 break
-            found.append(branch)
-        # Whom a hub or another group asked for is no leaf: once more, with these among the hubs.
-        seen = {*allowed} if EVERY in asked else asked & {*allowed}
-        if seen <= hubs and not more:
-            return tuple(found)
-        hubs, ties = _with_what_they_need(hubs | seen, allowed), ties | more
+        else:
+            # Whom a hub or another group asked for is no leaf: once more, with these among the hubs.
+            seen = {*allowed} if EVERY in asked else asked & {*allowed}
+            if seen <= hubs:
+                return tuple(found)
+            hubs = _with_what_they_need(hubs | seen, allowed)
 
 
 def _is_hub(name: str) -> bool:
@@ -127,32 +127,48 @@ def _crowded(leaves: Sequence[str], ties: Ties, situation: Situation) -> str | N
     return None
 
 
-def _branches(
-    situation: Situation,
-    certain: frozenset[str],
-    hubs: set[str],
-    allowed: Sequence[str],
-    ties: Ties,
-    knobs: PinnedKnobs,
-) -> Iterator[Branch]:
+@dataclass(frozen=True)
+class _Trunk:
+    """A valid set of hubs, with values of its knobs.
+
+    Attributes:
+        pinned: knobs that are fixed; ``others``: the other names that letters may have.
+    """
+
+    configuration: Configuration
+    dials: tuple[Dial, ...]
+    standing: Standing
+    pinned: PinnedKnobs
+    others: tuple[Names, ...]
+
+
+def _trunks(situation: Situation, certain: frozenset[str], hubs: Sequence[str], knobs: PinnedKnobs) -> Iterator[_Trunk]:
     """One for each valid set of hubs."""
-    leaves, nothing = [name for name in allowed if name not in hubs], Standing.of_nothing()
-    for extra in subsets([name for name in allowed if name in hubs and name not in certain]):
+    nothing = Standing.of_nothing()
+    for extra in subsets([name for name in hubs if name not in certain]):
         ids = tuple(sorted({*certain, *extra}))
         if not trains(ids) or not nothing.bears(ids, situation) or not has_pinned(ids, knobs, situation):
             continue
-        standing = nothing.with_more(ids)
         first, *others = _named(ids, knobs, situation)
         pinned = _with(knobs, first)
-        trunk, dials = compose(ids, pinned, situation), dials_of(ids, pinned, situation)
-        reading = reading_of(trunk)
-        groups = (
-            tuple(options(group, trunk, dials, standing, situation, pinned, reading))
-            for group in _groups([*leaves, *(dial.name for dial in dials)], ties)
-        )
-        branch = Branch(trunk, dials, tuple(group for group in groups if len(group) > 1 or group[0].dials))
-        yield branch
-        yield from (_renamed(branch, names) for names in others)
+        dials = dials_of(ids, pinned, situation)
+        yield _Trunk(compose(ids, pinned, situation), dials, nothing.with_more(ids), pinned, tuple(others))
+
+
+def _grown(trunk: _Trunk, leaves: Sequence[str], ties: Ties, situation: Situation) -> tuple[Branch, Ties, bool]:
+    """A trunk with its groups; all ties that are known then, and whether some of them had to be found out."""
+    on, reading = trunk.configuration, reading_of(trunk.configuration)
+    names, hidden = [*leaves, *(dial.name for dial in trunk.dials)], False
+    while True:
+        groups = [
+            tuple(options(group, on, trunk.dials, trunk.standing, situation, trunk.pinned, reading))
+            for group in _groups(names, ties)
+        ]
+        more = ties_between(groups)
+        if not more:
+            kept = tuple(group for group in groups if len(group) > 1 or group[0].dials)
+            return Branch(on, trunk.dials, kept), ties, hidden
+        ties, hidden = ties | more, True
 
 
 def _renamed(branch: Branch, names: Names) -> Branch:

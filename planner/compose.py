@@ -166,13 +166,17 @@ class Standing:
 
     def bears(self, ids: Sequence[str], situation: Situation) -> bool:
         """Whether the set is valid with these on top; as ``problems`` says it, without the reasons."""
-        chosen, after = [all_optimizations()[name] for name in ids], self.with_more(ids)
-        if len(after.taken) < len(self.taken) + sum(len(each.claims) + len(each.makes) for each in chosen):
+        known = all_optimizations()
+        chosen = [known[name] for name in ids]
+        claimed = [name for each in chosen for name in (*each.claims, *each.makes)]
+        if len({*claimed}) < len(claimed) or not self.taken.isdisjoint(claimed):
             return False
         needed = {term for each in chosen for claim in each.claims if (term := _term(claim))}
         needed |= {need.term for each in chosen for need in each.requires if isinstance(need, Needs)}
-        inside = situation.choosing(after.ids)
-        return needed <= after.existing and not any(each.reasons(inside) for each in chosen)
+        if not needed <= self.existing.union(*(each.makes | each.adds for each in chosen)):
+            return False
+        inside = situation.choosing((*self.ids, *ids))
+        return not any(each.reasons(inside) for each in chosen)
 
 
 def _makers(term: str, asking: Optimization, known: Mapping[str, Optimization]) -> str:

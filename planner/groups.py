@@ -149,12 +149,13 @@ def read_by(row: Row) -> tuple[str, ...]:
 
 def ties_between(groups: Sequence[Sequence[Option]]) -> frozenset[frozenset[str]]:
     """Pairs of choices of several groups that do see each other: what they change does not simply add up."""
-    changed = [{row.name for option in group for row in (*option.gone, *option.come)} for group in groups]
-    sets = [{letter for option in group for letter in option.sets} for group in groups]
-    read = [
-        {letter for option in group for row in (*option.gone, *option.come) for letter in read_by(row)}
+    rows = [
+        {id(row): row for option in group for row in (*option.gone, *option.come)}.values()  # most are in many options
         for group in groups
     ]
+    changed = [{row.name for row in of_one} for of_one in rows]
+    sets = [{letter for option in group for letter in option.sets} for group in groups]
+    read = [{letter for row in of_one for letter in read_by(row)} for of_one in rows]
     return frozenset(
         frozenset({min(groups[one][-1].choices), min(groups[other][-1].choices)})
         for one, other in combinations(range(len(groups)), 2)

@@ -7,7 +7,8 @@ for the values of these alone, a *piece*, whose sums are *cells*; a place adds u
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from math import prod
 from typing import NamedTuple
 
@@ -44,9 +45,7 @@ class Patterns:
         self._inexact: list[float] = []
         self._numbers: dict[object, int] = {}  # each entry once: patterns and pieces are told apart by numbers
         self._added: list[Added] = []
-        self._cells, self._number = 0, dict[tuple[int, ...], int]()
-        self._columns: dict[tuple[int, ...], int] = {}
-        self._entries: list[tuple[int, int, int, int]] = []  # cell, number of its columns, row of formulas, sign
+        self._cells, self._number = 0, dict[tuple[int, ...], int]()  # each piece by its entries
         self._starts_of_pieces: list[int] = []  # the first cell of each
         self.inexact = self.inexact_of_options = np.zeros(0)
         self._pieces: dict[int, list[int]] = {}  # the pieces of an option, by its first pattern
@@ -100,24 +99,26 @@ class Patterns:
         if piece not in self._number:
             self._number[piece] = len(self._starts_of_pieces)
             self._starts_of_pieces.append(self._cells)
-            added = [self._added[number] for number in piece]
-            self._entries += [
-                (self._cells + number, self._columns.setdefault(each.columns, len(self._columns)), row, each.sign)
-                for each in added
-                for number, row in enumerate(each.rows)
-            ]
-            self._cells += len(added[0].rows)
+            self._cells += len(self._added[piece[0]].rows)
         return self._number[piece]
 
     def close(self) -> None:
         """All are there."""
-        cell, kind, row, sign = np.array(self._entries, dtype=np.int64).reshape(-1, 4).T
-        columns = np.array([column for each in self._columns for column in each], dtype=np.int64)
-        many = np.array([len(each) for each in self._columns], dtype=np.int64)
-        # Each entry once for each of its columns: those of one kind stand one after the other.
+        columns_of = {columns: number for number, columns in enumerate({each.columns: 0 for each in self._added})}
+        columns, many = _flat(columns_of)
+        rows, lengths = _flat(each.rows for each in self._added)
+        starts = np.cumsum(lengths) - lengths
+        # Every entry of every piece, and then every row of each of them, from its piece's first cell on.
+        entry, of_piece = _flat(self._number)
+        first = np.repeat(np.array(self._starts_of_pieces, dtype=np.int64), of_piece)
+        within, entry_of_row = _within(lengths[entry]), np.repeat(entry, lengths[entry])
+        cell = np.repeat(first, lengths[entry]) + within
+        row = rows[starts[entry_of_row] + within]
+        kind = np.array([columns_of[each.columns] for each in self._added], dtype=np.int64)[entry_of_row]
+        sign = np.array([each.sign for each in self._added], dtype=np.int64)[entry_of_row]
+        # Each of these once for each of its columns: those of one kind stand one after the other.
         each = np.repeat(np.arange(len(cell)), many[kind])
-        within = np.arange(len(each)) - np.repeat(np.cumsum(many[kind]) - many[kind], many[kind])
-        target = cell[each] * self.width + columns[(np.cumsum(many) - many)[kind[each]] + within]
+        target = cell[each] * self.width + columns[(np.cumsum(many) - many)[kind[each]] + _within(many[kind])]
         order = np.lexsort((sign[each], row[each], target))
         self._row, self._sign = row[each][order], sign[each][order].astype(np.float64)
         self._target, self._starts = np.unique(target[order], return_index=True)
@@ -129,22 +130,21 @@ class Patterns:
         self._summed = np.array([number for numbers in summed for number in numbers], dtype=np.int64)
         self._sums = np.cumsum([0, *map(len, summed)])[:-1]
         self._option = {first: place for place, first in enumerate(self._pieces)}
-        # The cells of each pattern: pattern × piece, of nothing where another has more pieces.
-        self._taken = np.full((self.count, max(map(len, summed), default=1)), self._cells - 1)
-        for first, (shape, own), numbers in zip(self._pieces, self._shapes, summed, strict=True):
-            of_option = self._taken[first : first + prod(shape)]
-            for piece, (of_piece, number) in enumerate(zip(own, numbers, strict=False)):
-                of_one = self._starts_of_pieces[number] + np.arange(prod(of_piece)).reshape(of_piece)
-                of_option[:, piece] = np.broadcast_to(of_one, shape).ravel()
+        # The cells of each pattern: piece × pattern, of nothing where another has more pieces.
+        self._taken = np.full((max(map(len, summed), default=1), self.count), self._cells - 1)
+        for first_pattern, (shape, own), numbers in zip(self._pieces, self._shapes, summed, strict=True):
+            for taken, of_one, number in zip(self._taken, own, numbers, strict=False):
+                cells = self._starts_of_pieces[number] + np.arange(prod(of_one)).reshape(of_one)
+                taken[first_pattern : first_pattern + prod(shape)].reshape(shape)[...] = cells
         self.inexact = np.array(self._inexact)
         self.inexact_of_options = self.inexact[[*self._pieces]]
 
     def sums(self, cells: Values, patterns: Array) -> Values:
         """What some patterns add up: pattern × column, from cell × column."""
-        taken = self._taken[patterns]
-        found = cells.take(taken[:, 0], axis=0)
+        first, *others = self._taken[:, patterns]
+        found: Values = cells.take(first, axis=0)
         added = np.empty_like(found)
-        for piece in taken[:, 1:].T:
+        for piece in others:
             found += cells.take(piece, axis=0, out=added, mode="clip")  # else it is taken elsewhere first, and copied
         return found
 
@@ -166,3 +166,16 @@ class Patterns:
         """
         of_pieces = np.minimum.reduceat(cells, self._starts_of_pieces)
         return np.asarray(np.add.reduceat(of_pieces[self._summed], self._sums))
+
+
+def _flat(several: Iterable[Sequence[int]]) -> tuple[Array, Array]:
+    """Numbers of all, one after the other, and how many each has."""
+    lists = [*several]
+    lengths = np.array([len(each) for each in lists], dtype=np.int64)
+    return np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=int(lengths.sum())), lengths
+
+
+def _within(lengths: Array) -> Array:
+    """From 0 on within each of some lengths."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)

@@ -77,7 +77,7 @@ def _searches(found: Search, limits: Limits, batch: int) -> Iterator[Search]:
         candidates = Candidates(np.array([shape.total]), np.array([shape.target]), np.array([want.rank]), shape.rows)
         made = Evaluator(candidates, found.situation, found.constants, limits)(configuration)
         at = Wanted(None, shape.total, shape.target, want.rank)
-        yield replace(found, candidates=candidates, wanted=(at,), best=made, index=0)
+        yield replace(found, candidates=candidates, wanted=(at,), taken=made, index=0)
 
 
 def _check_room(stages: Sequence[Stage], limits: Limits) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,11 +28,13 @@ class Turn:
     Attributes:
         turned: those letters with their values, in order of their dials; ``fixed`` are its others.
         shape: how many values each dial of an option has, 1 where the formula does not read it.
+        order: where each letter that the formula reads stands among ``turned`` and then ``fixed``.
     """
 
     turned: Mapping[str, tuple[int, ...]]
     fixed: tuple[str, ...]
     shape: tuple[int, ...]
+    order: tuple[int, ...]
 
     @classmethod
     def of(cls, reads: Sequence[str], dials: Mapping[str, tuple[int, ...]]) -> Turn | None:
@@ -40,7 +43,9 @@ class Turn:
         if not turned:
             return None
         shape = tuple(len(values) if letter in turned else 1 for letter, values in dials.items())
-        return cls(turned, tuple(name for name in reads if name not in turned), shape)
+        fixed = tuple(name for name in reads if name not in turned)
+        places = {name: place for place, name in enumerate((*turned, *fixed))}
+        return cls(turned, fixed, shape, tuple(places[name] for name in reads))
 
 
 class OneFormula:
@@ -123,11 +128,10 @@ class Rows:
         fixed = tuple(map(letters.get, turn.fixed))
         key = (turn, fixed)
         if key not in at.turned:
-            known = dict(zip(turn.fixed, fixed, strict=True))
-            letters_of_one = [dict(zip(turn.turned, chosen, strict=True)) for chosen in product(*turn.turned.values())]
+            # With one letter there is no other that it could stand after.
+            ordered = itemgetter(*turn.order) if len(turn.order) > 1 else tuple
             at.turned[key] = tuple(
-                self._number(at, tuple([one[name] if name in one else known[name] for name in at.reads]))
-                for one in letters_of_one
+                self._number(at, ordered((*chosen, *fixed))) for chosen in product(*turn.turned.values())
             )
         return at.turned[key]
 

@@ -98,6 +98,8 @@ def _undisputed(name: str, allowed: Sequence[str], required: Sequence[str], situ
 
 def has_pinned(ids: Sequence[str], knobs: PinnedKnobs, situation: Situation) -> bool:
     """Whether every choice by name that the user pins is to be had in this set."""
+    if not knobs:
+        return True
     known, inside = all_optimizations(), situation.choosing(ids)
     pinned = (
         (knob, knobs[name][knob.name])

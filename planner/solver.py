@@ -114,12 +114,12 @@ class Search:
 
     ``best`` at ``index`` fits, unless nothing fits at any wanted length; then it is what comes nearest there.
     ``resorts``: last resorts that could be looked at; ``first``: the search without one, where it took one.
+    ``taken``: what is told of instead of the best, where that is known.
     """
 
     wanted: tuple[Wanted, ...]
     candidates: Candidates
     on_card: SpaceOnCard
-    best: Outcome
     index: int
     situation: Situation
     constants: Calibration
@@ -127,6 +127,12 @@ class Search:
     objective: Objective
     resorts: tuple[Resort, ...] = ()
     first: Search | None = None
+    taken: Outcome | None = None
+
+    @cached_property
+    def best(self) -> Outcome:
+        """The one chosen, at all wanted lengths."""
+        return self.taken or self.best_at(self.index)
 
     @property
     def space(self) -> Space:
@@ -272,19 +278,14 @@ def search(
         space = space_of(situation, required, excluded, knobs)
         raise_all(never_used(knobs or {}, space.names, situation))
         on_card = SpaceOnCard(space, situation.gpu, constants, limits.accumulation)
-    index = on_card.last_fitting(candidates, limits) or 0
-    best = chosen(on_card, candidates, index, objective, situation, limits)
-    found = Search(
-        tuple(wanted), candidates, on_card, best, index, situation, constants, limits, objective, tuple(resorts)
-    )
-    following = index + int(best.fits[index])
+    last = on_card.last_fitting(candidates, limits)
+    at, following = (0, 0) if last is None else (last, last + 1)
+    found = Search(tuple(wanted), candidates, on_card, at, situation, constants, limits, objective, tuple(resorts))
     for resort in resorts:
         if following < len(wanted) and found.may_help(resort, candidates, following):
-            other = search(
-                situation, limits, constants, wanted, objective=objective, batch=batch, on_card=resort.on_card()
-            )
-            if other.index >= following and other.best.fits[other.index]:
-                return replace(other, first=found)
+            last = resort.on_card().last_fitting(candidates, limits)
+            if last is not None and last >= following:
+                return replace(found, on_card=resort.on_card(), index=last, resorts=(), first=found)
     return found
 
 

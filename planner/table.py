@@ -46,6 +46,7 @@ DISK = HOST.stop  # bytes on the disk while it trains; what a run leaves there i
 BYTES = slice(0, DISK + 1)
 WORK = slice(DISK + 1, DISK + 1 + len(LANES))
 COLUMNS = WORK.stop
+Columns = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,11 @@ class Places:
         return {dial: dial.values[int(step)] for dial, step in zip(self.option.dials, steps, strict=True)}
 
 
-class _Looked(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Looked:
     """A row's columns, its formula, and the kind of work that it is, if it is any."""
 
-    columns: tuple[int, ...]
+    columns: Columns
     formula: OneFormula
     kind: str | None
 
@@ -110,7 +112,10 @@ class Table:
         self.groups: list[list[list[Places]]] = []  # by branch, by group; the first group is the trunk alone
         self.added = Patterns(COLUMNS)
         self._looked: dict[int, _Looked] = {}  # by the identity of rows, which the branches hold
+        self._alike: dict[tuple[Columns, OneFormula, str | None], _Looked] = {}
+        self._kinds_of: dict[int, tuple[bool, ...]] = {}  # by the identity of what an option brings
         self._dials: dict[tuple[Dial, ...], _Dials] = {}
+        self._come: dict[tuple[_Looked, Turn | None, tuple[int | None, ...]], _Come] = {}
         self._first_patterns: list[int] = []
         self.many = 0
         come: dict[int, list[list[_Come]]] = {}  # what each option brings, by the identity of its branch
@@ -123,8 +128,9 @@ class Table:
             if branch.like is None:
                 brought = [self._brought(option) for option in options]
             else:
+                moved = {each for each in self.rows.formulas() if not branch.renamed.isdisjoint(each.reads)}
                 pairs = zip(options, come[id(branch.like)], strict=True)
-                brought = [self._renamed(option, like, branch.renamed) for option, like in pairs]
+                brought = [self._renamed(option, like, moved) for option, like in pairs]
             come[id(branch)] = brought
             counted = (row for row in rows if self._look(row).columns)
             gone = {id(row): self.added.opposite(each.entry) for row, each in zip(counted, brought[0], strict=True)}
@@ -163,36 +169,45 @@ class Table:
         """What an option brings, save what is in no column."""
         dials = self._dials.setdefault(option.dials, _Dials(option.dials))
         looked = [self._look(row) for row in option.come]
-        return [self._come(each, dials.turn(each.formula), option.letters) for each in looked if each.columns]
+        return [self._coming(each, dials.turn(each.formula), option.letters) for each in looked if each.columns]
 
-    def _renamed(self, option: Option, like: Sequence[_Come], letters: frozenset[str]) -> list[_Come]:
-        """The same of an option that differs from another in these letters."""
-        same = {row.looked.formula: letters.isdisjoint(row.looked.formula.reads) for row in like}
+    def _renamed(self, option: Option, like: Sequence[_Come], moved: Set[OneFormula]) -> list[_Come]:
+        """The same of an option that differs from another in letters that some formulas read."""
         return [
-            each if same[each.looked.formula] else self._come(each.looked, each.turn, option.letters) for each in like
+            self._coming(row.looked, row.turn, option.letters) if row.looked.formula in moved else row for row in like
         ]
 
-    def _come(self, looked: _Looked, turn: Turn | None, letters: Mapping[str, int]) -> _Come:
-        columns, formula, _ = looked
-        if turn is None:
-            return _Come(looked, None, self.added.entry(columns, self.rows.number(formula, letters), 1))
-        numbers = self.rows.numbers(formula, letters, turn)
-        return _Come(looked, turn, self.added.entry_of_dials(Added(columns, turn.shape, numbers, 1)))
+    def _coming(self, looked: _Looked, turn: Turn | None, letters: Mapping[str, int]) -> _Come:
+        """A row as an option brings it; what reads the same of the letters is the same in all of them."""
+        formula = looked.formula
+        key = looked, turn, tuple(map(letters.get, formula.reads if turn is None else turn.fixed))
+        if (found := self._come.get(key)) is None:
+            if turn is None:
+                entry = self.added.entry(looked.columns, self.rows.number(formula, letters), 1)
+            else:
+                numbers = self.rows.numbers(formula, letters, turn)
+                entry = self.added.entry_of_dials(Added(looked.columns, turn.shape, numbers, 1))
+            found = self._come[key] = _Come(looked, turn, entry)
+        return found
 
     def _look(self, row: Row) -> _Looked:
         """What is known of a row; most rows stand in many options."""
         if (found := self._looked.get(id(row))) is None:
+            like: tuple[Columns, OneFormula, str | None]
             if isinstance(row, Term):
-                found = _Looked(_columns_of(row.phases, row.device), self.rows.of_term(row), None)
+                like = (_columns_of(row.phases, row.device), self.rows.of_term(row), None)
             else:
-                found = _Looked(_lane(row), self.rows.of_amount(row.amount), kind_of(row))
-            self._looked[id(row)] = found
+                like = (_lane(row), self.rows.of_amount(row.amount), kind_of(row))
+            found = self._looked[id(row)] = self._alike.setdefault(like, _Looked(*like))
         return found
 
-    def _kinds(self, places: Places) -> list[bool]:
+    def _kinds(self, places: Places) -> tuple[bool, ...]:
         """The kinds of work that an option has or adds; by these it is decided whether a time is known."""
-        found = {self._look(row).kind for row in places.option.come}
-        return [kind in found for kind in KINDS]
+        come = places.option.come
+        if (found := self._kinds_of.get(id(come))) is None:
+            kinds = {self._look(row).kind for row in come}
+            found = self._kinds_of[id(come)] = tuple(kind in kinds for kind in KINDS)
+        return found
 
     def cells(self, values: Values, without: Sequence[int] = ()) -> Values:
         """What each piece of patterns adds: candidate × cell × column, which places add up (`planner.patterns`).
