@@ -64,11 +64,12 @@ def branches(
         asked: set[str] = set()
         watched = replace(situation, chosen=Chosen((), asked))
         found: list[Branch] = []
+        # Ties found on one trunk hold on the next; what was kept before had none that it lacked.
         for trunk in _trunks(watched, certain, [name for name in allowed if name in hubs], knobs):
-            branch, ties, hidden = _grown(trunk, leaves, ties, watched)
-            found += [branch, *(_renamed(branch, names) for names in trunk.others)]
-            if hidden and _crowded(leaves, ties, situation) is not None:
+            branch, ties = _grown(trunk, leaves, ties, watched)
+            if branch is None:
                 break
+            found += [branch, *(_renamed(branch, names) for names in trunk.others)]
         else:
             # Whom a hub or another group asked for is no leaf: once more, with these among the hubs.
             seen = {*allowed} if EVERY in asked else asked & {*allowed}
@@ -132,6 +133,7 @@ class _Trunk:
     """A valid set of hubs, with values of its knobs.
 
     Attributes:
+        dials: of its hubs; ``standing``: what can be put on top of it.
         pinned: knobs that are fixed; ``others``: the other names that letters may have.
     """
 
@@ -155,11 +157,11 @@ def _trunks(situation: Situation, certain: frozenset[str], hubs: Sequence[str], 
         yield _Trunk(compose(ids, pinned, situation), dials, nothing.with_more(ids), pinned, tuple(others))
 
 
-def _grown(trunk: _Trunk, leaves: Sequence[str], ties: Ties, situation: Situation) -> tuple[Branch, Ties, bool]:
-    """A trunk with its groups; all ties that are known then, and whether some of them had to be found out."""
+def _grown(trunk: _Trunk, leaves: Sequence[str], ties: Ties, situation: Situation) -> tuple[Branch | None, Ties]:
+    """A trunk with its groups, and all ties that are known then; no branch where these make a group too large."""
     on, reading = trunk.configuration, reading_of(trunk.configuration)
-    names, hidden = [*leaves, *(dial.name for dial in trunk.dials)], False
-    while True:
+    names = [*leaves, *(dial.name for dial in trunk.dials)]
+    while _crowded(leaves, ties, situation) is None:
         groups = [
             tuple(options(group, on, trunk.dials, trunk.standing, situation, trunk.pinned, reading))
             for group in _groups(names, ties)
@@ -167,8 +169,9 @@ def _grown(trunk: _Trunk, leaves: Sequence[str], ties: Ties, situation: Situatio
         more = ties_between(groups)
         if not more:
             kept = tuple(group for group in groups if len(group) > 1 or group[0].dials)
-            return Branch(on, trunk.dials, kept), ties, hidden
-        ties, hidden = ties | more, True
+            return Branch(on, trunk.dials, kept), ties
+        ties |= more
+    return None, ties
 
 
 def _renamed(branch: Branch, names: Names) -> Branch:

@@ -141,7 +141,7 @@ class Patterns:
 
     def sums(self, cells: Values, patterns: Array) -> Values:
         """What some patterns add up: pattern × column, from cell × column."""
-        first, *others = self._taken[:, patterns]
+        first, *others = self._taken.take(patterns, axis=1)
         found: Values = cells.take(first, axis=0)
         added = np.empty_like(found)
         for piece in others:

@@ -57,7 +57,6 @@ class OneFormula:
     def __init__(self, row: Term | Formula, reads: tuple[str, ...]) -> None:
         self.row, self.reads = row, reads
         self.numbers: dict[tuple[int | None, ...], int] = {}  # from values of the letters to the number of the row
-        self.turned: dict[object, tuple[int, ...]] = {}  # rows where some letters take several values
         self.moves = not {"S", "T"}.isdisjoint(reads)  # with the length of the sequence
         self._columns: tuple[int, dict[str, Number]] = (0, {})
         self._kept: tuple[object, Any] = (None, 0.0)
@@ -126,14 +125,9 @@ class Rows:
     def numbers(self, at: OneFormula, letters: Mapping[str, int], turn: Turn) -> tuple[int, ...]:
         """The rows at each combination of values of some letters, the last one's varying fastest."""
         fixed = tuple(map(letters.get, turn.fixed))
-        key = (turn, fixed)
-        if key not in at.turned:
-            # With one letter there is no other that it could stand after.
-            ordered = itemgetter(*turn.order) if len(turn.order) > 1 else tuple
-            at.turned[key] = tuple(
-                self._number(at, ordered((*chosen, *fixed))) for chosen in product(*turn.turned.values())
-            )
-        return at.turned[key]
+        # By their places in ``order``; of one place ``itemgetter`` makes no tuple.
+        ordered = itemgetter(*turn.order) if len(turn.order) > 1 else tuple
+        return tuple(self._number(at, ordered((*chosen, *fixed))) for chosen in product(*turn.turned.values()))
 
     def _number(self, at: OneFormula, values: tuple[int | None, ...]) -> int:
         if (number := at.numbers.get(values)) is None:

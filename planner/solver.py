@@ -114,7 +114,7 @@ class Search:
 
     ``best`` at ``index`` fits, unless nothing fits at any wanted length; then it is what comes nearest there.
     ``resorts``: last resorts that could be looked at; ``first``: the search without one, where it took one.
-    ``taken``: what is told of instead of the best, where that is known.
+    ``taken``: an outcome that is told of instead of searching for the best.
     """
 
     wanted: tuple[Wanted, ...]
@@ -132,7 +132,7 @@ class Search:
     @cached_property
     def best(self) -> Outcome:
         """The one chosen, at all wanted lengths."""
-        return self.taken or self.best_at(self.index)
+        return self.best_at(self.index) if self.taken is None else self.taken
 
     @property
     def space(self) -> Space:

@@ -75,7 +75,7 @@ class Places:
 
 @dataclass(frozen=True, eq=False)
 class _Looked:
-    """A row's columns, its formula, and the kind of work that it is, if it is any."""
+    """A row's columns, its formula, and the kind of work that it is, if it is any; told apart by identity."""
 
     columns: Columns
     formula: OneFormula
@@ -112,10 +112,10 @@ class Table:
         self.groups: list[list[list[Places]]] = []  # by branch, by group; the first group is the trunk alone
         self.added = Patterns(COLUMNS)
         self._looked: dict[int, _Looked] = {}  # by the identity of rows, which the branches hold
-        self._alike: dict[tuple[Columns, OneFormula, str | None], _Looked] = {}
-        self._kinds_of: dict[int, tuple[bool, ...]] = {}  # by the identity of what an option brings
+        self._alike: dict[tuple[Columns, OneFormula, str | None], _Looked] = {}  # one for all rows that are alike
+        self._kinds_by_come: dict[int, tuple[bool, ...]] = {}  # by the identity of what an option brings
         self._dials: dict[tuple[Dial, ...], _Dials] = {}
-        self._come: dict[tuple[_Looked, Turn | None, tuple[int | None, ...]], _Come] = {}
+        self._entries: dict[tuple[_Looked, Turn | None, tuple[int | None, ...]], _Come] = {}
         self._first_patterns: list[int] = []
         self.many = 0
         come: dict[int, list[list[_Come]]] = {}  # what each option brings, by the identity of its branch
@@ -169,25 +169,25 @@ class Table:
         """What an option brings, save what is in no column."""
         dials = self._dials.setdefault(option.dials, _Dials(option.dials))
         looked = [self._look(row) for row in option.come]
-        return [self._coming(each, dials.turn(each.formula), option.letters) for each in looked if each.columns]
+        return [self._entry_of(each, dials.turn(each.formula), option.letters) for each in looked if each.columns]
 
     def _renamed(self, option: Option, like: Sequence[_Come], moved: Set[OneFormula]) -> list[_Come]:
         """The same of an option that differs from another in letters that some formulas read."""
         return [
-            self._coming(row.looked, row.turn, option.letters) if row.looked.formula in moved else row for row in like
+            self._entry_of(row.looked, row.turn, option.letters) if row.looked.formula in moved else row for row in like
         ]
 
-    def _coming(self, looked: _Looked, turn: Turn | None, letters: Mapping[str, int]) -> _Come:
+    def _entry_of(self, looked: _Looked, turn: Turn | None, letters: Mapping[str, int]) -> _Come:
         """A row as an option brings it; what reads the same of the letters is the same in all of them."""
         formula = looked.formula
         key = looked, turn, tuple(map(letters.get, formula.reads if turn is None else turn.fixed))
-        if (found := self._come.get(key)) is None:
+        if (found := self._entries.get(key)) is None:
             if turn is None:
                 entry = self.added.entry(looked.columns, self.rows.number(formula, letters), 1)
             else:
                 numbers = self.rows.numbers(formula, letters, turn)
                 entry = self.added.entry_of_dials(Added(looked.columns, turn.shape, numbers, 1))
-            found = self._come[key] = _Come(looked, turn, entry)
+            found = self._entries[key] = _Come(looked, turn, entry)
         return found
 
     def _look(self, row: Row) -> _Looked:
@@ -204,9 +204,9 @@ class Table:
     def _kinds(self, places: Places) -> tuple[bool, ...]:
         """The kinds of work that an option has or adds; by these it is decided whether a time is known."""
         come = places.option.come
-        if (found := self._kinds_of.get(id(come))) is None:
+        if (found := self._kinds_by_come.get(id(come))) is None:
             kinds = {self._look(row).kind for row in come}
-            found = self._kinds_of[id(come)] = tuple(kind in kinds for kind in KINDS)
+            found = self._kinds_by_come[id(come)] = tuple(kind in kinds for kind in KINDS)
         return found
 
     def cells(self, values: Values, without: Sequence[int] = ()) -> Values:
@@ -254,12 +254,12 @@ class Table:
 
 
 @cache
-def _columns_of(phases: frozenset[Phase], device: Device) -> tuple[int, ...]:
+def _columns_of(phases: frozenset[Phase], device: Device) -> Columns:
     if device is Device.DISK:
         return (DISK,) if WHILE_TRAINING in phases else ()
     start = CARD.start if device is Device.GPU else HOST.start
     return tuple(start + place for place, phase in enumerate(PHASES) if phase in phases)
 
 
-def _lane(work: Work) -> tuple[int, ...]:
+def _lane(work: Work) -> Columns:
     return (WORK.start + _LANE[part_of(work), kind_of(work)],) if work.phase in TIMED else ()

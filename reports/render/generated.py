@@ -66,7 +66,7 @@ def section() -> str:
         "running, the same ran out of memory, and the others ended. What it had taken more was in gaps: "
         f"{gaps[case][0]:,.0f} MiB were reserved beyond what tensors took, each at its most. Every layer took the "
         "memory of its keys and values, which stays, between tensors of a piece's size, which go. In the last running "
-        "it was taken before any of these: held to the bound again, "
+        "it was taken before the prompt: held to the bound again, "
         f"all {len(last)} ended, {least:,.0f} MiB or more below it. Gaps of that case went down to "
         f"{gaps[case][1]:,.0f} MiB; of the {len(gaps)} cases they grew in {len(grown)}, by up to "
         f"{max(grown):,.0f} MiB. Prompts took {_seconds(min(longer))} to {_seconds(max(longer))} s beside the running "

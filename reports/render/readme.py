@@ -114,6 +114,10 @@ def _failed(many: int) -> str:
     return f"{many} more runs failed, each held to its plan's bound: there it was too low."
 
 
+def _waiting(many: int) -> str:
+    return f"{many} {'run' if many == 1 else 'runs'} of the grid had no machine yet. " if many else ""
+
+
 @cache
 def collected() -> int:
     """How many tests pytest finds."""
@@ -153,7 +157,7 @@ def measured() -> str:
         "[predictions against runs](reports/validation.md).\n\n"
         f"{table(heads, rows)}\n"
         f"{grid_again.sentence().partition(' All of them')[0]} {_failed(len(failed))} "
-        f"{len(grid_records.pending())} runs of the grid have not been made yet. "
+        f"{_waiting(len(grid_records.pending()))}"
         f"{grid_longest.sentence()} {grid_longest.host_sentence()}\n\n"
         f"Of {len(taken.CASES)} runs on a card that memory was taken from on the way, {taken.sentence()}\n\n"
         f"Before that, {older.count} runs on H100 and H200 ([validation](docs/validation.md)): error of the predicted "
