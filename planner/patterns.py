@@ -104,6 +104,13 @@ class Patterns:
 
     def close(self) -> None:
         """All are there."""
+        self._sum_rows()
+        self._lay_out()
+        self.inexact = np.array(self._inexact)
+        self.inexact_of_options = self.inexact[[*self._pieces]]
+
+    def _sum_rows(self) -> None:
+        """Which rows each column of each cell sums up."""
         columns_of = {columns: number for number, columns in enumerate({each.columns: 0 for each in self._added})}
         columns, many = _flat(columns_of)
         rows, lengths = _flat(each.rows for each in self._added)
@@ -122,7 +129,9 @@ class Patterns:
         order = np.lexsort((sign[each], row[each], target))
         self._row, self._sign = row[each][order], sign[each][order].astype(np.float64)
         self._target, self._starts = np.unique(target[order], return_index=True)
-        # One piece of nothing after all others, for options that add nothing.
+
+    def _lay_out(self) -> None:
+        """The pieces of each option, and the cells of each pattern; where there are none, a piece of nothing."""
         nothing = len(self._starts_of_pieces)
         self._starts_of_pieces.append(self._cells)
         self._cells += 1
@@ -132,12 +141,10 @@ class Patterns:
         self._option = {first: place for place, first in enumerate(self._pieces)}
         # The cells of each pattern: piece × pattern, of nothing where another has more pieces.
         self._taken = np.full((max(map(len, summed), default=1), self.count), self._cells - 1)
-        for first_pattern, (shape, own), numbers in zip(self._pieces, self._shapes, summed, strict=True):
+        for first, (shape, own), numbers in zip(self._pieces, self._shapes, summed, strict=True):
             for taken, of_one, number in zip(self._taken, own, numbers, strict=False):
                 cells = self._starts_of_pieces[number] + np.arange(prod(of_one)).reshape(of_one)
-                taken[first_pattern : first_pattern + prod(shape)].reshape(shape)[...] = cells
-        self.inexact = np.array(self._inexact)
-        self.inexact_of_options = self.inexact[[*self._pieces]]
+                taken[first : first + prod(shape)].reshape(shape)[...] = cells
 
     def sums(self, cells: Values, patterns: Array) -> Values:
         """What some patterns add up: pattern × column, from cell × column."""

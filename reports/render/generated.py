@@ -8,7 +8,7 @@ from typing import Any
 
 from planner.markdown import percent, table
 from planner.units import MIB
-from reports.validation.generated import CASES, FOLDER
+from reports.validation.generated import CASES, FOLDER, NEW
 
 SETS = ("by-512", "by-4096", "by-4096-kernels", "by-4096-before")
 """Folders of records, by tokens of the prompt that were read at once; in the third windows went to kernels, and in the
@@ -52,7 +52,7 @@ def section() -> str:
     revisions = {name: sorted({record["revision"][:7] for record in records(name)}) for name in SETS}
     told = (
         f"`plan generate` writes text by a cache of keys and values that is planned like all else. {len(CASES)} cases "
-        "of random weights, prompts of random tokens and 64 tokens after them were planned and frozen, run, and "
+        f"of random weights, prompts of random tokens and {NEW} tokens after them were planned and frozen, run, and "
         "planned and run again: after their prompts were read by larger pieces and estimates of seconds had more in "
         "them, after windows went to kernels, and after the memory of keys and values was taken before the prompt "
         "(`python -m reports.validation.generated run OUT`; "

@@ -11,6 +11,9 @@ from reports.render.records import FOLDER
 REPEATED = tuple(FOLDER / "grid-repeated" / name for name in ("once", "again"))
 """Records of one machine, one process after the other: all of these runs, and then all of them again."""
 
+FAR = 0.2
+"""Of the seconds that a step took."""
+
 
 def section() -> str:
     """Seconds of each running, and how near one estimate can come to all of them."""
@@ -22,6 +25,10 @@ def section() -> str:
     same = sum(len({each.allocated for each in of_one}) == 1 for of_one in runs.values())
     on_host = [name for name in runs if launch_bound(name)]
     between = {name: max(steps[1:]) / min(steps[1:]) for name, steps in seconds.items()}
+    off = sum(
+        abs((of_one[0].step[1] or 0) / steps[0] - 1) > FAR
+        for of_one, steps in zip(runs.values(), seconds.values(), strict=True)
+    )
     revisions = sorted({record.content["revision"][:7] for record in (*once.values(), *again.values())})
     # As far off as that estimate is of both whose share of the shortest is as far above 1 as that of the longest below.
     nearest = max((times - 1) / (times + 1) for times in apart.values())
@@ -30,9 +37,10 @@ def section() -> str:
         for name, steps in seconds.items()
     ]
     told = (
-        f"{len(runs)} runs of which most had been far off in seconds were made twice more by revision "
-        f"{', '.join(revisions)}, from the same frozen plans, all of them and then all again within minutes on one "
-        f"machine; records in `reports/validation/grid-repeated/`. No figure above has them. {same} took as many bytes "
+        f"{len(runs)} runs, {off} of them planned more than {FAR:.0%} off in seconds, were made twice more by revision "
+        f"{', '.join(revisions)}, from the same frozen plans, all of them and then all again on one machine "
+        "(`python -m reports.validation.several OUT NAME…`, twice); records in `reports/validation/grid-repeated/`. No "
+        f"figure above has them. {same} took as many bytes "
         f"each time, to the byte. {len(on_host)} of them wait for the host, which launches kernels. Seconds of the "
         f"longest running were {min(apart.values()):.2f} to {max(apart.values()):.2f} times those of the shortest, and "
         f"on the one machine still {min(between.values()):.2f} to {max(between.values()):.2f} times. So whatever is "
