@@ -183,6 +183,17 @@ def test_random_valid_sets(tmp_path: Path, seed: int) -> None:
     assert_as_planned(plan)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("target", [256, 1536])  # what the context takes is the most of a loss, or what the loss does
+def test_a_context_is_gone_before_the_loss(tmp_path: Path, batch: int, target: int) -> None:
+    on = with_attention({"lora", "mixed_precision", "gradient_checkpointing", "chunked_loss"}, "rtx4090", "qwen3-0.6b")
+    source = str(shortened("qwen3-0.6b", 2, tmp_path / "model"))
+    plan = planned(source, "rtx4090", on, 8192, target=target, batch=batch)
+    found = assert_as_planned(plan)
+    for phase in ("loss", "evaluate_loss"):
+        assert predicted(plan)[phase] == pytest.approx(found.phases[phase], rel=CLOSE)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_bytes_saved_for_one_more_layer(tmp_path: Path, model: str) -> None:
     """Two and three layers, all their tensors saved: their difference is what one layer saves."""

@@ -106,18 +106,17 @@ def make_loss(base: PreTrainedModel, rows: int | None, smoothing: float = 0.0) -
         assert rows is not None
         hidden = hidden_of(batch).flatten(0, 1)
         mark(Phase.LOSS if torch.is_grad_enabled() else Phase.EVALUATE_LOSS)
-        # Where trained tokens are copied together, nothing holds the others from here on.
-        hidden = head.scaled(until_differentiated(_trained(hidden, batch), mark))
+        hidden = _trained(hidden, batch)  # from here on nothing holds the others
+        hidden = head.scaled(until_differentiated(hidden, mark))
         return head.loss(hidden, _trained(batch.targets.flatten(), batch), rows, divisor)
 
     return stock if rows is None else chunked
 
 
 def _trained(flat: Tensor, batch: Batch) -> Tensor:
-    """Trained positions of ``[B·S, …]``: a view where they are one range, else a copy."""
-    if len(batch.spans) == 1:
-        start, stop = batch.spans[0]
-        return flat if stop - start == len(flat) else flat[start:stop]
+    """Trained positions of ``[B·S, …]``: itself where that is all there is, else a copy that holds no more."""
+    if batch.spans == ((0, len(flat)),):
+        return flat
     places = torch.cat([torch.arange(start, stop) for start, stop in batch.spans])
     return flat.index_select(0, places.to(flat.device))
 

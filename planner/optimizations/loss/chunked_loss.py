@@ -37,12 +37,12 @@ def logits_bits(x: Letters) -> Number:
 
 
 def picked(x: Letters) -> Number:
-    """1 where trained tokens are copied together: in several sequences of which not every token is trained."""
-    return least((x.B - 1) * (x.S - x.T), 1)
+    """1 where trained tokens are copied, so that the others are let go: where not every token is trained."""
+    return least(x.S - x.T, 1)
 
 
 def gradient_rows(x: Letters) -> Number:
-    """Gradient of the trained tokens' hidden states, and their own copy where they do not lie side by side."""
+    """Gradient of the trained tokens' hidden states, and their own copy where they are not all there is."""
     return (1 + picked(x)) * x.B * x.T * x.D
 
 
@@ -54,7 +54,7 @@ def slice_in_activations(x: Letters) -> Number:
 def normed(x: Letters) -> Number:
     """Output of the final norm, for every token.
 
-    Where trained tokens are copied together it is gone after that, and counts as far as it stands above what follows.
+    Where trained tokens are copied it is gone after that, and counts as far as it stands above what follows.
     """
     rows, trained = x.B * x.S * x.D, x.B * x.T * x.D
     return (1 - picked(x)) * rows + picked(x) * greatest(rows - trained - slice_in_activations(x), 0)
