@@ -88,6 +88,7 @@ def options(
     """
     mine = tuple(dial for dial in dials if dial.name in group)
     leaves = [name for name in group if name in all_optimizations()]
+    composed: dict[tuple[str, ...], Configuration] = {}
     for ids in subsets(leaves):
         if not ids:
             yield _difference((), mine, trunk, trunk, reading)
@@ -96,7 +97,8 @@ def options(
         if not standing.bears(ids, situation) or not has_pinned(together, knobs, situation):
             continue
         pinned = {name: {**trunk.knobs.get(name, {}), **knobs.get(name, {})} for name in together}
-        after = compose(together, pinned, situation, onto=trunk)
+        # No leaf is asked for by name, so what it does is the same on top of the others.
+        after = composed[ids] = compose(together, pinned, situation, onto=composed.get(ids[:-1], trunk))
         _check_claims(ids, trunk, after)
         own = dials_of(together, knobs, situation)
         yield _difference(ids, (*mine, *(dial for dial in own if dial.owner in ids)), trunk, after, reading)

@@ -56,8 +56,8 @@ class SpaceOnCard:
 
     def level(self, candidates: Candidates, index: int, without: Rows = ()) -> Level:
         """All there is at one of some candidates; some rows may be taken to be nothing."""
-        at = (candidates, self._workspace, without)
-        return Level(self, self.space.at(*at)[index], self.space.least(candidates, index, self._workspace, without))
+        at = (candidates, index, self._workspace, without)
+        return Level(self, self.space.at(*at), self.space.least(*at))
 
     def at(self, candidates: Candidates, index: int, without: Rows = ()) -> Level:
         """The same, kept."""

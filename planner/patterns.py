@@ -156,11 +156,10 @@ class Patterns:
         return found
 
     def cells(self, values: Values) -> Values:
-        """What each cell adds, from the value of every row at every candidate: candidate × cell × column."""
-        found = np.zeros((values.shape[1], self._cells * self.width))
-        added = np.ascontiguousarray(values.T)[:, self._row] * self._sign
-        found[:, self._target] = np.add.reduceat(added, self._starts, axis=1)
-        return found.reshape(-1, self._cells, self.width)
+        """What each cell adds, from the value of every row at one candidate: cell × column."""
+        found = np.zeros(self._cells * self.width)
+        found[self._target] = np.add.reduceat(values.take(self._row) * self._sign, self._starts)
+        return found.reshape(-1, self.width)
 
     def options(self, firsts: Sequence[int]) -> Array:
         """Where options stand in ``least``, by the first of their patterns."""

@@ -18,6 +18,8 @@ from planner.model import ModelShape
 from planner.symbols import Letters, Number, letters_of
 
 PLAIN = 2**44  # bytes; below, float64 holds to the digit what a formula goes through: bits, and a multiple of them
+OF_THE_RUN = frozenset("BSTZ")
+"""Letters that a configuration lacks (`planner.compose.Configuration`)."""
 Values = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -29,12 +31,14 @@ class Turn:
         turned: those letters with their values, in order of their dials; ``fixed`` are its others.
         shape: how many values each dial of an option has, 1 where the formula does not read it.
         order: where each letter that the formula reads stands among ``turned`` and then ``fixed``.
+        chosen: the values of ``fixed`` (`values_of`).
     """
 
     turned: Mapping[str, tuple[int, ...]]
     fixed: tuple[str, ...]
     shape: tuple[int, ...]
     order: tuple[int, ...]
+    chosen: Callable[[Mapping[str, int]], object]
 
     @classmethod
     def of(cls, reads: Sequence[str], dials: Mapping[str, tuple[int, ...]]) -> Turn | None:
@@ -45,7 +49,13 @@ class Turn:
         shape = tuple(len(values) if letter in turned else 1 for letter, values in dials.items())
         fixed = tuple(name for name in reads if name not in turned)
         places = {name: place for place, name in enumerate((*turned, *fixed))}
-        return cls(turned, fixed, shape, tuple(places[name] for name in reads))
+        return cls(turned, fixed, shape, tuple(places[name] for name in reads), values_of(fixed))
+
+
+def values_of(names: Sequence[str]) -> Callable[[Mapping[str, int]], object]:
+    """Gives the values of letters, but for those that only the run and the machine have; all at once, many times."""
+    own = [name for name in names if name not in OF_THE_RUN]
+    return itemgetter(*own) if own else lambda _: None
 
 
 class OneFormula:
@@ -57,6 +67,7 @@ class OneFormula:
     def __init__(self, row: Term | Formula, reads: tuple[str, ...]) -> None:
         self.row, self.reads = row, reads
         self.numbers: dict[tuple[int | None, ...], int] = {}  # from values of the letters to the number of the row
+        self.chosen = values_of(reads)
         self.moves = not {"S", "T"}.isdisjoint(reads)  # with the length of the sequence
         self._columns: tuple[int, dict[str, Number]] = (0, {})
         self._kept: tuple[object, Any] = (None, 0.0)
@@ -67,7 +78,7 @@ class OneFormula:
             found: dict[str, Number] = {}
             for name, values in zip(self.reads, zip(*self.numbers, strict=True), strict=True):
                 if values[0] is not None:
-                    alike = all(value == values[0] for value in values)
+                    alike = values.count(values[0]) == len(values)
                     found[name] = values[0] if alike else np.array(values, dtype=np.int64)[:, None]
             self._columns = len(self.numbers), found
         return self._columns[1]

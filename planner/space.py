@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import cached_property
 from math import prod
 
+import numpy as np
+
 from planner.branches import Branch
 from planner.compose import Configuration, compose
 from planner.evaluate import Candidates
@@ -75,14 +77,16 @@ class Space:
             for places in self.table.combinations(number):
                 yield self.configuration(number, places)
 
-    def at(self, candidates: Candidates, workspace: int, without: Rows = ()) -> Values:
-        """What pieces of patterns add to bytes and work (``Table.cells``); kept, since cards of a kind share it.
+    def at(self, candidates: Candidates, index: int, workspace: int, without: Rows = ()) -> Values:
+        """What pieces of patterns add to bytes and work at one of some candidates: cell × column (``Table.cells``).
+
+        Kept, since cards of a kind share it.
 
         Args:
             workspace: bytes of the cuBLAS workspace on this kind of card.
             without: rows that are taken to be nothing.
         """
-        return self._at(candidates, workspace).cells(without)
+        return self._at(candidates, workspace).cells(index, without)
 
     def least_bytes(self, candidates: Candidates, index: int, workspace: int, without: Rows = ()) -> Values:
         """Bytes that no combination of a branch is below at one of some candidates: branch × column of bytes."""
@@ -111,30 +115,34 @@ class Space:
 
 
 class _Kept:
-    """What is known of a table at some candidates: the value of each row, row × candidate, and what comes of it."""
+    """What is known of a table at some candidates: the value of each row, row × candidate, and what comes of it.
+
+    It comes of one candidate after the other: a search looks at few of them.
+    """
 
     def __init__(self, table: Table, values: Values) -> None:
-        self._table, self._values = table, values
-        self._cells: dict[Rows, Values] = {}
+        self._table, self._values = table, np.ascontiguousarray(values.T)
+        self._cells: dict[tuple[int, Rows], Values] = {}
         self._least: dict[tuple[int, Rows], Values] = {}
         self._least_bytes: dict[tuple[int, Rows], Values] = {}
 
-    def cells(self, without: Rows) -> Values:
-        """``Table.cells``."""
-        if without not in self._cells:
-            self._cells[without] = self._table.cells(self._values, without)
-        return self._cells[without]
+    def cells(self, index: int, without: Rows) -> Values:
+        """``Table.cells`` at one of the candidates."""
+        key = (index, without)
+        if key not in self._cells:
+            self._cells[key] = self._table.cells(self._values[index], without)
+        return self._cells[key]
 
     def least_bytes(self, index: int, without: Rows) -> Values:
         """``Table.least_bytes`` at one of the candidates."""
         key = (index, without)
         if key not in self._least_bytes:
-            self._least_bytes[key] = self._table.least_bytes(self.least(index, without))
+            self._least_bytes[key] = self._table.least_bytes(self.cells(index, without))
         return self._least_bytes[key]
 
     def least(self, index: int, without: Rows) -> Values:
         """``Patterns.least`` at one of the candidates."""
         key = (index, without)
         if key not in self._least:
-            self._least[key] = self._table.added.least(self.cells(without)[index])
+            self._least[key] = self._table.added.least(self.cells(index, without))
         return self._least[key]

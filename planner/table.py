@@ -95,13 +95,13 @@ class _Dials:
 
     def __init__(self, dials: Sequence[Dial]) -> None:
         self._values = {dial.letter: dial.values for dial in dials}
-        self._turns: dict[OneFormula, Turn | None] = {}
+        self.turns: dict[OneFormula, Turn | None] = {}
 
     def turn(self, formula: OneFormula) -> Turn | None:
         """The dials that a formula reads; None where it reads none."""
-        if formula not in self._turns:
-            self._turns[formula] = Turn.of(formula.reads, self._values)
-        return self._turns[formula]
+        if formula not in self.turns:
+            self.turns[formula] = Turn.of(formula.reads, self._values)
+        return self.turns[formula]
 
 
 class Table:
@@ -115,7 +115,7 @@ class Table:
         self._alike: dict[tuple[Columns, OneFormula, str | None], _Looked] = {}  # one for all rows that are alike
         self._kinds_by_come: dict[int, tuple[bool, ...]] = {}  # by the identity of what an option brings
         self._dials: dict[tuple[Dial, ...], _Dials] = {}
-        self._entries: dict[tuple[_Looked, Turn | None, tuple[int | None, ...]], _Come] = {}
+        self._entries: dict[tuple[_Looked, Turn | None, object], _Come] = {}
         self._first_patterns: list[int] = []
         self.many = 0
         come: dict[int, list[list[_Come]]] = {}  # what each option brings, by the identity of its branch
@@ -168,8 +168,14 @@ class Table:
     def _brought(self, option: Option) -> list[_Come]:
         """What an option brings, save what is in no column."""
         dials = self._dials.setdefault(option.dials, _Dials(option.dials))
-        looked = [self._look(row) for row in option.come]
-        return [self._entry_of(each, dials.turn(each.formula), option.letters) for each in looked if each.columns]
+        letters, looked_at, turns, brought = option.letters, self._looked, dials.turns, list[_Come]()
+        for row in option.come:  # ten thousands of them: what is known already is looked up here
+            looked = looked_at.get(id(row)) or self._look(row)
+            if looked.columns:
+                formula = looked.formula
+                turn = turns[formula] if formula in turns else dials.turn(formula)
+                brought.append(self._entry_of(looked, turn, letters))
+        return brought
 
     def _renamed(self, option: Option, like: Sequence[_Come], moved: Set[OneFormula]) -> list[_Come]:
         """The same of an option that differs from another in letters that some formulas read."""
@@ -180,7 +186,7 @@ class Table:
     def _entry_of(self, looked: _Looked, turn: Turn | None, letters: Mapping[str, int]) -> _Come:
         """A row as an option brings it; what reads the same of the letters is the same in all of them."""
         formula = looked.formula
-        key = looked, turn, tuple(map(letters.get, formula.reads if turn is None else turn.fixed))
+        key = looked, turn, (formula if turn is None else turn).chosen(letters)
         if (found := self._entries.get(key)) is None:
             if turn is None:
                 entry = self.added.entry(looked.columns, self.rows.number(formula, letters), 1)
@@ -210,12 +216,12 @@ class Table:
         return found
 
     def cells(self, values: Values, without: Sequence[int] = ()) -> Values:
-        """What each piece of patterns adds: candidate × cell × column, which places add up (`planner.patterns`).
+        """What each piece of patterns adds: cell × column, which places add up (`planner.patterns`).
 
         Bytes are whole numbers in float64, which holds them to the digit below 2^53.
 
         Args:
-            values: every row at every candidate (`Rows.at`).
+            values: every row at one candidate (`Rows.at`).
             without: rows that are taken to be nothing.
         """
         if without:
@@ -234,10 +240,10 @@ class Table:
         formulas = {self.rows.of_term(term) for term in terms.values()}
         return tuple(sorted({number for formula in formulas for number in formula.numbers.values()}))
 
-    def least_bytes(self, least: Values) -> Values:
-        """Bytes that no combination of a branch is below: branch × column of bytes, from `Patterns.least`."""
-        least = least[self.options_of_patterns, BYTES]
-        of_groups = np.minimum.reduceat(least, self._group_options)
+    def least_bytes(self, cells: Values) -> Values:
+        """Bytes that no combination of a branch is below: branch × column of bytes, from cell × column."""
+        least = self.added.least(cells[:, BYTES])
+        of_groups = np.minimum.reduceat(least[self.options_of_patterns], self._group_options)
         return np.asarray(np.add.reduceat(of_groups, self._branch_firsts))
 
     def option_at(self, place: int) -> Places:
