@@ -3,9 +3,9 @@
     python -m reports.validation.measure plan [--grid] [NAME…]      write the plan of every case to FOLDER/plans/
     python -m reports.validation.measure run OUT [--grid] [NAME…]   run the frozen plans here; one record each into OUT
 
-FOLDER is reports/validation, for the cases of ``cases``; with --grid, --pairs or --largest it is the folder of that
-name in there, for the cases of the module of that name. Freeze and commit the plans first: a record holds the plan it
-was run by, so git shows that the prediction came before the measurement. The rest is what `plan validate` does: each
+FOLDER is reports/validation, for the cases of ``cases``; with --grid, --pairs, --largest or --tiers it is the folder of
+that name in there, for the cases of the module of that name. Freeze and commit the plans first: a record holds the plan
+it was run by, so git shows that the prediction came before the measurement. The rest is what `plan validate` does: each
 run is held to its plan's bound (`high`), or its last two steps are, so it is shown to suffice; a record whose
 ``limit_bytes`` is the card's budget is older than that. A case that fails leaves ``NAME.failed.txt`` with the reason,
 never a silence. What has a record in OUT is not run again.
@@ -40,12 +40,13 @@ from reports.validation.grid import BEYOND, GRID
 from reports.validation.largest import LARGEST
 from reports.validation.pairs import PAIRED
 from reports.validation.sets import set_of
+from reports.validation.tiers import TIER_RUNS
 
 HERE = Path(__file__).parent
 PLANS = HERE / "plans"
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 1200
-LISTS: Mapping[str, tuple[Case, ...]] = {"grid": GRID, "pairs": PAIRED, "largest": LARGEST}
+LISTS: Mapping[str, tuple[Case, ...]] = {"grid": GRID, "pairs": PAIRED, "largest": LARGEST, "tiers": TIER_RUNS}
 """Runs that have a folder of their own, by its name, which is that of the option that asks for them."""
 
 
