@@ -23,6 +23,7 @@ from reports.render import (
     peers,
     replayed,
     taken,
+    tier_runs,
 )
 from reports.render.grid_records import FIRST, NOT_RUN, RECORDS, error_today, found, pending, record_of
 from reports.validation.grid import EXCLUDED, FAILED, FRESH, LATER, NEW
@@ -58,6 +59,7 @@ def text() -> str:
         grid_time.section([(title, of) for _, title, of in sets_of(records)]),
         _how(records),
         _left_out(failures),
+        tier_runs.section(),
         grid_longest.section(),
         taken.section(),
         grid_again.section(),
