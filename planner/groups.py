@@ -97,7 +97,7 @@ def options(
         if not standing.bears(ids, situation) or not has_pinned(together, knobs, situation):
             continue
         pinned = {name: {**trunk.knobs.get(name, {}), **knobs.get(name, {})} for name in together}
-        # No leaf is asked for by name, so what it does is the same on top of the others.
+        # What a leaf does is the same on top of others: one that is asked for by name becomes a hub (``branches``).
         after = composed[ids] = compose(together, pinned, situation, onto=composed.get(ids[:-1], trunk))
         _check_claims(ids, trunk, after)
         own = dials_of(together, knobs, situation)

@@ -18,8 +18,8 @@ from planner.model import ModelShape
 from planner.symbols import Letters, Number, letters_of
 
 PLAIN = 2**44  # bytes; below, float64 holds to the digit what a formula goes through: bits, and a multiple of them
-OF_THE_RUN = frozenset("BSTZ")
-"""Letters that a configuration lacks (`planner.compose.Configuration`)."""
+OF_THE_RUN = frozenset({"B", "S", "T", "Z", "R", "M_b", "M_s"})
+"""Letters that are the run's own in every row (`Rows.at`): a configuration lacks them, or has them of another rank."""
 Values = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -53,7 +53,7 @@ class Turn:
 
 
 def values_of(names: Sequence[str]) -> Callable[[Mapping[str, int]], object]:
-    """Gives the values of letters, but for those that only the run and the machine have; all at once, many times."""
+    """Gives the values of letters, but for those of the run; all at once, many times."""
     own = [name for name in names if name not in OF_THE_RUN]
     return itemgetter(*own) if own else lambda _: None
 

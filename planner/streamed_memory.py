@@ -257,8 +257,9 @@ def loss_leaving(x: Letters) -> Number:
 def loss_rows(x: Letters) -> Number:
     """Trained tokens of a sequence that final norm and loss take at once.
 
-    Approximate: they end with their chunk, and more of them than it has tokens are counted all the same, as are fewer
-    that lie in two chunks. That chunk and slice then see nothing of each other keeps the search small.
+    Approximate: a whole slice of them is counted in a whole chunk that has another before it and behind it
+    (``loss_loaded``, ``loss_leaving``), wherever they end. That chunk and slice then see nothing of each other keeps
+    the search small, and what is counted is enough for shorter rows, which may end anywhere.
     """
     return least(x.T, x.C)
 

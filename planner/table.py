@@ -90,20 +90,6 @@ class _Come(NamedTuple):
     entry: int
 
 
-class _Dials:
-    """The dials of an option, and how each formula turns with them."""
-
-    def __init__(self, dials: Sequence[Dial]) -> None:
-        self._values = {dial.letter: dial.values for dial in dials}
-        self.turns: dict[OneFormula, Turn | None] = {}
-
-    def turn(self, formula: OneFormula) -> Turn | None:
-        """The dials that a formula reads; None where it reads none."""
-        if formula not in self.turns:
-            self.turns[formula] = Turn.of(formula.reads, self._values)
-        return self.turns[formula]
-
-
 class Table:
     """The places of all branches, and which rows of formulas each of them adds up (`planner.patterns`)."""
 
@@ -114,7 +100,7 @@ class Table:
         self._looked: dict[int, _Looked] = {}  # by the identity of rows, which the branches hold
         self._alike: dict[tuple[Columns, OneFormula, str | None], _Looked] = {}  # one for all rows that are alike
         self._kinds_by_come: dict[int, tuple[bool, ...]] = {}  # by the identity of what an option brings
-        self._dials: dict[tuple[Dial, ...], _Dials] = {}
+        self._turns: dict[tuple[Dial, ...], dict[OneFormula, Turn | None]] = {}  # of each formula with some dials
         self._entries: dict[tuple[_Looked, Turn | None, object], _Come] = {}
         self._first_patterns: list[int] = []
         self.many = 0
@@ -167,14 +153,16 @@ class Table:
 
     def _brought(self, option: Option) -> list[_Come]:
         """What an option brings, save what is in no column."""
-        dials = self._dials.setdefault(option.dials, _Dials(option.dials))
-        letters, looked_at, turns, brought = option.letters, self._looked, dials.turns, list[_Come]()
-        for row in option.come:  # ten thousands of them: what is known already is looked up here
+        values = {dial.letter: dial.values for dial in option.dials}
+        turns = self._turns.setdefault(option.dials, {})
+        letters, looked_at, brought = option.letters, self._looked, list[_Come]()
+        for row in option.come:  # tens of thousands of them
             looked = looked_at.get(id(row)) or self._look(row)
             if looked.columns:
                 formula = looked.formula
-                turn = turns[formula] if formula in turns else dials.turn(formula)
-                brought.append(self._entry_of(looked, turn, letters))
+                if formula not in turns:
+                    turns[formula] = Turn.of(formula.reads, values)
+                brought.append(self._entry_of(looked, turns[formula], letters))
         return brought
 
     def _renamed(self, option: Option, like: Sequence[_Come], moved: Set[OneFormula]) -> list[_Come]:

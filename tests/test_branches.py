@@ -13,6 +13,7 @@ from test_solver import Asked, Weighed, asked_at_random, asked_of, card, everyth
 
 from planner.branches import DECIDING, branches
 from planner.calibration import calibration
+from planner.compose import compose
 from planner.evaluate import Limits
 from planner.fronts import BLOCK, nondominated
 from planner.hardware import list_profiles
@@ -244,6 +245,28 @@ def test_what_is_asked_of_a_set_is_noted() -> None:
     assert "a" in chosen and "c" not in chosen and asked == {"a", "c"}
     assert {"a", "d"} & chosen == {"a"} and asked == {"a", "c", "d"}
     assert sorted(chosen) == ["a", "b"] and EVERY in asked
+
+
+@pytest.mark.parametrize("model", ["phi-2", "smollm2-135m", "llama-3.1-8b"])
+def test_what_is_composed_on_top_of_a_smaller_option_is_as_if_it_were_composed_at_once(model: str) -> None:
+    space = make_space(model)
+    several = 0
+    for branch in space.branches:
+        for option in (each for group in branch.groups for each in group if len(each.ids) > 1):
+            ids = (*branch.ids, *option.ids)
+            whole = compose(ids, branch.trunk.knobs, space.situation, onto=branch.trunk)
+            trunk = {**branch.trunk.ledger.terms, **branch.trunk.ledger.work}
+            at_once = {**whole.ledger.terms, **whole.ledger.work}
+            come = {row.name: row for row in option.come}
+            assert whole.letters == option.letters
+            assert {name: come.get(name, trunk.get(name)) for name in at_once} == at_once
+            several += 1
+    assert several > 5
+
+
+def make_space(model: str) -> Space:
+    """All there is to choose from on the reference card."""
+    return space_of(Situation(card("rtx2060s"), load_model(model), 32 * GIB))
 
 
 def test_leaves_that_only_need_the_same_are_not_bound_together() -> None:

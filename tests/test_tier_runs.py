@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import subprocess
 from functools import cache
+from pathlib import Path
 
 import pytest
 from test_grid import assert_ran_as_frozen
 
-from planner.calibration import calibration
 from planner.measurements import read_failures
 from planner.plan import Plan
 from planner.plan_file import load_plan
 from planner.tiers import TIERS
 from reports.render import tier_runs
 from reports.validation.several import is_timed
-from reports.validation.tiers import TIER_RUNS, WHY
+from reports.validation.tiers import FEW, LONG, SEVERAL, TIER_RUNS, WHY
 
 CASE = {case.name: case for case in TIER_RUNS}
 RAN = {record.name: record for record in tier_runs.found()}
@@ -31,16 +31,25 @@ def section() -> str:
     return tier_runs.section()
 
 
-def test_every_case_has_a_plan_that_says_no_more_than_card_model_and_tier() -> None:
+MORE = {
+    "h200-8gib-llama-3.2-1b-tier2-two": ["train.batch=2"],
+    "h200-8gib-gemma-3-1b-tier1-four": ["train.batch=4"],
+    "h200-8gib-phi-2-tier8-host": ["--host-ram=64GiB"],
+}
+
+
+def test_every_case_has_a_plan_in_which_the_planner_chose_all_but_how_it_is_judged() -> None:
     assert len(CASE) == len(TIER_RUNS) and {path.stem for path in (tier_runs.RUNS / "plans").iterdir()} == {*CASE}
     for name, case in CASE.items():
-        plan = frozen(name)
-        assert plan.verdict == "fits" and plan.tier is not None and f"-tier{plan.tier}" in name
-        tier = TIERS[plan.tier - 1]
-        assert (plan.context, plan.target, plan.lora_rank) == (tier.context, tier.target, tier.rank)
-        assert not {"--with", "--without", "--context"} & {*case.arguments.split()}
-        set_by_hand = [word for word in case.arguments.split() if "=" in word and not word.startswith("--")]
-        assert all(word.startswith("train.") for word in set_by_hand), name
+        plan, words = frozen(name), case.arguments.split()
+        assert plan.verdict == "fits" and plan.tier is not None
+        assert words[: words.index("--set")] == ["--gpu", words[1], "--model", words[3], "--tier", str(plan.tier)]
+        said = [word for word in words[words.index("--set") :] if word != "--set"]
+        steps = f"train.steps={plan.train.steps}"
+        assert said == [steps, "train.validation=0.5", "train.evaluation_rows=1", *MORE.get(name, [])]
+        tier = TIERS[int(name.partition("-tier")[2].partition("-")[0]) - 1]
+        assert (plan.tier, plan.context, plan.target) == (tier.number, tier.context, tier.target)
+        assert plan.lora_rank == tier.rank
 
 
 def test_whole_layers_and_passes_are_among_them_and_several_sequences_at_once() -> None:
@@ -59,7 +68,6 @@ def test_a_record_was_run_by_the_frozen_plan_and_stayed_within_its_bound(name: s
     assert record.held_to_bound and record.within
     assert record.content["layers_run"] == (CASE[name].layers or record.content["layers"])
     assert len(record.content["losses"]) == plan.train.steps
-    assert name not in str(calibration().document), "nothing was fitted to it"
 
 
 def test_the_plans_are_those_of_the_commit_that_the_page_names() -> None:
@@ -69,8 +77,11 @@ def test_the_plans_are_those_of_the_commit_that_the_page_names() -> None:
     if git("cat-file", "-e", f"{tier_runs.FROZEN}^{{commit}}").returncode:
         pytest.skip("no checkout with that history")
     assert git("log", "-1", "--format=%h", "--abbrev=7", "--", "plans").stdout.strip() == tier_runs.FROZEN
-    (revision,) = {record.content["revision"] for record in RAN.values()}
-    assert revision.startswith(tier_runs.FROZEN)
+    for revision in {record.content["revision"] for record in RAN.values()}:
+        since = {Path(line).stem for line in git("diff", "--name-only", revision, "--", "plans").stdout.splitlines()}
+        assert not since & {name for name, record in RAN.items() if record.content["revision"] == revision}
+    fitted = git("diff", "--name-only", tier_runs.FROZEN, "--", "../../../planner/calibration.yaml").stdout
+    assert not fitted, "then it is to be seen whether a constant was fitted to these runs"
 
 
 def test_the_page_says_why_of_every_peak_that_is_more_than_a_hundredth_off() -> None:
@@ -91,11 +102,14 @@ def test_seconds_are_compared_where_a_run_had_its_own_card_alone() -> None:
     timed = tier_runs.timed()
     assert {record.name for record in timed} == {name for name in RAN if is_timed(CASE[name])}
     assert all(record.alone and record.content["card"] == "h200-8gib" for record in timed)
-    largest = max(abs(tier_runs.seconds_off(record)) for record in timed)
-    assert f"and {100 * largest:.2f} %." in tier_runs.sentence()
+    steps = {(record.before_held or {})["steps"] for record in timed}
+    assert steps == {SEVERAL - tier_runs.HELD_STEPS, FEW - tier_runs.HELD_STEPS}
+    assert {tier_runs.tier_of(r) >= LONG for r in timed if (r.before_held or {})["steps"] == 1} == {True}
 
 
-def test_errors_of_the_sentence_are_those_of_the_records() -> None:
-    errors = sorted(abs(record.error) for record in RAN.values())
-    assert f"{100 * errors[-1]:.2f} % at most" in tier_runs.sentence()
-    assert f"{len(RAN)} of {len(RAN)} within their bound" in tier_runs.sentence()
+def test_the_sentence_counts_what_has_run_what_failed_and_what_waits() -> None:
+    told = tier_runs.sentence()
+    assert f" {len(RAN)} runs of tiers 1 to 7," in told and "each of the" in told
+    assert f"{len(CASE) - len(RAN)} more that were planned had no machine yet" in told
+    parts = [name for name in RAN if RAN[name].content["layers_run"] == 2]
+    assert f"{len(parts)} of them ran some of the layers. 0 failed" in told

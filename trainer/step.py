@@ -106,19 +106,21 @@ def make_loss(base: PreTrainedModel, rows: int | None, smoothing: float = 0.0) -
         assert rows is not None
         hidden = hidden_of(batch).flatten(0, 1)
         mark(Phase.LOSS if torch.is_grad_enabled() else Phase.EVALUATE_LOSS)
-        hidden = _trained(hidden, batch)  # from here on nothing holds the others
+        hidden, targets = _trained(batch, hidden, batch.targets.flatten())  # from here on nothing holds the others
         hidden = head.scaled(until_differentiated(hidden, mark))
-        return head.loss(hidden, _trained(batch.targets.flatten(), batch), rows, divisor)
+        return head.loss(hidden, targets, rows, divisor)
 
     return stock if rows is None else chunked
 
 
-def _trained(flat: Tensor, batch: Batch) -> Tensor:
-    """Trained positions of ``[B·S, …]``: itself where that is all there is, else a copy that holds no more."""
-    if batch.spans == ((0, len(flat)),):
-        return flat
-    places = torch.cat([torch.arange(start, stop) for start, stop in batch.spans])
-    return flat.index_select(0, places.to(flat.device))
+def _trained(batch: Batch, *of: Tensor) -> list[Tensor]:
+    """Trained positions of tensors ``[B·S, …]``: themselves where these are all, else copies, which hold no more."""
+    if len(batch.spans) == 1:
+        start, stop = batch.spans[0]
+        return [each if stop - start == len(each) else each[start:stop].clone() for each in of]
+    # Made where it is used: a copy from the host would wait for all that is computed so far.
+    places = torch.cat([torch.arange(start, stop, device=of[0].device) for start, stop in batch.spans])
+    return [each.index_select(0, places) for each in of]
 
 
 @dataclass(frozen=True)

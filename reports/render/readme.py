@@ -159,7 +159,7 @@ def measured() -> str:
         f"{grid_again.sentence().partition(' All of them')[0]} {_failed(len(failed))} "
         f"{_waiting(len(grid_records.pending()))}"
         f"{grid_longest.sentence()} {grid_longest.host_sentence()}\n\n"
-        f"{tier_runs.sentence()} [Each of them](reports/validation.md#tiers-as-anyone-gets-them).\n\n"
+        f"{tier_runs.sentence()} [Every run](reports/validation.md#tiers-as-anyone-gets-them).\n\n"
         f"Of {len(taken.CASES)} runs on a card that memory was taken from on the way, {taken.sentence()}\n\n"
         f"Before that, {older.count} runs on H100 and H200 ([validation](docs/validation.md)): error of the predicted "
         f"peak, without its sign, median {percent(older.median)[1:]}, largest {percent(older.largest)[1:]}; more than "

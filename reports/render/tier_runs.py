@@ -10,15 +10,19 @@ import numpy as np
 from planner.markdown import gib, percent, table
 from planner.measurements import Record, read_failures, read_records
 from planner.units import MIB
+from planner.validation_report import sentences
 from reports.render.records import FOLDER
 from reports.validation.grid import HELD
 from reports.validation.several import is_timed
-from reports.validation.tiers import TIER_RUNS, WHY
+from reports.validation.tiers import FEW, LONG, SEVERAL, TIER_RUNS, WHY
 
 RUNS = FOLDER / "tiers"
 FROZEN = "5dc5ef6"
 """The commit that froze the plans."""
 CLOSE = 0.01  # an error of a peak, as a share, beyond which the page says why
+FAR_IN_SECONDS = 0.2  # the same of seconds, beyond which they are named
+HELD_STEPS = 2
+"""The last steps of a timed run, which are held to the bound."""
 HEADS = (
     "run",
     "context>",
@@ -39,10 +43,11 @@ def found() -> tuple[Record, ...]:
     return tuple(records[case.name] for case in TIER_RUNS if case.name in records)
 
 
-def timed() -> list[Record]:
-    """Those whose seconds are compared: all layers, alone on a card of the kind that was planned for."""
+@cache
+def timed() -> tuple[Record, ...]:
+    """Those whose seconds are compared: with all layers, on a card of the kind that was planned for."""
     names = {case.name for case in TIER_RUNS if is_timed(case)}
-    return [record for record in found() if record.name in names]
+    return tuple(record for record in found() if record.name in names)
 
 
 def pending() -> list[str]:
@@ -65,21 +70,27 @@ def seconds_off(record: Record) -> float:
 
 def sentence() -> str:
     """What came of them, in short."""
-    records, failures = found(), read_failures(RUNS)
+    records, failures, waiting = found(), read_failures(RUNS), len(pending())
     models = {record.content["model"]["id"] for record in records}
-    errors = [abs(record.error) for record in records]
     tiers = sorted({tier_of(record) for record in records})
     others = sorted({record.content["card"] for record in records} - {*HELD})
-    off = [abs(seconds_off(record)) for record in timed()]
-    ended = "Every one ended" if not failures else f"{len(failures)} failed"
+    parts = [record for record in records if record.content["layers_run"] < record.content["layers"]]
+    errors, off = [abs(record.error) for record in records], [abs(seconds_off(record)) for record in timed()]
     return (
-        "Tiers as anyone gets them, with nothing said but card, model and tier, so that a context is read and not "
-        f"trained: {len(records)} runs of tiers {tiers[0]} to {tiers[-1]} of {len(models)} models on an H200, held to "
-        f"8 GiB or standing in for {', '.join(others)}, by plans frozen before. {ended}, "
-        f"{sum(record.over <= 0 for record in records)} of {len(records)} within their bound. The expected peak was "
-        f"off by {_share(float(np.median(errors)))} in the median, {_share(max(errors))} at most; the seconds of a "
-        f"step, in the {len(off)} that were timed, by {_share(float(np.median(off)))} and {_share(max(off))}."
+        "A tier reads a context and trains what follows it. "
+        f"{len(records)} runs of tiers {tiers[0]} to {tiers[-1]}, of {len(models)} models, were made on an H200 that "
+        f"was held to 8 GiB or stood in for {', '.join(others)}, with the optimisations and knobs that the planner "
+        f"chose before; {len(parts)} of them ran some of the layers. {len(failures)} failed, {waiting} more that were "
+        f"planned had no machine yet. Held to its bound, {_all(len(records))} went on within it. The "
+        f"expected peak was off by {_share(float(np.median(errors)))} in the median and {_share(max(errors))} at most, "
+        f"the seconds of a step, in the {len(off)} that were timed, by {_share(float(np.median(off)))} and "
+        f"{_share(max(off))}."
     )
+
+
+def _all(count: int) -> str:
+    within = sum(record.over <= 0 for record in found())
+    return f"each of the {count}" if within == count else f"{within} of the {count}"
 
 
 def _share(error: float) -> str:
@@ -92,14 +103,27 @@ def section() -> str:
     told = [
         sentence(),
         f"`reports/validation/tiers.py` lists them, {FROZEN} froze their plans, `python -m "
-        "reports.validation.several OUT --tiers` runs them; records in `reports/validation/tiers/`. "
-        "Steps are timed, and the last two held to the bound, as in the grid; of a card that another stands in for, "
-        "and of a part of the layers, no seconds are compared. No constant was fitted to any of them.",
+        "reports.validation.several OUT --tiers` runs them; records in `reports/validation/tiers/`. No constant was "
+        f"fitted to any of them. Seconds are the median of {SEVERAL - HELD_STEPS} steps after the probe step, from "
+        f"tier {LONG} on of {FEW - HELD_STEPS}, taken with the card's whole budget before the last {HELD_STEPS} steps "
+        "were held to the bound; of a card that another stands in for, and of a part of the layers, no seconds are "
+        "compared.",
+        "".join(f"* {line}\n" for line in sentences(found(), read_failures(RUNS))).rstrip(),
         _far([record for record in found() if abs(record.error) > CLOSE]),
+        _slow([record for record in timed() if abs(seconds_off(record)) > FAR_IN_SECONDS]),
         f"Not run yet, since the time on the machine was over: {', '.join(waiting)}." if waiting else "",
     ]
     text = "\n\n".join(part for part in told if part)
     return f"## Tiers as anyone gets them\n\n{text}\n\n{table(HEADS, map(_row, found()))}"
+
+
+def _slow(records: Sequence[Record]) -> str:
+    names = ", ".join(f"{record.name} ({percent(seconds_off(record), 1)})" for record in records)
+    return (
+        f"Estimates that are more than {100 * FAR_IN_SECONDS:.0f} % off, for reasons not known: {names}."
+        if names
+        else ""
+    )
 
 
 def _far(records: Sequence[Record]) -> str:

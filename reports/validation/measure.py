@@ -1,7 +1,7 @@
 """Freezes predictions and measures runs, each in a process of its own.
 
-    python -m reports.validation.measure plan [--grid] [NAME…]      write the plan of every case to FOLDER/plans/
-    python -m reports.validation.measure run OUT [--grid] [NAME…]   run the frozen plans here; one record each into OUT
+    python -m reports.validation.measure plan [NAME…] [--grid]      write the plan of every case to FOLDER/plans/
+    python -m reports.validation.measure run OUT [NAME…] [--grid]   run the frozen plans here; one record each into OUT
 
 FOLDER is reports/validation, for the cases of ``cases``; with --grid, --pairs, --largest or --tiers it is the folder of
 that name in there, for the cases of the module of that name. Freeze and commit the plans first: a record holds the plan

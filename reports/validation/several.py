@@ -1,6 +1,6 @@
 """Measures cases on several cards of one machine: those with seconds to compare alone on a card, others three at once.
 
-    python -m reports.validation.several OUT [--pairs|--largest|--tiers] [--cards N] [--seconds N] [--missing] [NAME…]
+    python -m reports.validation.several OUT [NAME…] [--pairs|--largest|--tiers] [--cards N] [--seconds N] [--missing]
 
 Every run is `measure run OUT NAME --grid`, or another list's, in a process of its own. Of the grid, first go the
 longest sequences and those beyond, then timed runs that are held out of fits, with models that are new before all, then

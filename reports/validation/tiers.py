@@ -1,7 +1,8 @@
-"""Tiers as anyone gets them: of a plan nothing is said but card, model and tier; `measure --tiers` runs them.
+"""Tiers as anyone gets them: optimisations, knobs and lengths are the planner's choice; `measure --tiers` runs them.
 
-A tier reads a context and trains what follows it, so these are the runs in which not every token is trained. Cards of
-the test machine's own, held to 8 GiB, tell memory and seconds; a card that another stands in for tells memory alone.
+A tier reads a context and trains what follows it, so in these runs not every token is trained. Cards of the test
+machine's own, held to 8 GiB, tell memory and, with all layers, seconds; a card that another stands in for tells memory
+alone. How many steps are made and judged is said, too, and in the runs whose name ends in a word what that is for.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ TIER_RUNS: tuple[Case, ...] = (*_whole(), *_parts(), *_stood_in_for())
 
 WHY: Mapping[str, str] = {
     "h200-8gib-qwen3-1.7b-tier5": (
-        "its peak is in the loss, whose trained tokens are counted as if they lay in the middle of two chunks, as in "
-        "a shorter row they may. In this one they are the last chunk alone, after which none is loaded."
+        "its peak is in the loss, whose trained tokens are counted in a full chunk with a full one loaded behind it, "
+        "as they may lie in a shorter row. In this one they are the last chunk, which is shorter, and has none behind."
     ),
 }
 """Runs whose expected peak is more than a hundredth off, with the reason."""

@@ -134,7 +134,7 @@ class ChunkedLoss(Optimization):
                     normed,
                     bits_of_activation,
                     frozenset({Phase.LOSS}),
-                    "last hidden states, read slice by slice",
+                    "last hidden states after the final norm",
                     "trainer/step.py",
                 ),
                 Term(
@@ -158,7 +158,7 @@ class ChunkedLoss(Optimization):
                     gradient_rows,
                     bits_of_activation,
                     frozenset({Phase.LOSS}),
-                    "gradient of the hidden states, kept from the forward pass",
+                    "gradient of the trained hidden states, kept from the forward pass, and their copy, if any",
                     "trainer/loss.py",
                 ),
             )
