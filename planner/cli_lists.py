@@ -63,7 +63,8 @@ def models(json_: bool) -> None:
 
     from planner.model import list_models, load_model
 
-    known = [(facts, load_model(facts.id).not_planned) for facts in list_models()]
+    shapes = [(facts, load_model(facts.id)) for facts in list_models()]
+    known = [(facts, (*shape.not_planned, *filter(None, [shape.quantized_otherwise]))) for facts, shape in shapes]
     if json_:
         print_object({"models": [{**asdict(facts), "not_planned": reasons} for facts, reasons in known]})
         return

@@ -8,7 +8,7 @@ from dataclasses import replace
 from planner.evaluate import Limits, Outcome
 from planner.optimizations import all_optimizations
 from planner.plan import ON_WHERE_ASKED
-from planner.solver import Objective, Search
+from planner.solver import Best, Objective, Search
 from planner.units import format_bytes, format_count
 from planner.weighing import CARD_MEMORY, HOST_MEMORY
 
@@ -38,7 +38,7 @@ def _why_on(name: str, found: Search, limits: Limits, objective: Objective, requ
         return _missing(int(on_card.high), int(in_host.host), limits)
     faster = float(best.time.rank[index])
     if other.seconds > 1.005 * faster:
-        return f"fastest: without it a step takes {other.seconds / faster:.2f} times as long"
+        return f"fastest: without it a step takes {_times(other, best, index)}"
     saved = other.high - int(best.high[index])
     if saved > 0:
         return f"costs no time and saves {format_bytes(saved)}"
@@ -59,6 +59,14 @@ def _why_free(other: Outcome | None, best: Outcome, limits: Limits, index: int) 
         return f"costs nothing, and {_missing(int(other.high[index]), int(other.host[index]), limits)}"
     saved = int(other.high[index]) - int(best.high[index])
     return f"costs nothing and saves {format_bytes(saved)}" if saved > 0 else "costs nothing"
+
+
+def _times(other: Best, best: Outcome, index: int) -> str:
+    """How a step's time would change; no figure where a card's rates are unknown, and others rank in their place."""
+    times = other.seconds / float(best.time.rank[index])
+    if best.time.estimate is None:
+        return f"{'longer' if times > 1 else 'less long'}, by the rates that rank where a card's are unknown"
+    return f"{times:.2f} times as long"
 
 
 def _missing(high: int, host: int, limits: Limits) -> str:
@@ -105,9 +113,9 @@ def _why_off(name: str, found: Search, limits: Limits, objective: Objective) -> 
     parts = []
     chosen = float(best.time.rank[index])
     if other.seconds > 1.005 * chosen:
-        parts.append(f"a step would take {other.seconds / chosen:.2f} times as long")
+        parts.append(f"a step would take {_times(other, best, index)}")
     elif objective == "context" and optimization.worth > 1 and other.seconds < 0.995 * chosen:
-        times = f"{other.seconds / chosen:.2f} times as long"
+        times = _times(other, best, index)
         parts.append(f"a step would take {times}, which is too little for what it does to the result")
     if not optimization.exact:
         parts.append(optimization.effect)

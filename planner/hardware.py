@@ -106,7 +106,14 @@ class HardwareProfile:
         needed += ["pcie_bandwidth"] if self.kind == "gpu" else []  # a CPU reaches host memory without a bus
         needed.append("rates.bf16" if self.supports_bf16 else "rates.fp16")
         facts = self.facts()
-        return [f"{name}: {facts[name].why}" for name in needed if facts[name].value is None]
+        return self.unknown_kernels() + [f"{name}: {facts[name].why}" for name in needed if facts[name].value is None]
+
+    def unknown_kernels(self) -> list[str]:
+        """What is missing where nobody knows which attention kernels and number formats a card has."""
+        if self.kind == "cpu" or self.compute_capability is not None:
+            return []
+        of = f"{self.gfx}, an AMD card, has none" if self.gfx else "not in its profile"
+        return [f"compute_capability: {of}, and which kernels there are, and what they take, goes by it"]
 
 
 def load_profile(name_or_path: str) -> HardwareProfile:

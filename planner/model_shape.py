@@ -151,6 +151,11 @@ class ModelShape:
         return tuple(reasons)
 
     @property
+    def quantized_otherwise(self) -> str:
+        """Why its weights are not read as they are published: in a quantised format other than GGUF; else empty."""
+        return "" if self.quantized in (None, "gguf") else f"its weights are already quantised ({self.quantized})"
+
+    @property
     def most_tokens(self) -> int | None:
         """The longest sequence there are positions for; None where there is no end to them."""
         return self.native_context if self.learned_positions else None

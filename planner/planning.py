@@ -54,7 +54,7 @@ from planner.solver import Objective, Search, Wanted, never_used, resorts_of, se
 from planner.space import Space
 from planner.suggestions import Pins, suggestions
 from planner.tiers import TIERS
-from planner.units import GIB, format_count
+from planner.units import GIB, format_count, format_seconds
 
 NOT_MODELLED = ("several cards", "what other programs take of the card while it trains")
 HOST_BYTES = 32 * GIB  # of host RAM, unless the user says how much there is
@@ -148,17 +148,16 @@ def solved_for(
             f"what its training takes is unknown: {'; '.join(model.not_planned)}.",
             "`plan models` lists what can be planned.",
         )
-    if model.quantized not in (None, "gguf"):
-        raise PlanError(
-            f"model {request.model}",
-            f"its weights are already quantised ({model.quantized}).",
-            "Give the original 16-bit weights: nf4_weights quantises them while loading.",
-        )
+    if why := model.quantized_otherwise:
+        nearest = "Give the original 16-bit weights: nf4_weights quantises them while loading."
+        raise PlanError(f"model {request.model}", f"{why}.", nearest)
     budget = gpu.budget_bytes()
-    if budget is None:
+    if budget is None or gpu.unknown_kernels():
         why = f"what a plan needs is unknown: {'; '.join(gpu.missing())}."
         own = request.gpu if is_file(request.gpu) else f"a copy of hwprofiles/{gpu.id}.yaml"
         nearest = f"Write your card's own figure into {own}, and give its path to --gpu."
+        if gpu.gfx:
+            nearest = "`plan gpus` lists the cards; those of NVIDIA are planned for."
         raise PlanError(f"card {gpu.id}", why, nearest)
     if gpu.kind == "cpu":
         # The card's memory and the host's are one: what there is, or less where the user says so.
@@ -193,6 +192,11 @@ def solved_for(
     open_length = request.tier is None and request.total_tokens is None
     if below and open_length and not found.best.fits[found.index]:
         found = _below_the_tiers(request, found, find) or found
+    if request.max_step_seconds != Request.max_step_seconds and found.best.time.estimate is None:
+        lacking = "; ".join(gpu.missing()) or "a rate that its optimisations go by"
+        why = f"whether a step is within it is unknown, as {gpu.id} lacks {lacking}."
+        nearest = "Leave the limit off: memory is planned without rates."
+        raise PlanError(f"--max-step-time {format_seconds(request.max_step_seconds)}", why, nearest)
     return Solved(request, situation, limits, found)
 
 

@@ -18,7 +18,7 @@ from planner.optimizations import all_optimizations
 from planner.planning import Request, make_plan
 from planner.symbols import BY_SYMBOL
 from planner.tiers import TIERS
-from planner.units import parse_count
+from planner.units import format_seconds, parse_count
 from reports.quality.cases import SEEDS
 from reports.render import claims, claims_memory, claims_plans, claims_source, claims_terms, claims_tiers
 from reports.render.claims_data import Claim, Found, document, listed, scientific
@@ -208,10 +208,14 @@ def assert_a_command(text: str) -> None:
     assert 1 <= int(given.get("--tier", 1)) <= len(TIERS) and parse_count(given.get("--context", "1K")) > 0
 
 
-@pytest.mark.parametrize("number", [3, 4, 5])
-def test_a_tier_fits_where_the_plan_says_so(number: int) -> None:
-    plan = make_plan(Request(gpu="rtx2060s", tier=number))
-    assert claims_plans.verdict("rtx2060s", number).startswith("fits" if plan.verdict == "fits" else "does not fit")
+@pytest.mark.parametrize(("card", "number"), [("rtx2060s", 1), ("rtx2060s", 5), ("rtx2060s", 9), ("rtx4090", 8)])
+def test_a_tier_fits_where_the_plan_says_so_and_takes_as_long(card: str, number: int) -> None:
+    plan = make_plan(Request(gpu=card, tier=number))
+    told, seconds = claims_plans.verdict(card, number), plan.time.step_seconds.estimate
+    if plan.verdict == "fits":
+        assert seconds is not None and told == f"fits, about {format_seconds(seconds)} a step"
+    else:
+        assert told.startswith("does not fit")
 
 
 def test_what_a_card_reaches_is_what_is_planned() -> None:

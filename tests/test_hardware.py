@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,30 @@ def test_an_unknown_fact_is_never_filled_in_from_another_card(tmp_path: Path, un
         make_plan(Request(gpu=str(path), model="smollm2-135m", total_tokens=1024))
     given = card_data() | {unknown: {"value": "500 MiB" if unknown == "cuda_context" else "7 GiB", "source": "mine"}}
     assert make_plan(Request(gpu=str(write(tmp_path, given)), model="smollm2-135m", total_tokens=1024)).gpu.id == "mine"
+
+
+def test_a_card_of_unknown_kernels_is_not_planned_for_as_if_it_were_an_old_one(tmp_path: Path) -> None:
+    nobody = {"value": "unknown", "why": "nobody looked at this one"}
+    path = write(tmp_path, card_data(compute_capability=nobody))
+    with pytest.raises(PlanError, match="card mine: what a plan needs is unknown: compute_capability: not in its prof"):
+        make_plan(Request(gpu=str(path), model="smollm2-135m", total_tokens=1024))
+    known = {"value": "600 MiB", "source": "mine"}
+    amd = card_data(compute_capability={"value": "gfx1100", "source": "mine"}, vendor="AMD", cuda_context=known)
+    with pytest.raises(PlanError, match=r"compute_capability: gfx1100, an AMD card, has none.* those of NVIDIA"):
+        make_plan(Request(gpu=str(write(tmp_path, amd)), model="smollm2-135m", total_tokens=1024))
+
+
+def test_a_limit_of_a_step_is_not_taken_to_be_met_where_no_time_is_known(tmp_path: Path) -> None:
+    nobody = {"value": "unknown", "why": "nobody looked"}
+    data = card_data(memory_bandwidth=nobody, pcie_bandwidth=nobody)
+    data["rates"] = dict.fromkeys(data["rates"], nobody)
+    asked = Request(gpu=str(write(tmp_path, data)), model="smollm2-135m", total_tokens=1024)
+    plan = make_plan(asked)
+    assert plan.verdict == "fits" and plan.time.step_seconds.estimate is None
+    told = [choice.reason for choice in plan.choices] + [reason for lost in plan.rejected for reason in lost.reasons]
+    assert any("rates that rank where" in reason for reason in told) and not any(" times as " in r for r in told)
+    with pytest.raises(PlanError, match=r"--max-step-time 2.00 s: whether a step .* lacks .*rates.fp16: nobody looked"):
+        make_plan(replace(asked, max_step_seconds=2.0))
 
 
 # --- finding a card

@@ -20,6 +20,7 @@ import planner.model_hub
 from planner.errors import PlanError, PlanErrors
 from planner.families import FAMILIES
 from planner.model import Linear, list_models, load_model
+from planner.planning import Request, make_plan
 
 SHIPPED = [facts.id for facts in list_models()]
 LLAMA = {
@@ -125,8 +126,12 @@ class TestShipped:
         assert load_model("starcoder2-3b").sliding_layers == 30
         assert load_model("mistral-nemo-12b").query_width == 4096
 
-    def test_all_of_them_can_be_planned(self) -> None:
-        assert {id: load_model(id).not_planned for id in SHIPPED} == dict.fromkeys(SHIPPED, ())
+    def test_all_of_them_can_be_planned_but_what_is_published_in_four_bits_of_its_own(self) -> None:
+        shapes = {id: load_model(id) for id in SHIPPED}
+        assert {id: shape.not_planned for id, shape in shapes.items()} == dict.fromkeys(SHIPPED, ())
+        assert [id for id, shape in shapes.items() if shape.quantized_otherwise] == ["gpt-oss-20b"]
+        with pytest.raises(PlanError, match=r"already quantised \(mxfp4\)\. Give the original 16-bit weights"):
+            make_plan(Request("h200-sxm", "gpt-oss-20b"))
 
     @pytest.mark.parametrize("name", ["phi-2", "microsoft/phi-2"])
     def test_reading_one_model_does_not_read_the_facts_of_the_others(self, name: str, monkeypatch: Any) -> None:

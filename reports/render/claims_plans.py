@@ -18,7 +18,7 @@ from planner.lengths import NO_TIER_RANK
 from planner.model import load_model
 from planner.on_card import SpaceOnCard
 from planner.optimizations.base import Situation
-from planner.planning import HOST_BYTES, Request
+from planner.planning import HOST_BYTES, Request, make_plan
 from planner.solver import ENDLESS_LIMITS, Search, Wanted, search, space_of
 from planner.symbols import Letters
 from planner.tiers import TIERS
@@ -101,9 +101,15 @@ def at_tier(card: str, key: Key, number: int, limits: Limits = ENDLESS_LIMITS) -
     return least(card, key, tier.total, tier.target, tier.rank, limits=limits)
 
 
+@cache
 def within(card: str, number: int) -> Outcome | None:
-    """The fastest configuration at a tier that card, host and time allow; None where they allow none."""
-    return at_tier(card, (SECONDS,), number, planned(card).limits)
+    """What `plan --tier` chooses of what card, host and time allow; None where they allow nothing."""
+    found, tier = planned(card), TIERS[number - 1]
+    best = found.best_at(number - 1)
+    if not best.fits[number - 1]:
+        return None
+    one = Candidates(np.array([tier.total]), np.array([tier.target]), np.array([tier.rank]))
+    return Evaluator(one, found.situation, found.constants, found.limits)(best.configuration)
 
 
 def host_needed(card: str, number: int, **lifted: float) -> Outcome | None:
@@ -182,11 +188,19 @@ def longest(card: str) -> int:
     return planned(card).longest_all_trained or 0
 
 
+@cache
+def step_seconds(card: str, number: int) -> float:
+    """Seconds of a step of a tier that fits, the optimiser's among them, as `plan --tier` tells them."""
+    estimate = make_plan(Request(gpu=card, tier=number)).time.step_seconds.estimate
+    assert estimate is not None, f"the profile of {card} lacks a rate"
+    return estimate
+
+
 def verdict(card: str, number: int) -> str:
     """Whether a tier fits, and the figure that decides it."""
     limits, best = planned(card).limits, within(card, number)
     if best is not None:
-        return f"fits, about {format_seconds(float(best.time.estimate[0]))} a step"
+        return f"fits, about {format_seconds(step_seconds(card, number))} a step"
     on_card = _found(at_tier(card, (CARD_MEMORY,), number))
     if int(on_card.high[0]) > limits.gpu_bytes:
         return f"does not fit: {gigabytes(int(on_card.high[0]))} of {gigabytes(limits.gpu_bytes)} of the card"
@@ -270,8 +284,8 @@ def epochs_take(document: Document, card: str, tier: int, epochs: int, days: flo
 
 def sequences(document: Document, card: str, tier: int, hours: float) -> Found:
     """How many sequences of a tier a card is through with in so many hours."""
-    best = within(card, tier) or _found(at_tier(card, (SECONDS,), tier))
-    step = float(best.time.estimate[0])
+    fits = within(card, tier) is not None
+    step = step_seconds(card, tier) if fits else float(_found(at_tier(card, (SECONDS,), tier)).time.estimate[0])
     total = TIERS[tier - 1].total
     many = hours * 3600 / step
     told = (
