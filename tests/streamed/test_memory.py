@@ -29,11 +29,12 @@ def planned(
     blocks: int | None = None,
     target: int | None = None,
     rows: int = 1024,
+    without: tuple[str, ...] = (),
     **knobs: Any,
 ) -> Plan:
     """Three layers of a model, streamed, and nothing else than is asked for."""
     fused = ("fused_activation",) if model == "phi-2" else ()
-    on = {*BASE, *more, *fused}
+    on = {*BASE, *more, *fused} - {*without}
     knobs = {"chunk": 1024, "heads": 4, "staging": "host", "kernel": "flash"} | knobs
     return make_plan(
         Request(
@@ -47,6 +48,7 @@ def planned(
             | ({"sequence_blocks": {"tokens": blocks}} if blocks else {}),
             train={"batch": batch},
             host_bytes=TERABYTE,
+            disk_bytes=TERABYTE if "checkpoint_disk" in on else 0,
         )
     )
 
@@ -105,7 +107,9 @@ def test_slices_that_end_with_their_chunk_take_no_more_than_is_planned(tmp_path:
     [
         ("checkpoint_spacing",),
         ("checkpoint_int8",),
+        ("checkpoint_nf4",),
         ("checkpoint_nf4", "checkpoint_spacing"),
+        ("checkpoint_disk",),
         ("kept_attention",),
         ("streamed_nf4_weights",),
         ("adamw_8bit", "weight_averaging"),
@@ -115,6 +119,14 @@ def test_slices_that_end_with_their_chunk_take_no_more_than_is_planned(tmp_path:
 @pytest.mark.parametrize("model", ["phi-2", "llama-3.2-1b"])
 def test_what_streams_besides(tmp_path: Path, model: str, more: tuple[str, ...]) -> None:
     assert_each_pass_is_as_planned(planned(model, tmp_path, 3100, more))
+
+
+@pytest.mark.parametrize("more", [(), ("streamed_weights",)], ids=["card", "host"])
+@pytest.mark.parametrize("model", ["phi-2", "llama-3.2-1b"])
+def test_weights_in_sixteen_bits_on_the_card_and_in_host_memory(
+    tmp_path: Path, model: str, more: tuple[str, ...]
+) -> None:
+    assert_each_pass_is_as_planned(planned(model, tmp_path, 3100, more, without=("nf4_weights",)))
 
 
 @pytest.mark.parametrize("model", ["phi-2", "llama-3.2-1b"])
