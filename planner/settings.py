@@ -102,7 +102,8 @@ def _count(asked: str, text: str) -> int:
     try:
         return -parse_count(text[1:]) if text.startswith("-") else parse_count(text)
     except PlanError as error:
-        raise PlanError(asked, f"'{text}' is not a whole number.", "Write one such as 4096 or 4K.") from error
+        why = "is larger than any number may be." if text.isdecimal() else f"'{text}' is not a whole number."
+        raise PlanError(asked, why, "Write one such as 4096 or 4K.") from error
 
 
 def _train_value(assignment: str, name: str, text: str) -> Scalar:

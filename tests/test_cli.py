@@ -205,6 +205,8 @@ def test_every_mistake_is_told_at_once(capsys: Capture, tmp_path: Path) -> None:
         ("--gpu rtx2060s --set train.seed=-3", "must be greater than or equal to 0"),
         ("--gpu rtx2060s --set train.lr=-1", "must be greater than 0"),
         ("--gpu rtx2060s --set lora.rank=4.5", "'4.5' is not a whole number"),
+        (f"--gpu rtx2060s --set lora.rank=1{20 * '0'}", "is larger than any number may be"),
+        (f"--gpu rtx2060s --set train.seed=1{5000 * '0'}", "is larger than any number may be"),
         (
             "--gpu rtx2060s --set chunked_loss.rows=9 --without chunked_loss",
             "--set chunked_loss.rows=9 --without chunked_loss: chunked_loss is switched off",
