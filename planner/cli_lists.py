@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner.cli_output import console, plain_table, print_object, print_table
-from planner.cli_request import plan_for, planning_options
+from planner.cli_request import LIMITS, plan_for, planning_options
 from planner.units import format_bytes
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def models(json_: bool) -> None:
 
 @click.command(short_help="Show formula, numbers and source behind a name.")
 @click.argument("name")
-@planning_options("gpu", "model", "tier", "context")
+@planning_options("gpu", "model", "tier", "context", *LIMITS)
 @as_json
 def explain(name: str, json_: bool, **options: Any) -> None:
     """Show what is behind NAME: an optimisation, a term of memory or work, a letter, or a knob.
@@ -90,6 +90,7 @@ def explain(name: str, json_: bool, **options: Any) -> None:
     plan explain activations/mlp --gpu rtx4090 --context 32K
     plan explain S
     plan explain lora.rank
+    plan explain weights/linear --without nf4_weights
     """
     from planner.explain import explanation
     from planner.explain_report import print_explanation

@@ -93,6 +93,10 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+LIMITS = ("host_ram", "disk", "max_step_time", "with_", "without", "set_")
+"""The options that narrow what a plan may be, for commands that ask for no single one."""
+
+
 def planning_options(*names: str) -> Callable[[Command], Command]:
     """Give a command these of the options, in this order."""
 

@@ -12,7 +12,7 @@ import click
 
 from planner.cli_lists import as_json
 from planner.cli_output import plain_table, print_object, print_table, write_whole
-from planner.cli_request import all_of, once, planning_options, read_request
+from planner.cli_request import LIMITS, all_of, once, planning_options, read_request
 from planner.errors import PlanError, raise_all
 from planner.units import format_bytes, format_seconds
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from planner.tier_table import TierTable
 
 FITS, DOES_NOT_FIT, CANNOT_TELL = 0, 1, 2
-LIMITS = ("host_ram", "disk", "max_step_time", "with_", "without", "set_")
 Answer = TypeVar("Answer")
 
 

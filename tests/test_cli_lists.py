@@ -42,6 +42,15 @@ def test_optimisations_have_the_state_they_have_in_the_plan(capsys: Capture) -> 
     assert any("needs a graphics card" in reason for reason in nf4["reasons"])
 
 
+def test_explain_goes_by_what_a_plan_is_narrowed_to(capsys: Capture) -> None:
+    asked = ("explain", "weights/linear", "--tier", "1", "--with", "nf4_weights")
+    narrow, wide = (answered(capsys, *asked[:4], *more, "--json") for more in (asked[4:], ("--without", "nf4_weights")))
+    assert narrow["name"] == wide["name"] == "weights/linear"
+    assert narrow != wide, "a quarter of the bytes, and another plan"
+    assert main([*asked, "--without", "nf4_weights"]) == 2
+    assert "asks for both" in capsys.readouterr().err
+
+
 def test_explain_as_json_and_as_text(capsys: Capture) -> None:
     found = answered(capsys, "explain", "weights/head", "--tier", "1", "--json")
     assert found["formulas"][0]["result"] == 262_144_000
