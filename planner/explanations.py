@@ -65,7 +65,7 @@ def _times(other: Best, best: Outcome, index: int) -> str:
     """How a step's time would change; no figure where a card's rates are unknown, and others rank in their place."""
     times = other.seconds / float(best.time.rank[index])
     if best.time.estimate is None:
-        return f"{'longer' if times > 1 else 'less long'}, by the rates that rank where a card's are unknown"
+        return f"{'longer' if times > 1 else 'less time'}, by the rates that rank where a card's are unknown"
     return f"{times:.2f} times as long"
 
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from planner.card_file import squashed
 from planner.errors import PlanError
-from planner.hardware import RATES, HardwareProfile, Sourced, list_profiles, squashed
+from planner.hardware import RATES, HardwareProfile, Sourced, list_profiles
 from planner.units import GIB, format_bytes
 
 

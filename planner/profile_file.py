@@ -1,4 +1,4 @@
-"""Writes a card's profile as the YAML file that `planner.hardware` reads."""
+"""Writes a card's profile as the YAML file that `planner.card_file` reads."""
 
 from __future__ import annotations
 
