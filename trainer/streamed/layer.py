@@ -54,6 +54,7 @@ class Layers:
         self.split, self.attention, self.transfers = split, attention, transfers
         self.arrays, self.checkpoints, self.sizes = arrays, checkpoints, sizes
         self.keep_outputs, self.weights = keep_outputs, weights or Weights()
+        transfers.behind = self.weights.go_on
         self.count = checkpoints.layers
         chunks = -(-sizes.tokens // sizes.chunk)
         self.finite = Finite(checkpoints.layers, chunks, sizes.chunk, sizes.dtype, transfers.device)

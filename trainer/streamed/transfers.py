@@ -2,7 +2,8 @@
 
 Two streams carry copies, one each way. Work goes through `run`: while one item is computed, the next one's copies to
 the card are under way, and so are the last one's copies back. Nothing is ever waited for by the host. Where the arrays
-lie on the card, a fetch gives the place itself and a send is a copy in order.
+lie on the card, a fetch gives the place itself and a send is a copy in order. What else goes to the card, and is waited
+for later, goes `behind` what an item fetched: a card copies one way in the order in which it is told.
 
 On the CPU nothing runs beside anything, but tensors live as long as they would on a card, so that they can be counted.
 """
@@ -24,10 +25,16 @@ Loaded = TypeVar("Loaded")
 
 
 class Transfers:
-    """The copies of one device."""
+    """The copies of one device.
+
+    Attributes:
+        behind: called after each item's fetches with the event of their arrival, None where nothing is copied; begins
+            copies that come after it.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.behind: Callable[[Any], None] = lambda _: None
         cuda = device.type == "cuda"
         self._inward = torch.cuda.Stream(device) if cuda else None
         self._outward = torch.cuda.Stream(device) if cuda else None
@@ -87,6 +94,7 @@ class Transfers:
                 # The copies may use memory that the computation enqueued so far still uses.
                 self._inward.wait_stream(torch.cuda.current_stream(self.device))
             following = (item, load(item), self._inward and self._inward.record_event())
+            self.behind(following[2])
             if coming is not None:
                 self._work(coming, work)
             coming = following

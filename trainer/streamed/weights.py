@@ -21,8 +21,8 @@ from planner.errors import PlanError
 from trainer.four_bit import Place, constants_of
 from trainer.host_memory import Arena
 
-PIECE = 1 << 25
-"""Bytes of one copy. What a layer's passes fetch meanwhile waits for no more than one of these."""
+PIECE = 1 << 23
+"""Bytes of one copy: small beside what an item of a pass fetches, and far more than a launch costs."""
 
 
 class Weights:
@@ -42,6 +42,9 @@ class Weights:
 
     def enter(self, index: int) -> None:
         """A layer is computed from here on, until the next one is entered."""
+
+    def go_on(self, arrived: Any) -> None:
+        """An item of the layer that is computed has fetched what it needs, or will have by this event."""
 
     def need(self, parameter: Tensor) -> None:
         """A frozen parameter is read from here on, until another layer's is."""
@@ -83,6 +86,12 @@ class StreamedWeights(Weights):
         self._held: list[int | None] = []  # which layer is in each slot, or on its way there
         self._arrived: list[Any] = []
         self._coming: deque[int] = deque()
+        self._pending: deque[tuple[Tensor, Tensor]] = deque()  # pieces of the next layer: where to, and from where
+        self._pieces, self._to = 0, 0  # how many these were, and their slot
+        self._visit = (-1, -1)  # the layer that is computed, and the next
+        self._items = 0  # of this visit so far
+        self._usual: dict[tuple[int, int], int] = {}  # items that there were by the end of such a visit
+        self._expected = 0  # items of this visit; 0: not known
         self._now = -1  # slot of the layer that is computed
         self.copied = 0
 
@@ -124,14 +133,28 @@ class StreamedWeights(Weights):
         self._coming = deque(order)
         if self._coming:
             self._bring(self._coming[0])
+            self._begin(len(self._pending))
 
     def enter(self, index: int) -> None:
-        """See `Weights`; the next one's copy begins as soon as the layer before is done with its place."""
+        """See `Weights`; the next one's copies begin as soon as the layer before is done with its place."""
         expected = self._coming.popleft()
         assert expected == index, f"layer {index} is entered, and {expected} was to come"
         self._use(index)
         if self._coming:
             self._bring(self._coming[0])
+        self._usual[self._visit] = last = self._items
+        self._visit, self._items = (index, self._coming[0] if self._coming else -1), 0
+        self._expected = self._usual.get(self._visit, last)
+
+    def go_on(self, arrived: Any) -> None:
+        """See `Weights`; the next layer comes in equal parts, each behind what an item fetches."""
+        self._items += 1
+        if self._pending:
+            if arrived is not None and self._stream is not None:
+                self._stream.wait_event(arrived)
+            expected = max(self._items, self._expected)
+            due = -(-self._pieces * self._items // expected)
+            self._begin(due - self._pieces + len(self._pending))
 
     def need(self, parameter: Tensor) -> None:
         """See `Weights`."""
@@ -141,25 +164,35 @@ class StreamedWeights(Weights):
     def _use(self, index: int) -> None:
         """A layer is on the card for whatever follows, and its tensors are where it is."""
         slot = self._bring(index)
+        self._begin(len(self._pending))
         if self._arrived[slot] is not None:
             torch.cuda.current_stream(self._device).wait_event(self._arrived[slot])
         self._bind(index, slot)
         self._now = slot
 
     def _bring(self, index: int) -> int:
-        """Begin to copy a layer to the slot that is not computed in, unless it is on the card; returns its slot."""
+        """A layer is to come to the slot that is not computed in, unless it is on the card; returns its slot."""
         if index in self._held:
             return self._held.index(index)
         slot = (self._now + 1) % len(self._slots)
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
-            for there, here in zip(self._slots[slot].split(PIECE), self._layers[index][1].split(PIECE), strict=True):
-                there.copy_(here, non_blocking=True)
-        self._arrived[slot] = self._stream and self._stream.record_event()
+        self._pending = deque(zip(self._slots[slot].split(PIECE), self._layers[index][1].split(PIECE), strict=True))
+        self._pieces, self._to = len(self._pending), slot
         self._held[slot] = index
         self.copied += 1
         return slot
+
+    def _begin(self, count: int) -> None:
+        """Begin to copy so many pieces of what is to come."""
+        if not count:
+            return
+        with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
+            for _ in range(count):
+                there, here = self._pending.popleft()
+                there.copy_(here, non_blocking=True)
+        if not self._pending:
+            self._arrived[self._to] = self._stream and self._stream.record_event()
 
     def _bind(self, index: int, slot: int) -> None:
         for (owner, name), view in zip(self._layers[index][0], self._views[slot], strict=True):
