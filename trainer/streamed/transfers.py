@@ -3,7 +3,7 @@
 Two streams carry copies, one each way. Work goes through `run`: while one item is computed, the next one's copies to
 the card are under way, and so are the last one's copies back. Nothing is ever waited for by the host. Where the arrays
 lie on the card, a fetch gives the place itself and a send is a copy in order. What else goes to the card, and is waited
-for later, goes `behind` what an item fetched: a card copies one way in the order in which it is told.
+for later, goes `behind` what an item fetched, so that no item waits for all of it.
 
 On the CPU nothing runs beside anything, but tensors live as long as they would on a card, so that they can be counted.
 """
