@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -113,3 +114,14 @@ def test_the_sentence_counts_what_has_run_what_failed_and_what_waits() -> None:
     assert f"{len(CASE) - len(RAN)} more that were planned had no machine yet" in told
     parts = [name for name in RAN if RAN[name].content["layers_run"] == 2]
     assert f"{len(parts)} of them ran some of the layers. 0 failed" in told
+
+
+def test_decisions_tell_the_seconds_of_weights_at_once_and_in_parts_as_recorded() -> None:
+    text = " ".join((tier_runs.RUNS.parents[2] / "docs" / "decisions.md").read_text(encoding="utf-8").split())
+    folder, told = tier_runs.RUNS.parent / "others" / "weights-in-parts", []
+    for path in sorted((folder / "at-once").iterdir()):
+        ways = [json.loads((folder / way / path.name).read_text(encoding="utf-8")) for way in ("at-once", "in-parts")]
+        assert [way["revision"][:7] for way in ways] == ["fef2231", "6e970c4"] and ways[0]["plan"] == ways[1]["plan"]
+        seconds = " and ".join(f"{way['step_seconds']['median']:.2f}" for way in ways)
+        told.append(f"{path.stem.removeprefix('h200-8gib-')} {seconds}")
+    assert len(told) == 4 and all(each in text for each in told)

@@ -205,7 +205,7 @@ def _tested(one: dict[str, Any]) -> str:
     told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items(), reverse=True))
     return fill(
         f"Tests of the streamed step and of attention over a cache that need a card, on "
-        f"{one['environment']['gpu']['name']}: {told} "
+        f"{one['environment']['gpu']['name']}, at revision {one['revision'][:7]}: {told} "
         f"(`python -m reports.validation.card_tests`, `reports/validation/others/{TESTED.name}`).",
         WIDTH,
     )

@@ -22,7 +22,7 @@ from trainer.four_bit import Place, constants_of
 from trainer.host_memory import Arena
 
 PIECE = 1 << 23
-"""Bytes of one copy: small beside what an item of a pass fetches, and far more than a launch costs."""
+"""Bytes of one copy. What an item fetches waits for no more of them than went behind the fetches before it."""
 
 
 class Weights:
@@ -150,7 +150,7 @@ class StreamedWeights(Weights):
         """See `Weights`; the next layer comes in equal parts, each behind what an item fetches."""
         self._items += 1
         if self._pending:
-            if arrived is not None and self._stream is not None:
+            if self._stream is not None:
                 self._stream.wait_event(arrived)
             expected = max(self._items, self._expected)
             due = -(-self._pieces * self._items // expected)
