@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_grid import assert_ran_as_frozen
 
-from planner.measurements import read_failures
+from planner.measurements import read_failures, read_records
 from planner.plan import Plan
 from planner.plan_file import load_plan
 from planner.tiers import TIERS
@@ -125,3 +125,13 @@ def test_decisions_tell_the_seconds_of_weights_at_once_and_in_parts_as_recorded(
         seconds = " and ".join(f"{way['step_seconds']['median']:.2f}" for way in ways)
         told.append(f"{path.stem.removeprefix('h200-8gib-')} {seconds}")
     assert len(told) == 4 and all(each in text for each in told)
+
+
+def test_the_page_tells_the_seconds_of_runs_that_were_made_twice() -> None:
+    again = read_records(tier_runs.AGAIN)
+    assert {record.name for record in again} < {record.name for record in tier_runs.timed()}
+    for record in again:
+        first, second = RAN[record.name].step[0], record.step[0]
+        assert (
+            first and second and f"{record.name} {second:.2f} s (" in section() and f" and {first:.2f} s" in section()
+        )

@@ -17,6 +17,8 @@ from reports.validation.several import is_timed
 from reports.validation.tiers import FEW, LONG, SEVERAL, TIER_RUNS, WHY
 
 RUNS = FOLDER / "tiers"
+AGAIN = FOLDER / "others" / "weights-in-parts" / "in-parts"
+"""Some of the timed runs once more, at another time, by the same executor as their records in ``RUNS``."""
 FROZEN = "5dc5ef6"
 """The commit that froze the plans."""
 CLOSE = 0.01  # an error of a peak, as a share, beyond which the page says why
@@ -111,6 +113,7 @@ def section() -> str:
         "".join(f"* {line}\n" for line in sentences(found(), read_failures(RUNS))).rstrip(),
         _far([record for record in found() if abs(record.error) > CLOSE]),
         _slow([record for record in timed() if abs(seconds_off(record)) > FAR_IN_SECONDS]),
+        _again(read_records(AGAIN)),
         f"Not run yet, since the time on the machine was over: {', '.join(waiting)}." if waiting else "",
     ]
     text = "\n\n".join(part for part in told if part)
@@ -123,6 +126,19 @@ def _slow(records: Sequence[Record]) -> str:
         f"Estimates that are more than {100 * FAR_IN_SECONDS:.0f} % off, for reasons not known: {names}."
         if names
         else ""
+    )
+
+
+def _again(records: Sequence[Record]) -> str:
+    """What seconds are worth: the same runs at two times."""
+    of = {record.name: record for record in timed()}
+    told = ", ".join(
+        f"{record.name} {record.step[0]:.2f} s ({percent(seconds_off(record), 1)}) and {of[record.name].step[0]:.2f} s"
+        for record in records
+    )
+    return (
+        f"{len(records)} of them were run once more at another time, on an H200 (`reports/validation/others/weights-in-parts`), "
+        f"then and in the table: {told}. The former are in no figure above."
     )
 
 
