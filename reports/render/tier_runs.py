@@ -137,8 +137,9 @@ def _again(records: Sequence[Record]) -> str:
         for record in records
     )
     return (
-        f"{len(records)} of them were run once more at another time, on an H200 (`reports/validation/others/weights-in-parts`), "
-        f"then and in the table: {told}. The former are in no figure above."
+        f"{len(records)} of them were run once more at another time, on an H200 "
+        f"(`reports/validation/others/weights-in-parts`), then and in the table: {told}. "
+        "The former are in no figure above."
     )
 
 

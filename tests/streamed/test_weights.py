@@ -100,27 +100,32 @@ def test_the_next_layer_is_on_its_way_while_one_computes() -> None:
 
 
 def test_the_next_layer_comes_in_equal_parts_behind_what_items_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of items is that of the same visit before, of the last layer, or of the very first one not known."""
+    """As many items as the last such visit had; of a kind that is new nobody knows, and all comes with the first."""
     monkeypatch.setattr("trainer.streamed.weights.PIECE", 4)  # a piece for each of a layer's 15 numbers
-    weights, layers = put_away(5)
+    weights, layers = put_away(4)
     places = [layer.matrix.data for layer in layers[:2]]
-    items = {0: 5, 1: 4, 2: 20, 3: 2, 4: 1}
 
-    def visit(index: int) -> list[int]:
-        """How many numbers of the next layer are there after each item."""
-        weights.enter(index)
-        assert (layers[index].matrix == index).all()
-        there = []
-        for _ in range(items[index]):
-            weights.go_on(None)
-            there.append(sum(int((place == index + 1).sum()) for place in places))
-        return there
+    def visits(kind: str, *items: int) -> list[list[int]]:
+        """How many numbers of the next layer are there after each item of each layer."""
+        came = []
+        weights.follow(range(4))
+        for index, count in enumerate(items):
+            weights.enter(index, kind)
+            assert (layers[index].matrix == index).all()
+            there = []
+            for _ in range(count):
+                weights.fetched(None)
+                there.append(sum(int((place == index + 1).sum()) for place in places))
+            came.append(there)
+        return came
 
-    weights.follow(list(items))
-    assert [visit(index) for index in items] == [[15] * 5, [3, 6, 9, 12], [4, 8, 12] + [15] * 17, [1, 2], [0]]
-    weights.follow(list(items))
+    at_once = [[15] * 5, [15] * 4, [15] * 20, [0]]
     twenty = [-(-15 * item // 20) for item in range(1, 21)]
-    assert [visit(index) for index in items] == [[3, 6, 9, 12, 15], [4, 8, 12, 15], twenty, [8, 15], [0]]
+    assert visits("long", 5, 4, 20, 1) == at_once
+    assert visits("long", 5, 4, 20, 1) == [[3, 6, 9, 12, 15], [4, 8, 12, 15], twenty, [0]]
+    assert visits("short", 2, 2, 2, 1) == [[15] * 2] * 3 + [[0]], "another kind's items are not these"
+    assert visits("long", 5, 1, 21, 1) == [[3, 6, 9, 12, 15], [4], [*twenty, 15], [0]]
+    assert visits("long", 5, 1, 21, 1)[1] == [15], "of one kind it is the last visit that counts"
 
 
 def test_an_order_that_was_not_told_is_an_error_of_ours() -> None:

@@ -54,7 +54,7 @@ class Layers:
         self.split, self.attention, self.transfers = split, attention, transfers
         self.arrays, self.checkpoints, self.sizes = arrays, checkpoints, sizes
         self.keep_outputs, self.weights = keep_outputs, weights or Weights()
-        transfers.behind = self.weights.go_on
+        transfers.behind = self.weights.fetched
         self.count = checkpoints.layers
         chunks = -(-sizes.tokens // sizes.chunk)
         self.finite = Finite(checkpoints.layers, chunks, sizes.chunk, sizes.dtype, transfers.device)
@@ -116,7 +116,7 @@ class Layers:
             again: in the backward pass, from the inputs that were kept. Where these are coded, the first time goes by
                 the inputs as they are, which the stream hands on.
         """
-        self.weights.enter(index)
+        self.weights.enter(index, ("again" if again else "forward", len(self.row.chunks)))
         self.project(index, again=again)
         if not (again and self.keep_outputs):
             self.attend(index)
@@ -182,7 +182,7 @@ class Layers:
         Args:
             factor: what the stream is multiplied with first; None: it is the gradient already.
         """
-        self.weights.enter(index)
+        self.weights.enter(index, ("backward", len(self.row.chunks)))
         self.project(index, again=True)
         if not self.keep_outputs:
             self.attend(index)

@@ -28,8 +28,8 @@ class Transfers:
     """The copies of one device.
 
     Attributes:
-        behind: called after each item's fetches with the event of their arrival, None where nothing is copied; begins
-            copies that come after it.
+        behind: called after each item's fetches with the event of their arrival, None on a CPU; begins copies that come
+            after it.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +40,15 @@ class Weights:
     def follow(self, order: Sequence[int]) -> None:
         """The layers are entered in this order from here on."""
 
-    def enter(self, index: int) -> None:
-        """A layer is computed from here on, until the next one is entered."""
+    def enter(self, index: int, kind: Hashable = None) -> None:
+        """A layer is computed from here on, until the next one is entered.
 
-    def go_on(self, arrived: Any) -> None:
-        """An item of the layer that is computed has fetched what it needs, or will have by this event."""
+        Args:
+            kind: visits of one layer and one kind have as many items each, or nearly.
+        """
+
+    def fetched(self, arrived: Any) -> None:
+        """An item of the layer that is computed will have what it needs on the card by this event; None: on a CPU."""
 
     def need(self, parameter: Tensor) -> None:
         """A frozen parameter is read from here on, until another layer's is."""
@@ -88,10 +92,9 @@ class StreamedWeights(Weights):
         self._coming: deque[int] = deque()
         self._pending: deque[tuple[Tensor, Tensor]] = deque()  # pieces of the next layer: where to, and from where
         self._pieces, self._to = 0, 0  # how many these were, and their slot
-        self._visit = (-1, -1)  # the layer that is computed, and the next
+        self._visit: tuple[int, Hashable] = (-1, None)  # the layer that is computed, and the kind of visit
         self._items = 0  # of this visit so far
-        self._usual: dict[tuple[int, int], int] = {}  # items that there were by the end of such a visit
-        self._expected = 0  # items of this visit; 0: not known
+        self._usual: dict[tuple[int, Hashable], int] = {}  # items that there were by the end of the last such visit
         self._now = -1  # slot of the layer that is computed
         self.copied = 0
 
@@ -135,24 +138,26 @@ class StreamedWeights(Weights):
             self._bring(self._coming[0])
             self._begin(len(self._pending))
 
-    def enter(self, index: int) -> None:
-        """See `Weights`; the next one's copies begin as soon as the layer before is done with its place."""
+    def enter(self, index: int, kind: Hashable = None) -> None:
+        """See `Weights`; what has not begun yet of the layer begins now."""
         expected = self._coming.popleft()
         assert expected == index, f"layer {index} is entered, and {expected} was to come"
         self._use(index)
         if self._coming:
             self._bring(self._coming[0])
-        self._usual[self._visit] = last = self._items
-        self._visit, self._items = (index, self._coming[0] if self._coming else -1), 0
-        self._expected = self._usual.get(self._visit, last)
+        self._usual[self._visit] = self._items
+        self._visit, self._items = (index, kind), 0
 
-    def go_on(self, arrived: Any) -> None:
-        """See `Weights`; the next layer comes in equal parts, each behind what an item fetches."""
+    def fetched(self, arrived: Any) -> None:
+        """See `Weights`; the next layer comes in equal parts, each behind what an item fetches.
+
+        On the first visit of a kind it comes behind the first item, since nobody knows how many there are.
+        """
         self._items += 1
         if self._pending:
             if self._stream is not None:
                 self._stream.wait_event(arrived)
-            expected = max(self._items, self._expected)
+            expected = max(self._items, self._usual.get(self._visit, 0))
             due = -(-self._pieces * self._items // expected)
             self._begin(due - self._pieces + len(self._pending))
 
